@@ -1,0 +1,62 @@
+package attach
+
+import (
+	"context"
+
+	"holdfast/blockdev"
+)
+
+// Target says where a volume goes. It is stored with the attachment as it is.
+type Target struct {
+	Type      string `json:"type"`                // names the Attacher: "host", "runc"
+	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix
+	Container string `json:"container,omitempty"` // runc: container id
+	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default
+	Pid       int    `json:"pid,omitempty"`       // runc: init process, found at attach time, never taken from a caller
+	StartTime uint64 `json:"startTime,omitempty"` // runc: of that process (field 22 of /proc/pid/stat), against pid reuse
+	Boot      string `json:"boot,omitempty"`      // boot id at attach time: a pid of another boot is gone
+}
+
+// Needs is what an Attacher must be given.
+type Needs struct {
+	Kinds []blockdev.Kind // of endpoint, best first
+	Mount bool            // the endpoint must be mounted on the Stage first
+}
+
+// Request is one attachment to make or take away.
+type Request struct {
+	Volume    blockdev.ID
+	Endpoint  blockdev.Endpoint
+	Mounted   string // the Stage's directory for this volume, when Needs.Mount
+	Target    Target
+	MountPath string // runc: absolute path inside the sandbox
+	ReadOnly  bool
+}
+
+// State is what a Probe finds.
+type State string
+
+const (
+	StateAttached State = "attached" // the sandbox lives and holds the volume
+	StateMissing  State = "missing"  // the sandbox lives and does not hold the volume
+	StateGone     State = "gone"     // the sandbox is provably dead
+)
+
+// Attacher puts volumes into one type of sandbox. Methods are idempotent and
+// safe for concurrent use.
+type Attacher interface {
+	Needs() Needs
+	// Resolve checks a caller's target and completes it (pid, start time, boot id).
+	// blockdev.ErrInvalid, with the rule, for a target that can never work;
+	// blockdev.ErrGone for a sandbox that is not there.
+	Resolve(ctx context.Context, t Target, mountPath string) (Target, error)
+	// Attach makes the volume visible. blockdev.ErrGone when the sandbox died.
+	Attach(ctx context.Context, r Request) error
+	// Detach takes it away and returns nil only when it is no longer visible in
+	// the sandbox. blockdev.ErrBusy while it is in use there (open files); then
+	// nothing has changed. A sandbox that is gone is success.
+	Detach(ctx context.Context, r Request) error
+	// Probe asks whether the sandbox lives and holds the volume. An error means
+	// unknown: still attached.
+	Probe(ctx context.Context, r Request) (State, error)
+}

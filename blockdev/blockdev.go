@@ -1,0 +1,136 @@
+package blockdev
+
+import (
+	"context"
+	"regexp"
+)
+
+// ID names an image inside a backend: a kind prefix, a dash and 26 lower-case
+// base32 characters (16 bytes: 6 of time, 10 of randomness), for example
+// "vol-06c8qk4z1h6s9tj2m0x4n7v5bw". It is made by us, never by a tenant, and is
+// safe as a file name, an LV name and an argument.
+type ID string
+
+var idForm = regexp.MustCompile(`^[a-z]{3}-[0-9a-v]{26}$`)
+
+// Valid reports whether the ID has the one form that backends accept.
+func (id ID) Valid() bool { return idForm.MatchString(string(id)) }
+
+// The kinds of image, as ID prefixes.
+const (
+	PrefixVolume   = "vol" // a volume's image
+	PrefixRevision = "rev" // an immutable template revision
+	PrefixSource   = "src" // a cached, sized image that volumes are cloned from; can be made again
+)
+
+// Kind is a way in which a consumer can use an open image.
+type Kind string
+
+const (
+	File  Kind = "file"  // a regular file on this host
+	Block Kind = "block" // a block device node on this host
+)
+
+// Want is what the consumer of an Open can use.
+type Want struct {
+	Kinds    []Kind // best first
+	ReadOnly bool   // enforced by the device itself, not only by a mount
+}
+
+// Endpoint is where an open image is, on this host.
+type Endpoint struct {
+	Kind     Kind
+	Path     string // of a file or a block node
+	Size     int64  // bytes
+	ReadOnly bool
+	Lease    string // names this opening; Close takes it
+}
+
+// Info describes an image as the backend finds it, asked and never remembered.
+type Info struct {
+	ID          ID
+	Draft       bool   // created or cloned, not yet published
+	Size        int64  // provisioned bytes
+	Allocated   int64  // bytes that occupy space, shared ones included
+	Shared      int64  // of Allocated, bytes shared with other images; 0 where the backend cannot tell cheaply
+	Description []byte // as last given to Publish or Describe, verified; nil for a draft
+	Open        bool   // has an opening now
+}
+
+// Capacity is a pool's space, in bytes.
+type Capacity struct {
+	Total     int64 // what the pool can hold
+	Free      int64 // of it, not occupied
+	Trash     int64 // occupied by removed images whose space is still being reclaimed
+	Allocated int64 // occupied (Total - Free)
+}
+
+// Backend keeps images. Every method is idempotent: again after success it
+// succeeds, again after a crash it finishes. All are safe for concurrent use;
+// calls for one ID are serialised by the caller (the engine's volume lock).
+//
+// An image begins as a draft: Create or Clone makes it, the caller may fill it
+// (Open works on drafts), and Publish makes it an image, atomically and
+// durably, together with its description. A draft is never durable and may be
+// made again at any time; after a crash List shows what is left of it.
+type Backend interface {
+	// Create makes a draft of size bytes that reads as zero. An existing draft is
+	// made anew. ErrExists if a published image has the ID.
+	Create(ctx context.Context, id ID, size int64) error
+	// Publish flushes the draft's data and its description, then makes it an
+	// image. Durable on return. A published image with this ID is success, and
+	// gets this description. ErrNotFound when there is neither.
+	Publish(ctx context.Context, id ID, description []byte) error
+	// Describe durably and atomically replaces the description of an image.
+	Describe(ctx context.Context, id ID, description []byte) error
+	// Grow makes a draft or image at least size bytes large, also while open; it
+	// never shrinks. New bytes read as zero. Durable on return. Consumers that
+	// hold a block device see the new size when it returns.
+	Grow(ctx context.Context, id ID, size int64) error
+	// Open gives access to the image. The backend owns what it makes for this
+	// (a loop device, an LV activation). An image has at most one opening: Open
+	// again with a compatible Want returns the same endpoint and lease (also
+	// after a restart of the process: it is found, not made twice), with a
+	// conflicting one (writable against read-only, another kind) ErrBusy. The
+	// caller counts the users of an opening.
+	Open(ctx context.Context, id ID, w Want) (Endpoint, error)
+	// Close flushes, then takes away what Open made. ErrBusy while something
+	// still uses the device. A lease that is not known any more is success.
+	Close(ctx context.Context, id ID, lease string) error
+	// Remove takes a draft or image away: on return it is durably not listed any
+	// more; its space is reclaimed in the background and shows in
+	// Capacity.Trash until then. Absent is success; ErrBusy while open.
+	Remove(ctx context.Context, id ID) error
+	// Stat describes one draft or image. ErrNotFound when there is none.
+	Stat(ctx context.Context, id ID) (Info, error)
+	// List describes all drafts and images, also those that no record names. An
+	// image whose description is missing or damaged is moved to quarantine and
+	// is not in the list; see Quarantined.
+	List(ctx context.Context) ([]Info, error)
+	// Quarantined tells what List had to put aside, and why.
+	Quarantined(ctx context.Context) ([]Quarantine, error)
+	// Capacity tells the pool's space.
+	Capacity(ctx context.Context) (Capacity, error)
+}
+
+// Quarantine is something found in a pool that nothing explains.
+type Quarantine struct {
+	Name   string
+	Reason string
+	Bytes  int64
+}
+
+// Cloner is a backend that can share bytes between images.
+type Cloner interface {
+	// Clone makes a draft dst that holds the bytes of the published image src,
+	// copy-on-write, grown to size bytes (never smaller than src). An existing
+	// draft dst is made anew. errors.ErrUnsupported where the pool cannot: the
+	// caller creates a draft and copies extents.
+	Clone(ctx context.Context, dst, src ID, size int64) error
+}
+
+// Trimmer is a backend that can give back the space of zeroed ranges.
+type Trimmer interface {
+	// Trim punches out blocks of zeroes in a closed image and tells the bytes freed.
+	Trim(ctx context.Context, id ID) (freed int64, err error)
+}

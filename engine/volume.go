@@ -1,0 +1,130 @@
+package engine
+
+import (
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/filesystem"
+)
+
+// Phase names the next step of a volume.
+type Phase string
+
+const (
+	Allocating Phase = "allocating" // the wish is recorded; the image is being made
+	Hydrating  Phase = "hydrating"  // the image is being filled
+	Ready      Phase = "ready"
+	Deleting   Phase = "deleting"
+)
+
+// Status is a phase in the contract's words.
+type Status string
+
+const (
+	StatusDeploying  Status = "DEPLOYING"
+	StatusDeployed   Status = "DEPLOYED"
+	StatusFailed     Status = "FAILED"
+	StatusDeleting   Status = "DELETING"
+	StatusTerminated Status = "TERMINATED"
+)
+
+// Volume is a volume's record, and (as canonical JSON) its self-description
+// beside the image. Sizes on the outside are MiB.
+type Volume struct {
+	ID          blockdev.ID       `json:"id"`
+	Sequence    uint64            `json:"sequence"` // of changes; the higher one is the truth
+	Workspace   string            `json:"workspace"`
+	Name        string            `json:"name"`
+	DisplayName string            `json:"displayName,omitempty"`
+	Labels      map[string]string `json:"labels,omitempty"`
+	ExternalID  string            `json:"externalId,omitempty"`
+	Region      string            `json:"region"`
+	SizeMiB     int64             `json:"sizeMiB"` // wanted
+	Filesystem  filesystem.Type   `json:"filesystem"`
+	UUID        string            `json:"uuid"`               // of the filesystem
+	Template    string            `json:"template,omitempty"` // as resolved: "name:N"
+	Revision    blockdev.ID       `json:"revision,omitempty"`
+	Phase       Phase             `json:"phase"`
+	Failure     string            `json:"failure,omitempty"`    // a permanent error: shows as FAILED
+	Epoch       uint64            `json:"epoch,omitempty"`      // of the newest writable attachment
+	Tainted     bool              `json:"tainted,omitempty"`    // raw blocks were writable by a tenant
+	CheckFirst  bool              `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
+	Attachments []Attachment      `json:"attachments,omitempty"`
+	Events      []Event           `json:"events,omitempty"` // newest last, bounded
+	CreatedAt   time.Time         `json:"createdAt"`
+	UpdatedAt   time.Time         `json:"updatedAt"`
+	CreatedBy   string            `json:"createdBy,omitempty"`
+	UpdatedBy   string            `json:"updatedBy,omitempty"`
+}
+
+// Status tells the volume's state in the contract's words.
+func (v Volume) Status() Status {
+	switch {
+	case v.Phase == Deleting:
+		return StatusDeleting
+	case v.Failure != "":
+		return StatusFailed
+	case v.Phase == Ready:
+		return StatusDeployed
+	default:
+		return StatusDeploying
+	}
+}
+
+// AttachedTo is the holder that state.attachedTo shows: the writer, else the
+// first reader, else "".
+func (v Volume) AttachedTo() string {
+	for _, a := range v.Attachments {
+		if !a.ReadOnly {
+			return a.Holder
+		}
+	}
+	if len(v.Attachments) > 0 {
+		return v.Attachments[0].Holder
+	}
+	return ""
+}
+
+// AttachmentPhase names the next step of an attachment.
+type AttachmentPhase string
+
+const (
+	Attaching AttachmentPhase = "attaching"
+	Attached  AttachmentPhase = "attached"
+	Detaching AttachmentPhase = "detaching"
+)
+
+// Attachment is one use of a volume by a sandbox. It is part of the volume's
+// record, so that both change in one commit.
+type Attachment struct {
+	ID        string          `json:"id"`     // "att-" and 26 characters
+	Holder    string          `json:"holder"` // "sandbox:NAME" or "agent:NAME"
+	Target    attach.Target   `json:"target"`
+	Asked     attach.Target   `json:"asked"` // as the caller gave it: the same request twice gets the same answer
+	MountPath string          `json:"mountPath,omitempty"`
+	ReadOnly  bool            `json:"readOnly"`
+	Epoch     uint64          `json:"epoch"` // of the volume when this was made
+	Phase     AttachmentPhase `json:"phase"`
+	Failure   string          `json:"failure,omitempty"` // why the last step did not go through
+	CreatedAt time.Time       `json:"createdAt"`
+	CreatedBy string          `json:"createdBy,omitempty"`
+}
+
+// Event is something that happened to a volume.
+type Event struct {
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "failure"
+	Status  Status    `json:"status"` // after it
+	Message string    `json:"message"`
+	Time    time.Time `json:"time"`
+}
+
+// Sizes are the three numbers of a volume, and its space, in bytes.
+type Sizes struct {
+	Wanted     int64
+	Device     int64
+	Filesystem int64 // 0 for filesystem "none"
+	Allocated  int64
+	Shared     int64
+	Pending    string // what growth waits for, and why; empty when all three agree
+}

@@ -1,0 +1,52 @@
+package engine
+
+import (
+	"context"
+	"io"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
+	"holdfast/templates"
+)
+
+// Library gives images to clone from. templates.Library is one.
+type Library interface {
+	// Resolve finds a READY revision by "name", "name:latest" or "name:N" (or a
+	// version's name) in a workspace. templates.ErrNotFound.
+	Resolve(ctx context.Context, workspace, ref string) (templates.Template, templates.Revision, error)
+	// Source gives a published image of exactly s.Size bytes to clone, made if
+	// the cache has none. It is not removed until release is called.
+	// templates.ErrTooSmall when the revision does not fit.
+	Source(ctx context.Context, s templates.SourceSpec) (id blockdev.ID, release func(), err error)
+}
+
+// Stage mounts volumes on this host where no tenant can reach them. attach.Stage is one.
+type Stage interface {
+	// Mount mounts the endpoint's filesystem once and tells where; mounted
+	// already is success. nosuid, nodev.
+	Mount(ctx context.Context, id blockdev.ID, e blockdev.Endpoint, t filesystem.Type) (dir string, err error)
+	// Unmount flushes and unmounts; it returns nil only when the kernel has let
+	// the filesystem go (no namespace, no open file holds it). Not mounted is
+	// success; blockdev.ErrBusy otherwise.
+	Unmount(ctx context.Context, id blockdev.ID) error
+	// Mounted tells where the volume is mounted now, "" when it is not.
+	Mounted(ctx context.Context, id blockdev.ID) (dir string, err error)
+}
+
+// Filesystems is what the engine needs of filesystems. filesystem.Tools is one.
+type Filesystems interface {
+	// Identify gives a clean, unmounted filesystem its own UUID, durably.
+	Identify(ctx context.Context, path string, t filesystem.Type, uuid string) error
+	// Size reads the filesystem's size in bytes from its superblock.
+	Size(ctx context.Context, path string, t filesystem.Type) (int64, error)
+	// Grow grows an unmounted filesystem to its device; check runs the checker
+	// first and repairs what an interrupted growth left. filesystem.ErrNeedsMount
+	// for types that only grow mounted.
+	Grow(ctx context.Context, path string, t filesystem.Type) error
+	// GrowMounted grows the filesystem mounted at dir to its device.
+	// filesystem.ErrCannotGrowMounted, with the reason, where the kernel refuses.
+	GrowMounted(ctx context.Context, dir string, t filesystem.Type) error
+	// ListDir and ReadFile read an unmounted filesystem without mounting it.
+	ListDir(ctx context.Context, path string, t filesystem.Type, dir string) ([]filesystem.Entry, error)
+	ReadFile(ctx context.Context, path string, t filesystem.Type, file string, w io.Writer) error
+}

@@ -1,0 +1,89 @@
+package templates
+
+import (
+	"errors"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
+)
+
+// Sentinels. Errors carry a text that a caller of the API can act on.
+var (
+	ErrNotFound     = errors.New("template or version not found")
+	ErrInvalid      = errors.New("invalid template request")
+	ErrArchive      = errors.New("archive refused") // names the entry and the rule
+	ErrUploadGone   = errors.New("upload URL is not valid")
+	ErrLastRevision = errors.New("Cannot delete the only version") //nolint:staticcheck // the contract's own words
+	ErrNoSpace      = errors.New("pool is full")
+	ErrTooSmall     = errors.New("size is too small for the template")
+	ErrInUse        = errors.New("template is in use")
+)
+
+// RevisionStatus is the state of a revision, in the contract's words.
+type RevisionStatus string
+
+const (
+	Created RevisionStatus = "CREATED" // an upload URL was given out
+	Ready   RevisionStatus = "READY"
+	Failed  RevisionStatus = "FAILED"
+)
+
+// Revision is one immutable image of a template.
+type Revision struct {
+	ID           blockdev.ID    `json:"id"`
+	Workspace    string         `json:"workspace"`
+	Template     string         `json:"template"`
+	Name         string         `json:"name"`   // the number as text, or the ?version= given
+	Number       int            `json:"number"` // 1, 2, 3, ...
+	Status       RevisionStatus `json:"status"`
+	Failure      string         `json:"failure,omitempty"`
+	Digest       string         `json:"digest,omitempty"` // "sha256:..." of the uploaded archive
+	ContentBytes int64          `json:"contentBytes"`     // file bytes in the archive
+	MinimumBytes int64          `json:"minimumBytes"`     // the smallest volume that holds it (ext4)
+	Entries      int64          `json:"entries"`          // inodes
+	CreatedAt    time.Time      `json:"createdAt"`
+	ReadyAt      time.Time      `json:"readyAt,omitzero"`
+}
+
+// Template is a named line of revisions.
+type Template struct {
+	Workspace      string            `json:"workspace"`
+	Name           string            `json:"name"`
+	DisplayName    string            `json:"displayName,omitempty"`
+	Labels         map[string]string `json:"labels,omitempty"`
+	Description    string            `json:"description,omitempty"`
+	DefaultSizeMiB int64             `json:"defaultSizeMiB,omitempty"`
+	NextNumber     int               `json:"nextNumber"`
+	CreatedAt      time.Time         `json:"createdAt"`
+	UpdatedAt      time.Time         `json:"updatedAt"`
+	CreatedBy      string            `json:"createdBy,omitempty"`
+	UpdatedBy      string            `json:"updatedBy,omitempty"`
+	Revisions      []Revision        `json:"revisions"` // oldest first
+}
+
+// Latest is the newest READY revision, or nil.
+func (t Template) Latest() *Revision {
+	for i := len(t.Revisions) - 1; i >= 0; i-- {
+		if t.Revisions[i].Status == Ready {
+			return &t.Revisions[i]
+		}
+	}
+	return nil
+}
+
+// Change is what a PUT or POST asks for; nil fields keep their value.
+type Change struct {
+	DisplayName    *string
+	Labels         map[string]string // nil: keep
+	Description    *string
+	DefaultSizeMiB *int64
+	Actor          string
+}
+
+// SourceSpec asks for an image to clone a volume from.
+type SourceSpec struct {
+	Filesystem filesystem.Type // not None
+	Size       int64           // bytes, of the volume
+	Revision   blockdev.ID     // empty: a blank
+}
