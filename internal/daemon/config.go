@@ -1,0 +1,318 @@
+package daemon
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/BurntSushi/toml"
+)
+
+// Config is what an operator can set. Sizes are bytes. Every setting has one
+// name (settings, below): as a flag with dashes, in the environment in capitals
+// behind HOLDFAST_, in the TOML file as it is.
+type Config struct {
+	StateDir  string
+	Listen    string
+	Socket    string // "": StateDir/holdfastd.sock; "none": no socket
+	TLSCert   string
+	TLSKey    string
+	PublicURL string
+	Dev       bool
+
+	LogFormat string
+	LogLevel  string
+
+	PoolMode      string
+	PoolDir       string // "": StateDir
+	PoolSize      int64  // 0: a quarter of the free space, at most 20 GiB
+	Overprovision float64
+	Reserve       int64 // 0: a fiftieth of the pool, at most 1 GiB
+
+	Regions       []string
+	DefaultRegion string
+	MaxSize       int64
+	HostPrefixes  []string
+	RuncRoot      string
+	RuncRoots     []string
+
+	RateLimit   float64 // requests per second and key; 0: no limit
+	RateBurst   int
+	MaxUploads  int
+	MaxArchive  int64
+	HeaderLimit time.Duration
+	BodyLimit   time.Duration
+	IdleLimit   time.Duration
+	DrainLimit  time.Duration
+
+	BackupInterval time.Duration // 0: none
+	BackupKeep     int
+}
+
+// DefaultConfig is what holds when nothing is set.
+func DefaultConfig() Config {
+	return Config{
+		StateDir: "/var/lib/holdfast", Listen: "127.0.0.1:7433",
+		LogFormat: "text", LogLevel: "info",
+		PoolMode: "auto", Overprovision: 1.0,
+		DefaultRegion: "local", MaxSize: 64 << 40,
+		RuncRoot:  "/run/runc",
+		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30,
+		HeaderLimit: 10 * time.Second, BodyLimit: 30 * time.Second,
+		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
+		BackupInterval: time.Hour, BackupKeep: 24,
+	}
+}
+
+// setting is one thing that an operator can set.
+type setting struct {
+	name  string // with underscores
+	usage string
+	value value
+}
+
+func (s setting) flag() string { return strings.ReplaceAll(s.name, "_", "-") }
+func (s setting) env() string  { return "HOLDFAST_" + strings.ToUpper(s.name) }
+
+// settings binds every name to its place in c, in the order of the help.
+func (c *Config) settings() []setting {
+	return []setting{
+		{"state_dir", "directory of everything that the daemon keeps", textValue{&c.StateDir}},
+		{"listen", "TCP address of the API; \"none\": only the socket", textValue{&c.Listen}},
+		{"socket", "unix socket of the API, whose users are administrators (default: STATE_DIR/holdfastd.sock; \"none\": no socket)", textValue{&c.Socket}},
+		{"tls_cert", "certificate file (PEM) for the TCP address", textValue{&c.TLSCert}},
+		{"tls_key", "private key file (PEM) for the TCP address", textValue{&c.TLSKey}},
+		{"public_url", "base that clients reach the API by, for upload URLs (default: made from each request)", textValue{&c.PublicURL}},
+		{"dev", "for development: loopback only, with a workspace \"main\" and an admin key made at the first start", boolValue{&c.Dev}},
+		{"log_format", "form of the log on stderr", choiceValue{&c.LogFormat, []string{"text", "json"}}},
+		{"log_level", "least important level that is logged", choiceValue{&c.LogLevel, []string{"debug", "info", "warn", "error"}}},
+		{"pool_mode", "how images are kept: in a directory that can reflink, in a file system image made there, or copied", choiceValue{&c.PoolMode, []string{"auto", "reflink", "image", "copy"}}},
+		{"pool_dir", "directory of the pool (default: STATE_DIR)", textValue{&c.PoolDir}},
+		{"pool_size", "size of the pool's image (default: a quarter of the free space, at most 20GiB)", sizeValue{&c.PoolSize}},
+		{"overprovision", "how many bytes are promised for each byte there is; above 1 promises can be broken", floatValue{&c.Overprovision}},
+		{"reserve", "bytes kept free for deletes and metadata (default: a fiftieth of the pool, at most 1GiB)", sizeValue{&c.Reserve}},
+		{"regions", "regions that volumes may name (default: any)", listValue{&c.Regions}},
+		{"default_region", "region of volumes that name none", textValue{&c.DefaultRegion}},
+		{"max_size", "largest volume", sizeValue{&c.MaxSize}},
+		{"host_prefixes", "directories below which volumes may be attached on this host", listValue{&c.HostPrefixes}},
+		{"runc_root", "runc's state directory for containers whose target names none", textValue{&c.RuncRoot}},
+		{"runc_roots", "further state directories of runc that a target may name", listValue{&c.RuncRoots}},
+		{"rate_limit", "requests per second and key; 0: no limit", floatValue{&c.RateLimit}},
+		{"rate_burst", "requests of a key at once before the limit holds", intValue{&c.RateBurst}},
+		{"max_uploads", "template uploads at once", intValue{&c.MaxUploads}},
+		{"max_archive", "largest template archive", sizeValue{&c.MaxArchive}},
+		{"header_timeout", "for reading a request's headers", durationValue{&c.HeaderLimit}},
+		{"body_timeout", "for reading a request's body, uploads apart", durationValue{&c.BodyLimit}},
+		{"idle_timeout", "after which an idle connection is closed", durationValue{&c.IdleLimit}},
+		{"drain_timeout", "for requests under way when the daemon is told to stop", durationValue{&c.DrainLimit}},
+		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
+		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},
+	}
+}
+
+// Sources are the places that a configuration is read from; the first named
+// wins: flags, environment, file, defaults.
+type Sources struct {
+	Flags  map[string]string           // by setting name; only those given
+	Getenv func(string) (string, bool) // nil: no environment
+	File   string                      // TOML; "": none
+}
+
+// Load reads, fills in what follows from other settings, and checks. All
+// errors are reported at once.
+func Load(s Sources) (Config, error) {
+	c := DefaultConfig()
+	file, err := readFile(s.File)
+	errs := []error{err}
+	for _, set := range c.settings() {
+		if text, ok := file[set.name]; ok {
+			errs = append(errs, wrap(s.File+": "+set.name, set.value.Parse(text)))
+			delete(file, set.name)
+		}
+		if s.Getenv != nil {
+			if text, ok := s.Getenv(set.env()); ok {
+				errs = append(errs, wrap(set.env(), set.value.Parse(text)))
+			}
+		}
+		if text, ok := s.Flags[set.name]; ok {
+			errs = append(errs, wrap("--"+set.flag(), set.value.Parse(text)))
+		}
+	}
+	for _, name := range slices.Sorted(mapKeys(file)) {
+		errs = append(errs, fmt.Errorf("%s: unknown key %q", s.File, name))
+	}
+	c.complete()
+	errs = append(errs, c.check()...)
+	return c, errors.Join(errs...)
+}
+
+func mapKeys(m map[string]string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for k := range m {
+			if !yield(k) {
+				return
+			}
+		}
+	}
+}
+
+func wrap(where string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", where, err)
+}
+
+// readFile gives the file's top-level keys as the text that settings parse.
+func readFile(name string) (map[string]string, error) {
+	if name == "" {
+		return nil, nil
+	}
+	var raw map[string]any
+	if _, err := toml.DecodeFile(name, &raw); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	texts := make(map[string]string, len(raw))
+	for key, v := range raw {
+		switch v := v.(type) {
+		case string, bool, int64, float64:
+			texts[key] = fmt.Sprint(v)
+		case []any:
+			words := make([]string, len(v))
+			for i := range v {
+				words[i] = fmt.Sprint(v[i])
+			}
+			texts[key] = strings.Join(words, ",")
+		default:
+			texts[key] = "" // a table or a date: no setting has that form
+			return texts, fmt.Errorf("%s: unknown key or form: %q", name, key)
+		}
+	}
+	return texts, nil
+}
+
+func (c *Config) complete() {
+	if abs, err := filepath.Abs(c.StateDir); err == nil && c.StateDir != "" {
+		c.StateDir = abs
+	}
+	if c.Socket == "" {
+		c.Socket = filepath.Join(c.StateDir, "holdfastd.sock")
+	}
+	if c.PoolDir == "" {
+		c.PoolDir = c.StateDir
+	}
+	if c.Dev && len(c.HostPrefixes) == 0 {
+		c.HostPrefixes = []string{filepath.Join(c.StateDir, "attach")}
+	}
+	if len(c.Regions) > 0 && c.DefaultRegion == DefaultConfig().DefaultRegion && !slices.Contains(c.Regions, c.DefaultRegion) {
+		c.DefaultRegion = c.Regions[0]
+	}
+}
+
+// unixPathMax is the longest name that bind(2) takes (sun_path, unix(7)).
+const unixPathMax = 107
+
+func (c *Config) check() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.StateDir == "" {
+		bad("state_dir: must be set")
+	}
+	if !filepath.IsAbs(c.PoolDir) {
+		bad("pool_dir: %q is not an absolute path", c.PoolDir)
+	}
+	if c.Socket != "none" && (!filepath.IsAbs(c.Socket) || len(c.Socket) > unixPathMax) {
+		bad("socket: %q must be absolute and at most %d bytes long", c.Socket, unixPathMax)
+	}
+	if c.Listen == "none" && c.Socket == "none" {
+		bad("listen and socket: one of them must be there")
+	}
+	if (c.TLSCert == "") != (c.TLSKey == "") {
+		bad("tls_cert and tls_key: both or neither")
+	}
+	if c.Overprovision < 1 {
+		bad("overprovision: %g is below 1", c.Overprovision)
+	}
+	if c.MaxSize < 1<<20 || c.MaxSize%(1<<20) != 0 {
+		bad("max_size: must be whole MiB, at least 1MiB")
+	}
+	if c.PoolSize != 0 && c.PoolSize < 512<<20 {
+		bad("pool_size: must be at least 512MiB")
+	}
+	if len(c.Regions) > 0 && !slices.Contains(c.Regions, c.DefaultRegion) {
+		bad("default_region: %q is not in regions", c.DefaultRegion)
+	}
+	for _, p := range append(slices.Clone(c.HostPrefixes), c.RuncRoots...) {
+		if !filepath.IsAbs(p) || filepath.Clean(p) != p || p == "/" {
+			bad("host_prefixes, runc_roots: %q must be an absolute, clean path below /", p)
+		}
+	}
+	if u, err := url.Parse(c.PublicURL); c.PublicURL != "" && (err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https")) {
+		bad("public_url: %q is not an http or https URL", c.PublicURL)
+	}
+	return append(errs, c.checkListen()...)
+}
+
+func (c *Config) checkListen() []error {
+	if c.Listen == "none" {
+		if c.Dev {
+			return []error{errors.New("listen: --dev needs a loopback address")}
+		}
+		return nil
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return []error{fmt.Errorf("listen: %q is not HOST:PORT", c.Listen)}
+	}
+	loopback := host == "localhost" || (net.ParseIP(host) != nil && net.ParseIP(host).IsLoopback())
+	if c.Dev && !loopback {
+		return []error{fmt.Errorf("listen: --dev takes only a loopback address, not %q", c.Listen)}
+	}
+	if !loopback && c.TLSCert == "" {
+		return []error{fmt.Errorf("listen: %q can be reached from other hosts and keys would travel in clear: set tls_cert and tls_key, or listen on loopback behind a proxy", c.Listen)}
+	}
+	return nil
+}
+
+// Write prints the effective configuration as a TOML file that Load reads.
+func (c *Config) Write(w io.Writer) error {
+	for _, s := range c.settings() {
+		text := fmt.Sprintf("%q", s.value.String())
+		switch v := s.value.(type) {
+		case boolValue, intValue, floatValue:
+			text = s.value.String()
+		case listValue:
+			quoted := make([]string, len(*v.p))
+			for i, word := range *v.p {
+				quoted[i] = fmt.Sprintf("%q", word)
+			}
+			text = "[" + strings.Join(quoted, ", ") + "]"
+		}
+		if _, err := fmt.Fprintf(w, "%s = %s\n", s.name, text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Names tells each setting's name, flag, kind and use, for flags and help.
+func Names(each func(name, flag, kind, usage string)) {
+	c := DefaultConfig()
+	for _, s := range c.settings() {
+		usage := s.usage
+		if d := s.value.String(); d != "" && d != "0" && d != "false" && !strings.Contains(usage, "(default") {
+			usage += " (default " + d + ")"
+		}
+		each(s.name, s.flag(), s.value.Kind(), usage)
+	}
+}
+
+// Getenv reads the process's environment.
+func Getenv(key string) (string, bool) { return os.LookupEnv(key) }
