@@ -1,0 +1,89 @@
+package client
+
+import (
+	"context"
+	"io"
+	"net/url"
+	"time"
+)
+
+// Attachment is one use of a volume by a sandbox.
+type Attachment struct {
+	ID        string    `json:"id,omitempty"`
+	Holder    string    `json:"holder"` // "sandbox:NAME" or "agent:NAME"
+	Target    Target    `json:"target"`
+	MountPath string    `json:"mountPath,omitempty"`
+	ReadOnly  bool      `json:"readOnly"`
+	Epoch     uint64    `json:"epoch,omitempty"`
+	Status    string    `json:"status,omitempty"`
+	Phase     string    `json:"phase,omitempty"`
+	CreatedAt time.Time `json:"createdAt,omitzero"`
+	CreatedBy string    `json:"createdBy,omitempty"`
+}
+
+// Target says where a volume goes.
+type Target struct {
+	Type      string `json:"type"`                // "host" or "runc"
+	Path      string `json:"path,omitempty"`      // host: directory
+	Container string `json:"container,omitempty"` // runc: id
+	Root      string `json:"root,omitempty"`      // runc: its state directory
+}
+
+// Attach makes a volume visible in a sandbox, on return. The same request
+// again gets the same answer.
+func (c *Client) Attach(ctx context.Context, volume string, a Attachment) (Attachment, error) {
+	var out Attachment
+	err := c.do(ctx, call{method: "POST", path: []string{"volumes", volume, "attachments"}, body: a}, &out)
+	return out, err
+}
+
+// Attachments lists a volume's attachments.
+func (c *Client) Attachments(ctx context.Context, volume string) ([]Attachment, error) {
+	var out []Attachment
+	err := c.do(ctx, call{method: "GET", path: []string{"volumes", volume, "attachments"}}, &out)
+	return out, err
+}
+
+// Attachment finds one.
+func (c *Client) Attachment(ctx context.Context, volume, id string) (Attachment, error) {
+	var out Attachment
+	err := c.do(ctx, call{method: "GET", path: []string{"volumes", volume, "attachments", id}}, &out)
+	return out, err
+}
+
+// Detach takes a volume out of a sandbox; what was written is durable on return.
+func (c *Client) Detach(ctx context.Context, volume, id string) (Attachment, error) {
+	var out Attachment
+	err := c.do(ctx, call{method: "DELETE", path: []string{"volumes", volume, "attachments", id}}, &out)
+	return out, err
+}
+
+// File is one entry of a directory of a volume.
+type File struct {
+	Name    string    `json:"name"`
+	Type    string    `json:"type"`
+	Mode    uint32    `json:"mode"`
+	UID     uint32    `json:"uid"`
+	GID     uint32    `json:"gid"`
+	Size    int64     `json:"size"`
+	ModTime time.Time `json:"modTime,omitzero"`
+}
+
+// ListFiles lists a directory of a detached volume.
+func (c *Client) ListFiles(ctx context.Context, volume, dir string) ([]File, error) {
+	var out []File
+	q := url.Values{"path": {dir}, "list": {"true"}}
+	err := c.do(ctx, call{method: "GET", path: []string{"volumes", volume, "files"}, query: q}, &out)
+	return out, err
+}
+
+// ReadFile writes a file of a detached volume to w.
+func (c *Client) ReadFile(ctx context.Context, volume, file string, w io.Writer) error {
+	resp, err := c.send(ctx, call{method: "GET", path: []string{"volumes", volume, "content"}, query: url.Values{"path": {file}}})
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(w, resp.Body)
+	return err
+}

@@ -1,0 +1,158 @@
+package client
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+)
+
+// Template is a named line of versions.
+type Template struct {
+	Metadata VolumeMetadata    `json:"metadata"`
+	Spec     TemplateSpec      `json:"spec"`
+	State    TemplateState     `json:"state,omitzero"`
+	Versions []TemplateVersion `json:"versions,omitempty"`
+}
+
+// TemplateSpec is what its owner set.
+type TemplateSpec struct {
+	DefaultSize int64  `json:"defaultSize,omitempty"` // MiB
+	Description string `json:"description,omitempty"`
+}
+
+// TemplateState sums up the versions.
+type TemplateState struct {
+	Status                string    `json:"status,omitempty"` // created, ready, error
+	LatestVersion         string    `json:"latestVersion,omitempty"`
+	VersionCount          int       `json:"versionCount,omitempty"`
+	LastVersionUploadedAt time.Time `json:"lastVersionUploadedAt,omitzero"`
+}
+
+// TemplateVersion is one immutable version.
+type TemplateVersion struct {
+	Name         string `json:"name"`
+	TemplateName string `json:"templateName,omitempty"`
+	Status       string `json:"status"` // CREATED, READY, FAILED
+	VersionID    string `json:"versionId,omitempty"`
+	ContentSize  int64  `json:"contentSize,omitempty"` // bytes
+	Workspace    string `json:"workspace,omitempty"`
+}
+
+// Templates lists the templates of the workspace.
+func (c *Client) Templates(ctx context.Context) ([]Template, error) {
+	var out []Template
+	err := c.do(ctx, call{method: "GET", path: []string{"volume_templates"}}, &out)
+	return out, err
+}
+
+// Template finds one by name.
+func (c *Client) Template(ctx context.Context, name string) (Template, error) {
+	var out Template
+	err := c.do(ctx, call{method: "GET", path: []string{"volume_templates", name}}, &out)
+	return out, err
+}
+
+// DeleteTemplate removes a template and its versions; volumes made of it stay.
+func (c *Client) DeleteTemplate(ctx context.Context, name string) (Template, error) {
+	var out Template
+	err := c.do(ctx, call{method: "DELETE", path: []string{"volume_templates", name}}, &out)
+	return out, err
+}
+
+// DeleteTemplateVersion removes one version; the only one cannot be removed.
+func (c *Client) DeleteTemplateVersion(ctx context.Context, name, version string) (Template, error) {
+	var out struct {
+		Template Template `json:"template"`
+	}
+	err := c.do(ctx, call{method: "DELETE", path: []string{"volume_templates", name, "versions", version}}, &out)
+	return out.Template, err
+}
+
+// Push is the upload of a new version of a template.
+type Push struct {
+	Name        string
+	Version     string // empty: its number
+	DefaultSize int64  // MiB; 0: kept
+	Description string // empty: kept
+	Archive     io.Reader
+	Length      int64             // bytes of Archive, exactly
+	Progress    func(bytes int64) // called as bytes are sent; may be nil
+}
+
+// PushTemplate makes the template if it is not there, uploads the archive (a
+// plain tar) and returns when the version is usable and durable.
+func (c *Client) PushTemplate(ctx context.Context, p Push) (Template, error) {
+	upload, err := c.beginUpload(ctx, p)
+	if err != nil {
+		return Template{}, err
+	}
+	if err := c.upload(ctx, upload, p); err != nil {
+		return Template{}, err
+	}
+	return c.Template(ctx, p.Name)
+}
+
+func (c *Client) beginUpload(ctx context.Context, p Push) (string, error) {
+	q := url.Values{"upload": {"true"}}
+	if p.Version != "" {
+		q.Set("version", p.Version)
+	}
+	body := Template{Metadata: VolumeMetadata{Name: p.Name}, Spec: TemplateSpec{DefaultSize: p.DefaultSize, Description: p.Description}}
+	resp, err := c.send(ctx, call{method: "PUT", path: []string{"volume_templates", p.Name}, query: q, body: body})
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	upload := resp.Header.Get("X-Blaxel-Upload-Url")
+	if upload == "" {
+		return "", errors.New("the server gave no upload URL")
+	}
+	return upload, nil
+}
+
+// upload puts the archive where the server said. Over the unix socket only
+// the URL's path counts. The URL carries its own authority: no key is sent.
+func (c *Client) upload(ctx context.Context, to string, p Push) error {
+	u, err := url.Parse(to)
+	if err != nil {
+		return fmt.Errorf("upload URL: %w", err)
+	}
+	if c.base.Host == socketHost {
+		u.Scheme, u.Host = c.base.Scheme, c.base.Host
+	}
+	body := io.Reader(&counter{r: p.Archive, each: p.Progress})
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, u.String(), io.NopCloser(body))
+	if err != nil {
+		return err
+	}
+	req.ContentLength = p.Length
+	req.Header.Set("Content-Type", "application/x-tar")
+	req.Header.Set("User-Agent", c.agent)
+	resp, err := answer(c.http.Do(req))
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// counter reports how far its reader was read.
+type counter struct {
+	r    io.Reader
+	n    int64
+	each func(int64)
+}
+
+func (c *counter) Read(p []byte) (int, error) {
+	n, err := c.r.Read(p)
+	c.n += int64(n)
+	if c.each != nil && n > 0 {
+		c.each(c.n)
+	}
+	return n, err
+}
