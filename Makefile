@@ -1,0 +1,56 @@
+# holdfast: `make help` lists the targets.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# .ci/setup unpacks a Go toolchain into .cache/go when the machine has none.
+export PATH := $(CURDIR)/.cache/go/bin:$(PATH):/usr/local/go/bin:/usr/local/sbin:/usr/sbin:/sbin
+export GOTOOLCHAIN := local
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main.version=$(VERSION)'
+SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
+
+# The layers of `make test`, in the order in which they run: a name, a budget in
+# seconds on two cores with warm caches, flags of go test, and the packages: an
+# extended regular expression over import paths. A package belongs to the first
+# layer that matches it; `rest` is whatever no other layer claims, so a new
+# package is never forgotten. A layer over its budget is reported, not cut.
+define LAYERS
+pure      60  -          rest
+engine    210 -race      ^holdfast/(engine|metadata|api|templates)(/|$$)
+kernel    210 -          ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
+powercut  120 -          ^holdfast/internal/powercut(/|$$)
+sdk       60  -          ^holdfast/.*sdk
+e2e       240 -          ^holdfast/cmd/
+endef
+export LAYERS
+
+.PHONY: help setup build test lint demo bench clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+
+setup: ## install what is missing (apt; a Go toolchain into .cache/go)
+	@.ci/setup all
+
+build: ## bin/holdfastd and bin/holdfast
+	@mkdir -p bin
+	$(BUILD) -o bin/holdfastd ./cmd/holdfastd
+	$(BUILD) -o bin/holdfast ./cmd/holdfast
+
+test: ## everything that this machine can run; LAYER="pure engine" for some
+	@.ci/test $(LAYER)
+
+lint: ## gofmt, go vet, go.mod, golangci-lint, shellcheck
+	@.ci/lint
+
+demo: ## install what is missing, build, and show the whole job once
+	@.ci/setup run
+	@$(MAKE) --no-print-directory build
+	@$(SUDO) bin/holdfast demo
+
+bench: build ## measure what is claimed; writes a report
+	@$(SUDO) bin/holdfast bench lifecycle
+
+clean: ## remove what was built
+	rm -rf bin .cache/bin
