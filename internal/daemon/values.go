@@ -6,6 +6,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"holdfast/internal/bytesize"
 )
 
 // value is one setting's way from text and back. Parse leaves the setting as it
@@ -95,48 +97,14 @@ func (v durationValue) Kind() string   { return "duration" }
 // sizeValue is a number of bytes.
 type sizeValue struct{ p *int64 }
 
-var sizeUnits = []struct {
-	suffix string
-	bytes  int64
-}{
-	{"KiB", 1 << 10}, {"MiB", 1 << 20}, {"GiB", 1 << 30}, {"TiB", 1 << 40},
-	{"kB", 1e3}, {"MB", 1e6}, {"GB", 1e9}, {"TB", 1e12}, {"B", 1}, {"", 1},
-}
-
-// ParseSize reads a number of bytes: "512MiB", "20GiB", "1TB" or plain bytes.
-func ParseSize(s string) (int64, error) {
-	for _, u := range sizeUnits {
-		digits, ok := strings.CutSuffix(s, u.suffix)
-		if !ok {
-			continue
-		}
-		n, err := strconv.ParseInt(strings.TrimSpace(digits), 10, 64)
-		if err != nil || n < 0 || n > math.MaxInt64/u.bytes {
-			break
-		}
-		return n * u.bytes, nil
-	}
-	return 0, fmt.Errorf("%q is not a size such as 512MiB, 20GiB or a number of bytes", s)
-}
-
-// FormatSize writes a number of bytes so that ParseSize reads the same number.
-func FormatSize(n int64) string {
-	for i := 3; i >= 0; i-- {
-		if u := sizeUnits[i]; n != 0 && n%u.bytes == 0 {
-			return strconv.FormatInt(n/u.bytes, 10) + u.suffix
-		}
-	}
-	return strconv.FormatInt(n, 10)
-}
-
 func (v sizeValue) Parse(s string) error {
-	n, err := ParseSize(s)
+	n, err := bytesize.Parse(s, 1)
 	if err == nil {
 		*v.p = n
 	}
 	return err
 }
-func (v sizeValue) String() string { return FormatSize(*v.p) }
+func (v sizeValue) String() string { return bytesize.Format(*v.p) }
 func (v sizeValue) Kind() string   { return "size" }
 
 // listValue is words separated by commas; a TOML array arrives as such.
