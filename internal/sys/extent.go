@@ -1,0 +1,178 @@
+package sys
+
+import (
+	"errors"
+	"os"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// CloneFile makes dst share all bytes of src, copy-on-write (FICLONE). It is not
+// durable before an fsync of dst. See IsNoReflink for filesystems that cannot.
+func CloneFile(dst, src *os.File) error {
+	return control(src, func(from uintptr) error {
+		return ioctl(dst, "ioctl(FICLONE)", func(fd int) error { return unix.IoctlFileClone(fd, int(from)) })
+	})
+}
+
+// CloneRange makes length bytes of dst at dstOff share those of src at srcOff
+// (FICLONERANGE). Offsets and, except at the end of src, length are multiples of
+// the filesystem's block; length 0 means to the end of src.
+func CloneRange(dst *os.File, dstOff int64, src *os.File, srcOff, length int64) error {
+	return control(src, func(from uintptr) error {
+		arg := unix.FileCloneRange{Src_fd: int64(from), Src_offset: uint64(srcOff), Src_length: uint64(length), Dest_offset: uint64(dstOff)}
+		return ioctl(dst, "ioctl(FICLONERANGE)", func(fd int) error { return unix.IoctlFileCloneRange(fd, &arg) })
+	})
+}
+
+// IsNoReflink reports whether a clone failed because these files cannot share
+// bytes: no such feature, or two filesystems.
+func IsNoReflink(err error) bool {
+	for _, errno := range []unix.Errno{unix.EOPNOTSUPP, unix.ENOTTY, unix.EXDEV, unix.EINVAL, unix.ENOSYS} {
+		if errors.Is(err, errno) {
+			return true
+		}
+	}
+	return false
+}
+
+// NextData gives the first offset ≥ off that holds data; ok is false when there
+// is none up to the end of the file. f's file position is changed.
+func NextData(f *os.File, off int64) (at int64, ok bool, err error) {
+	at, err = seek(f, off, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) {
+		return 0, false, nil
+	}
+	return at, err == nil, err
+}
+
+// NextHole gives the first offset ≥ off that is in a hole; the end of the file
+// counts as one. f's file position is changed.
+func NextHole(f *os.File, off int64) (int64, error) { return seek(f, off, unix.SEEK_HOLE) }
+
+func seek(f *os.File, off int64, whence int) (at int64, err error) {
+	err = control(f, func(fd uintptr) (err error) {
+		at, err = unix.Seek(int(fd), off, whence)
+		return err
+	})
+	return at, os.NewSyscallError("lseek", err)
+}
+
+// CopyRange copies up to length bytes inside the kernel (copy_file_range) and
+// tells how many; 0 means the end of src. errors.ErrUnsupported for files
+// between which the kernel cannot.
+func CopyRange(dst *os.File, dstOff int64, src *os.File, srcOff, length int64) (n int64, err error) {
+	const most = 1 << 30 // one call may not exceed what fits an int
+	err = control(src, func(from uintptr) error {
+		return control(dst, func(to uintptr) error {
+			return retry(func() error {
+				done, err := unix.CopyFileRange(int(from), &srcOff, int(to), &dstOff, int(min(length, most)), 0)
+				n = int64(done)
+				return err
+			})
+		})
+	})
+	for _, errno := range []unix.Errno{unix.ENOSYS, unix.EOPNOTSUPP, unix.EXDEV, unix.EINVAL} {
+		if errors.Is(err, errno) {
+			return 0, errors.Join(errors.ErrUnsupported, os.NewSyscallError("copy_file_range", err))
+		}
+	}
+	return n, os.NewSyscallError("copy_file_range", err)
+}
+
+// Allocate occupies space for length bytes at off, and makes the file as large
+// as that; what was not written reads as zero.
+func Allocate(f *os.File, off, length int64) error { return fallocate(f, 0, off, length) }
+
+// PunchHole gives back the space of whole blocks in a range and zeroes the rest
+// of it; the file keeps its size.
+func PunchHole(f *os.File, off, length int64) error {
+	return fallocate(f, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, length)
+}
+
+// ZeroRange makes a range read as zero and keeps its space.
+func ZeroRange(f *os.File, off, length int64) error {
+	return fallocate(f, unix.FALLOC_FL_ZERO_RANGE, off, length)
+}
+
+func fallocate(f *os.File, mode uint32, off, length int64) error {
+	err := control(f, func(fd uintptr) error {
+		return retry(func() error { return unix.Fallocate(int(fd), mode, off, length) })
+	})
+	return os.NewSyscallError("fallocate", err)
+}
+
+// Mapped is what FIEMAP tells of a file.
+type Mapped struct {
+	Allocated int64 // bytes with space behind them
+	Shared    int64 // of these, shared with other files
+	Extents   int   // counted
+	Complete  bool  // false: the file has more extents than were asked for
+}
+
+// fiemapBatch is how many extents one FIEMAP call gives.
+const fiemapBatch = 128
+
+// The layout of struct fiemap and its extents, linux/fiemap.h; the constants are
+// missing in x/sys.
+type fiemapExtent struct {
+	logical, physical, length uint64
+	_                         [2]uint64
+	flags                     uint32
+	_                         [3]uint32
+}
+
+type fiemapRequest struct {
+	start, length        uint64
+	flags, mapped, count uint32
+	_                    uint32
+	extents              [fiemapBatch]fiemapExtent
+}
+
+const (
+	fsIocFiemap  = 0xc020660b // _IOWR('f', 11, struct fiemap)
+	extentLast   = 0x1
+	extentShared = 0x2000
+)
+
+// MapFile counts the space of the first maxExtents extents of f. Data that is
+// still only in memory is not counted. errors.ErrUnsupported where the
+// filesystem has no FIEMAP: st_blocks is then all there is to know.
+func MapFile(f *os.File, maxExtents int) (Mapped, error) {
+	var m Mapped
+	request := &fiemapRequest{}
+	for start := uint64(0); m.Extents < maxExtents; {
+		*request = fiemapRequest{start: start, length: ^uint64(0) - start, count: uint32(min(fiemapBatch, maxExtents-m.Extents))}
+		err := ioctl(f, "ioctl(FS_IOC_FIEMAP)", func(fd int) error {
+			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFiemap, uintptr(unsafe.Pointer(request)))
+			if errno != 0 {
+				return errno
+			}
+			return nil
+		})
+		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EBADR) {
+			return Mapped{}, errors.Join(errors.ErrUnsupported, err)
+		}
+		if err != nil {
+			return Mapped{}, err
+		}
+		if request.mapped == 0 {
+			m.Complete = true
+			return m, nil
+		}
+		for _, extent := range request.extents[:request.mapped] {
+			m.Extents++
+			m.Allocated += int64(extent.length)
+			if extent.flags&extentShared != 0 {
+				m.Shared += int64(extent.length)
+			}
+			if extent.flags&extentLast != 0 {
+				m.Complete = true
+				return m, nil
+			}
+			start = extent.logical + extent.length
+		}
+	}
+	return m, nil
+}

@@ -1,0 +1,66 @@
+package sys
+
+import (
+	"os"
+
+	"golang.org/x/sys/unix"
+)
+
+// FileID is the identity of a file on this host.
+type FileID struct {
+	Device uint64 // st_dev
+	Inode  uint64
+}
+
+// FileStatus is what fstat tells of a file.
+type FileStatus struct {
+	FileID
+	Size      int64 // bytes
+	Allocated int64 // bytes of occupied space
+}
+
+// StatusOf asks for an open file's status.
+func StatusOf(f *os.File) (FileStatus, error) {
+	var st unix.Stat_t
+	err := control(f, func(fd uintptr) error { return unix.Fstat(int(fd), &st) })
+	if err != nil {
+		return FileStatus{}, &os.PathError{Op: "fstat", Path: f.Name(), Err: err}
+	}
+	return fileStatus(st), nil
+}
+
+// StatusAt asks for the status of the file at path, which is not followed if it
+// is a symbolic link.
+func StatusAt(path string) (FileStatus, error) {
+	var st unix.Stat_t
+	if err := unix.Lstat(path, &st); err != nil {
+		return FileStatus{}, &os.PathError{Op: "lstat", Path: path, Err: err}
+	}
+	return fileStatus(st), nil
+}
+
+func fileStatus(st unix.Stat_t) FileStatus {
+	return FileStatus{FileID: FileID{Device: uint64(st.Dev), Inode: st.Ino}, Size: st.Size, Allocated: st.Blocks * 512} //nolint:unconvert // its type differs by architecture
+}
+
+// SyncDir makes the entries of a directory durable.
+func SyncDir(path string) error {
+	dir, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	return dir.Sync()
+}
+
+// RenameNew renames within one filesystem and fails with fs.ErrExist when to is
+// there, even an empty directory.
+func RenameNew(from, to string) error {
+	err := retry(func() error {
+		return unix.Renameat2(unix.AT_FDCWD, from, unix.AT_FDCWD, to, unix.RENAME_NOREPLACE)
+	})
+	if err != nil {
+		return &os.LinkError{Op: "renameat2", Old: from, New: to, Err: err}
+	}
+	return nil
+}
