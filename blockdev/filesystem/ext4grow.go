@@ -1,0 +1,188 @@
+package filesystem
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"strconv"
+
+	"holdfast/internal/run"
+)
+
+// e2fsck's exit code is a sum of these (e2fsck(8)).
+const (
+	fsckCorrected   = 1
+	fsckReboot      = 2
+	fsckUncorrected = 4
+)
+
+func (x Tools) checkExt4(ctx context.Context, path string, repair bool) error {
+	if _, err := readExt4Super(path); err != nil && !repair {
+		return err
+	}
+	mode := "-n"
+	ok := []int(nil)
+	if repair {
+		mode, ok = "-y", []int{fsckCorrected, fsckCorrected | fsckReboot, fsckReboot}
+	}
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"e2fsck", "-f", mode, path}, Timeout: x.CheckTimeout, OKCodes: ok})
+	return classifyCheck(err)
+}
+
+// growExt4 goes by what the superblock says, so that it can be cut anywhere and
+// run again: the mark "not clean" is durable before the first change and taken
+// away only after everything is.
+func (x Tools) growExt4(ctx context.Context, path string) error {
+	device, err := deviceSize(path)
+	if err != nil {
+		return err
+	}
+	s, err := readExt4Super(path)
+	if err == nil && s.clean() && s.size() > device {
+		return damaged("ext4 of %d bytes on a device of %d bytes", s.size(), device)
+	}
+	if err == nil && s.grown(device) {
+		return nil
+	}
+	if err := x.checkExt4(ctx, path, true); err != nil {
+		return err
+	}
+	if s, err = readExt4Super(path); err != nil {
+		return err
+	}
+	if s.size() > device {
+		return damaged("ext4 of %d bytes on a device of %d bytes", s.size(), device)
+	}
+	if s.grown(device) {
+		return syncDevice(path)
+	}
+	if err := markExt4(path, false); err != nil {
+		return err
+	}
+	if err := x.enlargeExt4(ctx, path, s, device); err != nil {
+		return err
+	}
+	return markExt4(path, true)
+}
+
+// enlargeExt4 makes a checked filesystem fill its device and gives it the
+// journal that its size class has and a small one was made without.
+func (x Tools) enlargeExt4(ctx context.Context, path string, s *ext4Super, device int64) error {
+	if !s.fills(device) {
+		// -f: the filesystem is marked not clean by us, and was checked just now.
+		blocks := strconv.FormatInt(device/s.blockSize, 10)
+		_, err := run.Run(ctx, run.Cmd{Args: []string{"resize2fs", "-f", path, blocks}, Timeout: x.CheckTimeout})
+		if err != nil {
+			return classifyTool(err)
+		}
+	}
+	if journal := ext4JournalFor(device); journal != 0 && !s.hasJournal() {
+		size := fmt.Sprintf("size=%d", journal/MiB)
+		_, err := run.Run(ctx, run.Cmd{Args: []string{"tune2fs", "-J", size, path}, Timeout: x.CheckTimeout})
+		if err != nil {
+			return classifyTool(err)
+		}
+	}
+	return nil
+}
+
+// markExt4 durably sets or clears the mark that the filesystem is consistent,
+// after making durable all that was written before.
+func markExt4(path string, clean bool) error {
+	f, err := openExclusive(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := syncFile(f); err != nil {
+		return err
+	}
+	b, err := readAt(f, ext4SuperOffset, ext4SuperBytes)
+	if err != nil {
+		return err
+	}
+	s, err := parseExt4Super(b)
+	if err != nil {
+		return err
+	}
+	state := s.state &^ ext4StateClean
+	if clean {
+		state |= ext4StateClean
+	}
+	binary.LittleEndian.PutUint16(b[0x3A:], state)
+	binary.LittleEndian.PutUint32(b[0x3FC:], ext4SuperSum(b))
+	if _, err := f.WriteAt(b, ext4SuperOffset); err != nil {
+		return err
+	}
+	return syncFile(f)
+}
+
+// grown reports that there is nothing to do.
+func (s *ext4Super) grown(device int64) bool {
+	return s.clean() && s.fills(device) && (s.hasJournal() || ext4JournalFor(device) == 0)
+}
+
+// fills reports that the filesystem has all blocks of the device that it can
+// use. resize2fs leaves a last group away that would hold little besides its
+// own metadata.
+func (s *ext4Super) fills(device int64) bool {
+	left := device/s.blockSize - s.blocks
+	if left <= 0 {
+		return true
+	}
+	firstBlock := int64(0)
+	if s.blockSize == 1024 {
+		firstBlock = 1
+	}
+	used := s.blocks - firstBlock
+	return used%s.blocksPerGroup == 0 && left < s.groupOverhead(used/s.blocksPerGroup)+50
+}
+
+// groupOverhead is the blocks that group g needs for itself.
+func (s *ext4Super) groupOverhead(g int64) int64 {
+	overhead := 2 + s.inodesPerGroup*s.inodeSize/s.blockSize
+	if hasSuperCopy(g) {
+		overhead += 1 + ((g+1)*s.descriptorSize()+s.blockSize-1)/s.blockSize + s.reservedGDT
+	}
+	return overhead
+}
+
+// descriptorSize is the bytes of a group descriptor.
+func (s *ext4Super) descriptorSize() int64 {
+	if s.incompat&ext4Incompat64bit != 0 {
+		return 64
+	}
+	return 32
+}
+
+// hasSuperCopy tells which groups hold a copy of the superblock under
+// sparse_super: 0, 1 and the powers of 3, 5 and 7.
+func hasSuperCopy(g int64) bool {
+	if g <= 1 {
+		return true
+	}
+	for _, base := range []int64{3, 5, 7} {
+		n := g
+		for n%base == 0 {
+			n /= base
+		}
+		if n == 1 {
+			return true
+		}
+	}
+	return false
+}
+
+// classifyTool reads the error of mkfs, resize2fs and tune2fs.
+func classifyTool(err error) error { return err }
+
+// classifyCheck reads the error of a checker: an exit that reports damage is
+// ErrDamaged, one that reports trouble of its own is not.
+func classifyCheck(err error) error {
+	var e *run.Error
+	if errors.As(err, &e) && e.Code > 0 && e.Code < 8 {
+		return fmt.Errorf("%w: %w", ErrDamaged, err)
+	}
+	return err
+}

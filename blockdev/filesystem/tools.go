@@ -1,0 +1,203 @@
+package filesystem
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Tools makes, identifies, measures, checks, grows and reads filesystems. It is
+// a value without state and safe for concurrent use; calls for one image must
+// not overlap (the engine's volume lock). The zero value is not usable: NewTools.
+type Tools struct {
+	// MakeTimeout bounds one mkfs.
+	MakeTimeout time.Duration
+	// CheckTimeout bounds one checker or offline growth; these read and write in
+	// proportion to the filesystem's metadata.
+	CheckTimeout time.Duration
+	// ReadTimeout bounds one tool that reads an unmounted image, besides the
+	// streaming of a file, which only the context bounds.
+	ReadTimeout time.Duration
+}
+
+// NewTools gives Tools with timeouts for images of up to 64 TiB.
+func NewTools() Tools {
+	return Tools{MakeTimeout: 5 * time.Minute, CheckTimeout: 2 * time.Hour, ReadTimeout: time.Minute}
+}
+
+// UUID is a filesystem's identity, as it stands in the superblock.
+type UUID [16]byte
+
+// MakeOptions shape a new filesystem. The zero value is a filesystem with a
+// random UUID, sized for the image that it is made on.
+type MakeOptions struct {
+	// UUID, when set, becomes the filesystem's UUID and (ext4) seeds its directory
+	// hash, so that the same calls give the same bytes.
+	UUID string
+	// Time, when set, stands for now in all that mkfs writes (ext4), so that the
+	// same calls give the same bytes.
+	Time time.Time
+	// Inodes is the least number of inodes that files can use (ext4 only; the
+	// others make inodes as they go). 0: by the size class.
+	Inodes int64
+	// Label is the volume label, at most 12 bytes of [A-Za-z0-9_.-].
+	Label string
+}
+
+// Make puts an empty filesystem on an image file or block device that reads as
+// zero throughout. ErrTooSmall, naming the minimum, when it cannot hold one.
+// Nothing is flushed: the caller does that when it publishes the image.
+func (x Tools) Make(ctx context.Context, path string, t Type, o MakeOptions) error {
+	size, err := deviceSize(path)
+	if err != nil {
+		return failed("make", t, err)
+	}
+	if least := t.Minimum(); size < least {
+		return failed("make", t, fmt.Errorf("%w: %s needs at least %d MiB", ErrTooSmall, t, least/MiB))
+	}
+	if err := o.validate(); err != nil {
+		return failed("make", t, err)
+	}
+	switch t {
+	case Ext4:
+		err = x.makeExt4(ctx, path, size, o)
+	case XFS:
+		err = x.makeXFS(ctx, path, o)
+	case Btrfs:
+		err = x.makeBtrfs(ctx, path, o)
+	default:
+		err = errors.ErrUnsupported
+	}
+	return failed("make", t, err)
+}
+
+// Identify gives a clean, unmounted filesystem that was made or copied by us its
+// own UUID by patching superblocks in place. Only the blocks that hold the UUID
+// are written, so that clones go on sharing the rest. Nothing is flushed: the
+// UUID is durable when the caller has flushed the image (Backend.Publish).
+// ErrDamaged, with nothing written, when the image is not what it should be.
+func (x Tools) Identify(ctx context.Context, path string, t Type, uuid string) error {
+	id, err := parseUUID(uuid)
+	if err != nil {
+		return failed("identify", t, err)
+	}
+	if err := ctx.Err(); err != nil {
+		return failed("identify", t, err)
+	}
+	switch t {
+	case Ext4:
+		err = identifyExt4(path, id)
+	case XFS:
+		err = identifyXFS(path, id)
+	case Btrfs:
+		err = identifyBtrfs(path, id)
+	default:
+		err = errors.ErrUnsupported
+	}
+	return failed("identify", t, err)
+}
+
+// Size reads the size in bytes of an unmounted filesystem from its superblock,
+// with one or two reads. For a filesystem that may be mounted, see SizeMounted.
+// ErrDamaged when the superblock is not one of type t.
+func (x Tools) Size(ctx context.Context, path string, t Type) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, failed("size", t, err)
+	}
+	var size int64
+	var err error
+	switch t {
+	case Ext4:
+		size, err = sizeExt4(path)
+	case XFS:
+		size, err = sizeXFS(path)
+	case Btrfs:
+		size, err = sizeBtrfs(path)
+	default:
+		err = errors.ErrUnsupported
+	}
+	return size, failed("size", t, err)
+}
+
+// Grow grows an unmounted filesystem to its device; it is there already is
+// success, found without a tool. What an interrupted growth left is repaired
+// first. ErrNeedsMount for types that only grow mounted; ErrDamaged when the
+// checker could not repair what it found. The tools flush what they write.
+func (x Tools) Grow(ctx context.Context, path string, t Type) error {
+	switch t {
+	case Ext4:
+		return failed("grow", t, x.growExt4(ctx, path))
+	case XFS:
+		return failed("grow", t, growUnmounted(path, sizeXFS))
+	case Btrfs:
+		return failed("grow", t, growUnmounted(path, sizeBtrfs))
+	}
+	return failed("grow", t, errors.ErrUnsupported)
+}
+
+// Check runs the type's checker on an unmounted filesystem. With repair it may
+// write (a dirty journal is recovered, an interrupted growth repaired). It
+// returns nil when the filesystem is clean afterwards, else ErrDamaged.
+func (x Tools) Check(ctx context.Context, path string, t Type, repair bool) error {
+	switch t {
+	case Ext4:
+		return failed("check", t, x.checkExt4(ctx, path, repair))
+	case XFS:
+		return failed("check", t, x.checkXFS(ctx, path, repair))
+	case Btrfs:
+		return failed("check", t, x.checkBtrfs(ctx, path, repair))
+	}
+	return failed("check", t, errors.ErrUnsupported)
+}
+
+// Dirty reports whether an unmounted filesystem must be recovered before it can
+// be read or grown: it was not unmounted cleanly. For XFS the answer comes from
+// its tool; for the others from the superblock.
+func (x Tools) Dirty(ctx context.Context, path string, t Type) (bool, error) {
+	var dirty bool
+	var err error
+	switch t {
+	case Ext4:
+		dirty, err = dirtyExt4(path)
+	case XFS:
+		dirty, err = x.dirtyXFS(ctx, path)
+	case Btrfs:
+		dirty, err = dirtyBtrfs(path)
+	default:
+		err = errors.ErrUnsupported
+	}
+	return dirty, failed("check", t, err)
+}
+
+// ListDir lists a directory of an unmounted filesystem, by name. dir is a
+// slash-separated path from the filesystem's root; symbolic links in it are not
+// followed. ErrNoFile when there is no such directory.
+func (x Tools) ListDir(ctx context.Context, path string, t Type, dir string) ([]Entry, error) {
+	r, err := x.reader(path, t)
+	if err != nil {
+		return nil, failed("read", t, err)
+	}
+	entries, err := listDir(ctx, r, dir)
+	return entries, failed("read", t, err)
+}
+
+// ReadFile writes the bytes of a regular file of an unmounted filesystem to w,
+// holes as zeroes. file is as ListDir's dir. ErrNoFile when there is no such
+// regular file.
+func (x Tools) ReadFile(ctx context.Context, path string, t Type, file string, w io.Writer) error {
+	r, err := x.reader(path, t)
+	if err != nil {
+		return failed("read", t, err)
+	}
+	return failed("read", t, readFile(ctx, r, file, w))
+}
+
+// failed adds the operation and the type, once, at the package's edge.
+func failed(op string, t Type, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s %s filesystem: %w", op, t, err)
+}

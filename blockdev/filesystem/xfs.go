@@ -1,0 +1,157 @@
+package filesystem
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+
+	"holdfast/internal/run"
+)
+
+// The XFS superblock, big-endian, in the first sector of each allocation group.
+// Offsets are those of the kernel's fs/xfs/libxfs/xfs_format.h (struct xfs_dsb).
+const (
+	xfsMagic     = "XFSB"
+	xfsReadBytes = 512
+
+	xfsFeatureMetaUUID = 1 << 2 // incompat: metadata carries sb_meta_uuid instead of sb_uuid
+)
+
+// xfsSuper is what we use of a version 5 superblock, verified by its checksum.
+type xfsSuper struct {
+	raw        []byte // one sector
+	blockSize  int64
+	blocks     int64
+	agBlocks   int64
+	agCount    int64
+	sectorSize int64
+	logStart   int64 // filesystem block number, 0: external
+	logBlocks  int64
+	incompat   uint32
+	uuid       UUID
+	metaUUID   UUID
+}
+
+func (s *xfsSuper) size() int64 { return s.blocks * s.blockSize }
+
+// metadataUUID is the one that all metadata but the superblocks carries.
+func (s *xfsSuper) metadataUUID() UUID {
+	if s.incompat&xfsFeatureMetaUUID != 0 {
+		return s.metaUUID
+	}
+	return s.uuid
+}
+
+// parseXFSSuper reads one sector that begins with a superblock.
+func parseXFSSuper(b []byte) (*xfsSuper, error) {
+	if len(b) < xfsReadBytes || string(b[:4]) != xfsMagic {
+		return nil, damaged("no XFS superblock")
+	}
+	be := binary.BigEndian
+	if v := be.Uint16(b[100:]) & 0xF; v != 5 {
+		return nil, damaged("XFS version %d, want 5", v)
+	}
+	s := &xfsSuper{
+		raw:        b,
+		blockSize:  int64(be.Uint32(b[4:])),
+		blocks:     int64(be.Uint64(b[8:])),
+		logStart:   int64(be.Uint64(b[48:])),
+		agBlocks:   int64(be.Uint32(b[84:])),
+		agCount:    int64(be.Uint32(b[88:])),
+		logBlocks:  int64(be.Uint32(b[96:])),
+		sectorSize: int64(be.Uint16(b[102:])),
+		incompat:   be.Uint32(b[216:]),
+		uuid:       UUID(b[32:48]),
+		metaUUID:   UUID(b[248:264]),
+	}
+	if err := s.plausible(); err != nil {
+		return nil, err
+	}
+	if int64(len(b)) < s.sectorSize {
+		return nil, damaged("XFS sector of %d bytes", s.sectorSize)
+	}
+	s.raw = b[:s.sectorSize]
+	if want, have := xfsSum(s.raw, xfsSuperSumAt), binary.LittleEndian.Uint32(b[xfsSuperSumAt:]); want != have {
+		return nil, damaged("XFS superblock checksum %08x, should be %08x", have, want)
+	}
+	return s, nil
+}
+
+const xfsSuperSumAt = 224
+
+func (s *xfsSuper) plausible() error {
+	power2 := func(n, low, high int64) bool { return n >= low && n <= high && n&(n-1) == 0 }
+	if !power2(s.blockSize, 512, 65536) || !power2(s.sectorSize, 512, 32768) || s.sectorSize > s.blockSize {
+		return damaged("XFS blocks of %d bytes, sectors of %d", s.blockSize, s.sectorSize)
+	}
+	if s.blocks <= 0 || s.blocks > 1<<50 || s.agBlocks <= 0 || s.agCount <= 0 ||
+		s.blocks > s.agCount*s.agBlocks || s.blocks <= (s.agCount-1)*s.agBlocks {
+		return damaged("XFS of %d blocks in %d groups of %d", s.blocks, s.agCount, s.agBlocks)
+	}
+	return nil
+}
+
+// xfsSum is the checksum of a metadata block whose own field at at counts as 0.
+func xfsSum(b []byte, at int) uint32 {
+	c := rawCRC32C(^uint32(0), b[:at])
+	c = rawCRC32C(c, make([]byte, 4))
+	return ^rawCRC32C(c, b[at+4:])
+}
+
+func readXFSSuper(path string) (*xfsSuper, error) {
+	b, err := readHead(path, 0, 4096)
+	if err != nil {
+		return nil, err
+	}
+	return parseXFSSuper(b)
+}
+
+func sizeXFS(path string) (int64, error) {
+	s, err := readXFSSuper(path)
+	if err != nil {
+		return 0, err
+	}
+	return s.size(), nil
+}
+
+func (x Tools) makeXFS(ctx context.Context, path string, o MakeOptions) error {
+	args := []string{"mkfs.xfs", "-q", "-f", "-K", "-m", "crc=1,reflink=1"}
+	if o.UUID != "" {
+		args = append(args, "-m", "uuid="+o.UUID)
+	}
+	if o.Label != "" {
+		args = append(args, "-L", o.Label)
+	}
+	_, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.MakeTimeout})
+	return classifyTool(err)
+}
+
+func (x Tools) checkXFS(ctx context.Context, path string, repair bool) error {
+	if _, err := readXFSSuper(path); err != nil && !repair {
+		return err
+	}
+	args := []string{"xfs_repair"}
+	if !repair {
+		args = append(args, "-n")
+	}
+	_, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.CheckTimeout})
+	return classifyCheck(err)
+}
+
+// dirtyXFS asks xfs_logprint -t, whose last line tells the state of the log.
+func (x Tools) dirtyXFS(ctx context.Context, path string) (bool, error) {
+	if _, err := readXFSSuper(path); err != nil {
+		return false, err
+	}
+	res, err := run.Run(ctx, run.Cmd{Args: []string{"xfs_logprint", "-t", path}, Timeout: x.ReadTimeout})
+	if err != nil {
+		return false, err
+	}
+	return !logIsClean(res.Stdout), nil
+}
+
+// logIsClean reads what xfs_logprint -t says.
+func logIsClean(out []byte) bool { return bytes.Contains(out, []byte("state: <CLEAN>")) }
+
+func identifyXFS(path string, id UUID) error { return errors.ErrUnsupported }
