@@ -148,6 +148,7 @@ var (
 		"internal/daemon":    "the lock on the state directory",
 		"internal/preflight": "probes what the host can do",
 		"internal/sandbox":   "containers are set up with mounts",
+		"internal/tarball":   "reads extended attributes",
 		"internal/powercut":  "the rig mounts what it rebuilds",
 		"internal/vmtest":    "guests for tests",
 		"bench/...":          "yardsticks are measured with the same system calls",
