@@ -2,8 +2,11 @@ package engine
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
 	"log/slog"
+	"sync"
 	"time"
 
 	"holdfast/blockdev"
@@ -15,98 +18,343 @@ import (
 // Options are what an Engine is made of. Every field without a note is required.
 type Options struct {
 	Store       *metadata.Store
+	SideLog     *metadata.SideLog // quotas, so that a rebuild finds them
 	Pool        blockdev.Backend
 	PoolName    string
+	PoolKind    string // for PoolStatus: "sparse"
 	Library     Library
 	Stage       Stage
 	Filesystems Filesystems
 	Attachers   map[string]attach.Attacher // by target type
 	Ledger      *Ledger
 	Log         *slog.Logger
+	// OnFailure is called once when a flush or commit failed: the owner must end
+	// the process, because nothing more may be acknowledged (fail-stop).
+	OnFailure func(error)
 
 	Regions       []string         // allowed; empty: any text
 	DefaultRegion string           // for requests without one
 	MaxSizeMiB    int64            // largest volume; 0: 64 TiB
 	Now           func() time.Time // nil: time.Now
+	ProbeInterval time.Duration    // between looks at sandboxes and pending work; 0: 2 s
 }
 
+// The tables. Keys: a volume's id; workspace "/" digest of the key; a workspace.
+var (
+	volumesTable     = metadata.Table[Volume]{Name: "volumes"}
+	idempotencyTable = metadata.Table[remembered]{Name: "idempotency"}
+	quotasTable      = metadata.Table[Quota]{Name: "quotas"}
+)
+
 // Engine is the life of the volumes of one node. It is safe for concurrent use.
-type Engine struct{ o Options }
+type Engine struct {
+	o       Options
+	catalog *catalog
+	buried  *graveyard
+	locks   *locks
+	keys    *idempotency
+
+	ctx    context.Context // of steps: a caller's context bounds only its waiting
+	cancel context.CancelFunc
+	steps  sync.WaitGroup
+	kick   chan struct{}
+
+	mu        sync.Mutex
+	quotas    map[string]Quota
+	endpoints map[blockdev.ID]blockdev.Endpoint // openings that attachments use
+	attention map[blockdev.ID]struct{}          // volumes that Run looks at
+	pending   map[blockdev.ID]string            // why growth waits
+	failed    error
+	stopping  bool
+}
 
 // New reads all records, recomputes the ledger and is ready to Reconcile.
-func New(ctx context.Context, o Options) (*Engine, error) { return &Engine{o: o}, nil }
+func New(ctx context.Context, o Options) (*Engine, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.MaxSizeMiB <= 0 {
+		o.MaxSizeMiB = hardMaxSizeMiB
+	}
+	if o.ProbeInterval <= 0 {
+		o.ProbeInterval = 2 * time.Second
+	}
+	e := &Engine{
+		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(),
+		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{},
+	}
+	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if err := e.load(); err != nil {
+		e.cancel()
+		return nil, fmt.Errorf("engine: read records: %w", err)
+	}
+	return e, nil
+}
 
-// Reconcile compares the records with the pool and the kernel and repairs what
-// differs: interrupted creates and deletes are finished, images that explain
-// themselves and have no record are adopted, attachments whose sandbox is gone
-// are released. The daemon calls it at start, before it listens.
-func (e *Engine) Reconcile(ctx context.Context) error { return nil }
+func (e *Engine) load() error {
+	return e.o.Store.View(func(tx *metadata.Tx) error {
+		err := volumesTable.Scan(tx, "", func(_ string, v Volume) error {
+			e.o.Ledger.record(v.Workspace, v.ID, v.bytes())
+			if v.Phase == Deleting {
+				e.buried.add(v)
+				return nil
+			}
+			if !e.catalog.add(v) {
+				return fmt.Errorf("two records of volume %q in workspace %q", v.Name, v.Workspace)
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		if err := quotasTable.Scan(tx, "", func(workspace string, q Quota) error {
+			e.quotas[workspace] = q
+			return nil
+		}); err != nil {
+			return err
+		}
+		return idempotencyTable.Scan(tx, "", func(key string, r remembered) error {
+			e.keys.load(key, r)
+			return nil
+		})
+	})
+}
 
-// Run repeats in the background what is to be retried (pending growth,
-// detaching, probes of sandboxes) until ctx ends.
-func (e *Engine) Run(ctx context.Context) error { return nil }
+// Close refuses new work, waits until the steps under way are done or ctx ends,
+// and then cancels them. Devices, mounts and sandboxes stay as they are.
+func (e *Engine) Close(ctx context.Context) error {
+	e.mu.Lock()
+	e.stopping = true
+	e.mu.Unlock()
+	done := make(chan struct{})
+	go func() { e.steps.Wait(); close(done) }()
+	select {
+	case <-done:
+		e.cancel()
+		return nil
+	case <-ctx.Done():
+		e.cancel()
+		<-done
+		return ctx.Err()
+	}
+}
 
-// CreateVolume returns when the volume is usable and durable.
-func (e *Engine) CreateVolume(ctx context.Context, r CreateVolume) (Volume, error) {
-	return Volume{}, ErrUnavailable
+// do runs a step under the engine's own context and waits for it as long as the
+// caller does: a caller that goes away interrupts nothing half-way.
+func do[T any](ctx context.Context, e *Engine, step func(context.Context) (T, error)) (T, error) {
+	var zero T
+	e.mu.Lock()
+	if e.stopping || e.failed != nil {
+		err := e.failed
+		e.mu.Unlock()
+		return zero, &Problem{Kind: ErrUnavailable, Message: "the server is stopping: try again", Err: err}
+	}
+	e.steps.Add(1)
+	e.mu.Unlock()
+
+	type answer struct {
+		v   T
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		defer e.steps.Done()
+		v, err := step(e.ctx)
+		answers <- answer{v, e.inspect(err)}
+	}()
+	select {
+	case a := <-answers:
+		return a.v, a.err
+	case <-ctx.Done():
+		return zero, ctx.Err()
+	}
+}
+
+// inspect stops the engine when an error says that a flush or a commit failed.
+func (e *Engine) inspect(err error) error {
+	if !lostWrite(err) {
+		return err
+	}
+	e.mu.Lock()
+	first := e.failed == nil
+	if first {
+		e.failed = err
+	}
+	e.mu.Unlock()
+	if first {
+		e.o.Log.Error("a flush failed: no more work is acknowledged", "err", err)
+		if e.o.OnFailure != nil {
+			e.o.OnFailure(err)
+		}
+	}
+	return &Problem{Kind: ErrUnavailable, Message: "the server lost a write and is stopping", Err: err}
+}
+
+// lostWrite reports whether err says that something may not have become durable.
+func lostWrite(err error) bool {
+	return errors.Is(err, blockdev.ErrFailed) || errors.Is(err, metadata.ErrFailed)
+}
+
+// Healthy tells why the engine takes no work, nil when it does.
+func (e *Engine) Healthy() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.failed != nil {
+		return e.failed
+	}
+	if e.stopping {
+		return ErrUnavailable
+	}
+	return nil
+}
+
+func (e *Engine) now() time.Time { return e.o.Now().UTC().Round(0) }
+
+// watch asks Run to look at a volume; unwatch says that nothing is left to do.
+func (e *Engine) watch(id blockdev.ID) {
+	e.mu.Lock()
+	e.attention[id] = struct{}{}
+	e.mu.Unlock()
+}
+
+func (e *Engine) unwatch(id blockdev.ID) {
+	e.mu.Lock()
+	delete(e.attention, id)
+	e.mu.Unlock()
+}
+
+// wake makes Run look at once.
+func (e *Engine) wake() {
+	select {
+	case e.kick <- struct{}{}:
+	default:
+	}
 }
 
 // Volume finds an active volume by name.
-func (e *Engine) Volume(workspace, name string) (Volume, error) { return Volume{}, ErrNotFound }
-
-// VolumeByExternalID finds the active volume with an external id.
-func (e *Engine) VolumeByExternalID(workspace, externalID string) (Volume, error) {
-	return Volume{}, ErrNotFound
+func (e *Engine) Volume(workspace, name string) (Volume, error) {
+	if v, ok := e.catalog.named(workspace, name); ok {
+		return v, nil
+	}
+	return Volume{}, problem(ErrNotFound, "", "volume %.60q not found", name)
 }
 
-// Sizes asks the pool and the filesystem for a volume's sizes.
-func (e *Engine) Sizes(ctx context.Context, v Volume) (Sizes, error) { return Sizes{}, ErrNotFound }
+// VolumeByExternalID finds the active volume with an external id: the newest, if
+// several have it.
+func (e *Engine) VolumeByExternalID(workspace, externalID string) (Volume, error) {
+	if v, ok := e.catalog.external(workspace, externalID); ok {
+		return v, nil
+	}
+	return Volume{}, problem(ErrNotFound, "", "no volume with external id %.70q", externalID)
+}
 
 // List gives one page of a workspace's volumes.
-func (e *Engine) List(workspace string, q Query) (Page, error) { return Page{}, nil }
-
-// ChangeVolume merges a change. Growth that can happen now has happened on
-// return; what is pending shows in Sizes.
-func (e *Engine) ChangeVolume(ctx context.Context, workspace, name string, c ChangeVolume) (Volume, error) {
-	return Volume{}, ErrUnavailable
+func (e *Engine) List(workspace string, q Query) (Page, error) {
+	return e.catalog.page(workspace, q), nil
 }
 
-// DeleteVolume durably deletes; the answer's phase is Deleting and the name is free.
-func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string) (Volume, error) {
-	return Volume{}, ErrUnavailable
+// Attachments counts the attachments of all volumes, by target type.
+func (e *Engine) Attachments() map[string]int {
+	counts := map[string]int{}
+	for kind := range e.o.Attachers {
+		counts[kind] = 0
+	}
+	e.catalog.each(func(v Volume) {
+		for _, a := range v.Attachments {
+			counts[a.Target.Type]++
+		}
+	})
+	return counts
 }
 
-// Attach returns when the volume is visible in the sandbox.
-func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVolume) (Attachment, error) {
-	return Attachment{}, ErrUnavailable
+// CountByStatus counts all volumes by status.
+func (e *Engine) CountByStatus() map[Status]int {
+	counts := map[Status]int{}
+	e.catalog.each(func(v Volume) { counts[v.Status()]++ })
+	return counts
 }
 
-// Detach returns when the volume is no longer visible in the sandbox, what was
-// written is durable and the device is released. Unknown attachments: ErrNotFound.
-func (e *Engine) Detach(ctx context.Context, workspace, name, id, actor string) (Attachment, error) {
-	return Attachment{}, ErrUnavailable
+// Pools tells the pools' space and promises.
+func (e *Engine) Pools(ctx context.Context) ([]PoolStatus, error) {
+	p := PoolStatus{Name: e.o.PoolName, Backend: e.o.PoolKind}
+	var err error
+	if p.Capacity, err = e.o.Pool.Capacity(ctx); err != nil {
+		return nil, err
+	}
+	if p.Quarantined, err = e.o.Pool.Quarantined(ctx); err != nil {
+		return nil, err
+	}
+	e.o.Ledger.status(&p)
+	return []PoolStatus{p}, nil
 }
 
 // ListDir lists a directory of a detached volume without mounting it.
 func (e *Engine) ListDir(ctx context.Context, workspace, name, dir string) ([]filesystem.Entry, error) {
-	return nil, ErrUnavailable
+	return do(ctx, e, func(ctx context.Context) ([]filesystem.Entry, error) {
+		var entries []filesystem.Entry
+		err := e.detached(ctx, workspace, name, func(path string, v Volume) error {
+			var err error
+			entries, err = e.o.Filesystems.ListDir(ctx, path, v.Filesystem, dir)
+			return err
+		})
+		return entries, err
+	})
 }
 
 // ReadFile writes a file of a detached volume to w without mounting the volume.
+// It runs under the caller's context, because w is the caller's.
 func (e *Engine) ReadFile(ctx context.Context, workspace, name, file string, w io.Writer) error {
-	return ErrUnavailable
+	return e.detached(ctx, workspace, name, func(path string, v Volume) error {
+		return e.o.Filesystems.ReadFile(ctx, path, v.Filesystem, file, w)
+	})
 }
 
-// SetQuota bounds a workspace, durably; Quota tells the bounds.
-func (e *Engine) SetQuota(ctx context.Context, workspace string, q Quota) error {
-	return ErrUnavailable
+// detached opens the image of a volume that nobody uses, as a file, read-only.
+func (e *Engine) detached(ctx context.Context, workspace, name string, use func(path string, v Volume) error) (err error) {
+	v, release, err := e.lockNamed(ctx, workspace, name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	switch {
+	case v.Phase != Ready || v.Failure != "":
+		return notReady(v)
+	case len(v.Attachments) > 0:
+		return problem(ErrAttached, "", "volume %q is attached to %s: read its files there, or detach it", v.Name, v.AttachedTo())
+	case v.Filesystem == filesystem.None:
+		return problem(ErrUnsupported, "", "volume %q has no filesystem", v.Name)
+	}
+	endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: true})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.o.Pool.Close(ctx, v.ID, endpoint.Lease)) }()
+	return use(endpoint.Path, v)
 }
 
-// Quota tells the bounds of a workspace; the zero Quota is none.
-func (e *Engine) Quota(workspace string) Quota { return Quota{} }
+func notReady(v Volume) error {
+	if v.Failure != "" {
+		return problem(ErrConflict, "", "volume %q has failed: %s", v.Name, v.Failure)
+	}
+	return problem(ErrConflict, "", "volume %q is %s", v.Name, v.Phase)
+}
 
-// Pools tells the pools' space and promises.
-func (e *Engine) Pools(ctx context.Context) ([]PoolStatus, error) { return nil, nil }
-
-// Attachments counts the attachments of all volumes, by target type.
-func (e *Engine) Attachments() map[string]int { return nil }
+// lockNamed finds a volume by name and takes its lock; what it returns is the
+// record as it is under the lock.
+func (e *Engine) lockNamed(ctx context.Context, workspace, name string) (Volume, func(), error) {
+	v, err := e.Volume(workspace, name)
+	if err != nil {
+		return Volume{}, nil, err
+	}
+	release, err := e.locks.acquire(ctx, v.ID)
+	if err != nil {
+		return Volume{}, nil, err
+	}
+	now, ok := e.catalog.get(v.ID)
+	if !ok {
+		release()
+		return Volume{}, nil, problem(ErrNotFound, "", "volume %.60q not found", name)
+	}
+	return now, release, nil
+}

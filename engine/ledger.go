@@ -1,22 +1,158 @@
 package engine
 
+import (
+	"sync"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
+)
+
 // LedgerOptions configure admission for one pool.
 type LedgerOptions struct {
 	Total   int64        // bytes that the pool can hold
 	Ratio   float64      // overprovision; 1.0: every promise can be kept
 	Reserve int64        // bytes kept free for deletes and metadata
-	Other   func() int64 // bytes held by what is not a volume
+	Other   func() int64 // bytes held by what is not a volume; cheap, called under the ledger's lock
+	Free    func() int64 // bytes free in the pool now; nil: not watched. Cheap as well
 }
 
 // Ledger is the admission account of a pool: what has been promised, and
 // whether more can be. In memory, recomputed at start. Safe for concurrent use.
-type Ledger struct{}
+//
+// Promises / ratio + what is not a volume + reservations + reserve <= total.
+type Ledger struct {
+	o LedgerOptions
+
+	mu         sync.Mutex
+	promises   map[blockdev.ID]promise
+	workspaces map[string]*usage
+	promised   int64 // sum of promises, bytes
+	reserved   int64 // sum of reservations, bytes
+}
+
+type promise struct {
+	workspace string
+	bytes     int64
+}
+
+type usage struct{ volumes, bytes int64 }
 
 // NewLedger makes an empty account.
-func NewLedger(o LedgerOptions) *Ledger { return &Ledger{} }
+func NewLedger(o LedgerOptions) *Ledger {
+	if o.Ratio <= 0 {
+		o.Ratio = 1
+	}
+	if o.Other == nil {
+		o.Other = func() int64 { return 0 }
+	}
+	return &Ledger{o: o, promises: map[blockdev.ID]promise{}, workspaces: map[string]*usage{}}
+}
 
 // Reserve sets bytes aside for something that is not a volume yet (staging, an
 // image being built) until release is called; ErrNoSpace when they are not there.
 func (l *Ledger) Reserve(bytes int64, what string) (release func(), err error) {
-	return func() {}, nil
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if left := l.available(); bytes > left {
+		return nil, problem(ErrNoSpace, "", "%s needs %d MiB and the pool has %d MiB left: delete volumes or template versions, or enlarge the pool",
+			what, bytes/filesystem.MiB, max(left, 0)/filesystem.MiB)
+	}
+	l.reserved += bytes
+	return sync.OnceFunc(func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.reserved -= bytes
+	}), nil
+}
+
+// promise sets what a volume is promised to bytes, within the quota and the
+// pool. What was promised before (growth) is replaced.
+func (l *Ledger) promise(workspace string, id blockdev.ID, bytes int64, q Quota) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	old, known := l.promises[id]
+	if err := l.withinQuota(workspace, bytes, old.bytes, known, q); err != nil {
+		return err
+	}
+	more := int64(float64(bytes-old.bytes) / l.o.Ratio)
+	if left := l.available(); more > left {
+		return problem(ErrNoSpace, "spec.size", "the pool has %d MiB left and this needs %d MiB: delete volumes, enlarge the pool, or let the operator raise overprovision",
+			max(left, 0)/filesystem.MiB, more/filesystem.MiB)
+	}
+	if l.o.Free != nil && l.o.Free() < l.o.Reserve {
+		return problem(ErrNoSpace, "spec.size", "the pool is filled up to its reserve of %d MiB: free or add space", l.o.Reserve/filesystem.MiB)
+	}
+	l.set(workspace, id, bytes)
+	return nil
+}
+
+func (l *Ledger) withinQuota(workspace string, bytes, before int64, known bool, q Quota) error {
+	u := l.workspaces[workspace]
+	if u == nil {
+		u = &usage{}
+	}
+	mib := bytes / filesystem.MiB
+	switch {
+	case q.LargestMiB > 0 && mib > q.LargestMiB && bytes > before:
+		return problem(ErrQuota, "spec.size", "volume size %d MB exceeds maximum allowed size %d MB of this workspace", mib, q.LargestMiB)
+	case q.Volumes > 0 && !known && u.volumes+1 > q.Volumes:
+		return problem(ErrQuota, "", "the workspace has its maximum of %d volumes", q.Volumes)
+	case q.MiB > 0 && bytes > before && (u.bytes-before+bytes)/filesystem.MiB > q.MiB:
+		return problem(ErrQuota, "spec.size", "the workspace's volumes would have %d MB together, its maximum is %d MB", (u.bytes-before+bytes)/filesystem.MiB, q.MiB)
+	}
+	return nil
+}
+
+// record notes a promise made earlier (at start), without asking whether it fits.
+func (l *Ledger) record(workspace string, id blockdev.ID, bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.set(workspace, id, bytes)
+}
+
+// forget ends a promise; unknown ids are success.
+func (l *Ledger) forget(id blockdev.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p, known := l.promises[id]
+	if !known {
+		return
+	}
+	delete(l.promises, id)
+	l.promised -= p.bytes
+	u := l.workspaces[p.workspace]
+	u.volumes--
+	u.bytes -= p.bytes
+}
+
+func (l *Ledger) set(workspace string, id blockdev.ID, bytes int64) {
+	old, known := l.promises[id]
+	u := l.workspaces[workspace]
+	if u == nil {
+		u = &usage{}
+		l.workspaces[workspace] = u
+	}
+	if !known {
+		u.volumes++
+	}
+	u.bytes += bytes - old.bytes
+	l.promised += bytes - old.bytes
+	l.promises[id] = promise{workspace, bytes}
+}
+
+// available is what is left for promises, in bytes of the pool. Under mu.
+func (l *Ledger) available() int64 {
+	return l.o.Total - int64(float64(l.promised)/l.o.Ratio) - l.o.Other() - l.reserved - l.o.Reserve
+}
+
+// status fills the ledger's part of a PoolStatus.
+func (l *Ledger) status(p *PoolStatus) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p.Provisioned = l.promised
+	p.Other = l.o.Other() + l.reserved
+	p.Reserve = l.o.Reserve
+	p.Ratio = l.o.Ratio
+	p.Available = max(int64(float64(l.available())*l.o.Ratio), 0)
+	p.Volumes = len(l.promises)
 }

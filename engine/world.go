@@ -14,10 +14,11 @@ type Library interface {
 	// Resolve finds a READY revision by "name", "name:latest" or "name:N" (or a
 	// version's name) in a workspace. templates.ErrNotFound.
 	Resolve(ctx context.Context, workspace, ref string) (templates.Template, templates.Revision, error)
-	// Source gives a published image of exactly s.Size bytes to clone, made if
-	// the cache has none. It is not removed until release is called.
-	// templates.ErrTooSmall when the revision does not fit.
-	Source(ctx context.Context, s templates.SourceSpec) (id blockdev.ID, release func(), err error)
+	// Hydrate makes a draft dst of exactly s.Size bytes that holds a clean
+	// filesystem: a formatted blank, or a revision's content. Copy-on-write where
+	// the pool can, a copy of the data extents otherwise. A draft that is there is
+	// made anew. templates.ErrTooSmall when the revision does not fit.
+	Hydrate(ctx context.Context, dst blockdev.ID, s templates.SourceSpec) error
 }
 
 // Stage mounts volumes on this host where no tenant can reach them. attach.Stage is one.
@@ -37,11 +38,13 @@ type Stage interface {
 type Filesystems interface {
 	// Identify gives a clean, unmounted filesystem its own UUID, durably.
 	Identify(ctx context.Context, path string, t filesystem.Type, uuid string) error
-	// Size reads the filesystem's size in bytes from its superblock.
+	// Size reads the size in bytes of an unmounted filesystem from its superblock;
+	// SizeMounted asks the one that is mounted at dir.
 	Size(ctx context.Context, path string, t filesystem.Type) (int64, error)
-	// Grow grows an unmounted filesystem to its device; check runs the checker
-	// first and repairs what an interrupted growth left. filesystem.ErrNeedsMount
-	// for types that only grow mounted.
+	SizeMounted(ctx context.Context, dir string, t filesystem.Type) (int64, error)
+	// Grow grows an unmounted filesystem to its device; the checker runs first and
+	// repairs what an interrupted growth left. filesystem.ErrNeedsMount for types
+	// that only grow mounted.
 	Grow(ctx context.Context, path string, t filesystem.Type) error
 	// GrowMounted grows the filesystem mounted at dir to its device.
 	// filesystem.ErrCannotGrowMounted, with the reason, where the kernel refuses.

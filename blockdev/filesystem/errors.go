@@ -11,6 +11,8 @@ var (
 	ErrNeedsMount = errors.New("filesystem grows only while mounted")
 	// ErrCannotGrowMounted: the kernel refuses to grow this type while mounted.
 	ErrCannotGrowMounted = errors.New("the kernel refuses to grow this filesystem while mounted")
+	// ErrReadOnly: the filesystem is mounted read-only and cannot grow.
+	ErrReadOnly = errors.New("filesystem is mounted read-only")
 	// ErrTooSmall: the device is below the type's minimum.
 	ErrTooSmall = errors.New("device is too small for the filesystem")
 	// ErrDamaged: the superblock is not what it should be, or a check failed.

@@ -1,0 +1,173 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
+	"holdfast/metadata"
+	"holdfast/templates"
+)
+
+// CreateVolume returns when the volume is usable and durable. A create that
+// fails leaves nothing.
+func (e *Engine) CreateVolume(ctx context.Context, r CreateVolume) (Volume, error) {
+	if r.IdempotencyKey == "" {
+		return e.create(ctx, r, "")
+	}
+	return e.createOnce(ctx, r)
+}
+
+func (e *Engine) create(ctx context.Context, r CreateVolume, idempotencyKey string) (Volume, error) {
+	v, err := e.design(ctx, r)
+	if err != nil {
+		return Volume{}, err
+	}
+	return do(ctx, e, func(ctx context.Context) (Volume, error) {
+		release, err := e.locks.acquire(ctx, v.ID)
+		if err != nil {
+			return Volume{}, err
+		}
+		defer release()
+		if err := e.intend(ctx, v, idempotencyKey, r); err != nil {
+			return Volume{}, err
+		}
+		if err := e.settle(ctx, &v); err != nil {
+			return Volume{}, e.abandon(ctx, v, idempotencyKey, err)
+		}
+		return v, nil
+	})
+}
+
+// design makes the record that a request asks for, or says what is wrong with it.
+func (e *Engine) design(ctx context.Context, r CreateVolume) (Volume, error) {
+	now := e.now()
+	v := Volume{
+		ID: newID(blockdev.PrefixVolume, now), Sequence: 1,
+		Workspace: r.Workspace, Name: r.Name, DisplayName: r.DisplayName, Labels: r.Labels, ExternalID: r.ExternalID,
+		UUID: newUUID(), Phase: Allocating,
+		CreatedAt: now, UpdatedAt: now, CreatedBy: r.Actor, UpdatedBy: r.Actor,
+	}
+	if v.Name == "" {
+		v.Name = newName()
+	}
+	var err error
+	if err := errors.Join(checkName(v.Name), checkDisplayName(v.DisplayName), checkExternalID(v.ExternalID), checkLabels(v.Labels)); err != nil {
+		return Volume{}, firstProblem(err)
+	}
+	if v.Region, err = e.checkRegion(r.Region); err != nil {
+		return Volume{}, err
+	}
+	if v.Filesystem, err = checkFilesystem(r.Filesystem); err != nil {
+		return Volume{}, err
+	}
+	v.SizeMiB = DefaultSizeMiB
+	if r.Template != "" {
+		if err := e.resolve(ctx, &v, r.Template); err != nil {
+			return Volume{}, err
+		}
+	}
+	if r.SizeMiB != nil {
+		v.SizeMiB = *r.SizeMiB
+	}
+	if err := e.checkSize(v.SizeMiB, v.Filesystem); err != nil {
+		return Volume{}, err
+	}
+	return v, nil
+}
+
+// resolve pins the template's revision and takes its default size.
+func (e *Engine) resolve(ctx context.Context, v *Volume, ref string) error {
+	if v.Filesystem == filesystem.None {
+		return problem(ErrInvalid, "spec.filesystem", "a volume from a template has a filesystem: leave it out or choose ext4, xfs or btrfs")
+	}
+	template, revision, err := e.o.Library.Resolve(ctx, v.Workspace, ref)
+	if errors.Is(err, templates.ErrNotFound) || errors.Is(err, templates.ErrInvalid) {
+		return &Problem{Kind: ErrInvalid, Field: "spec.template", Message: fmt.Sprintf("template %.120q not found: %v", ref, err), Err: err}
+	}
+	if err != nil {
+		return err
+	}
+	v.Template, v.Revision = template.Name+":"+revision.Name, revision.ID
+	if template.DefaultSizeMiB > 0 {
+		v.SizeMiB = template.DefaultSizeMiB
+	}
+	return nil
+}
+
+// intend takes the name, the promise and the quota, and makes the wish durable.
+func (e *Engine) intend(ctx context.Context, v Volume, idempotencyKey string, r CreateVolume) error {
+	if !e.catalog.add(v) {
+		return problem(ErrExists, "metadata.name", "Volume %s already exists", v.Name)
+	}
+	if err := e.o.Ledger.promise(v.Workspace, v.ID, v.bytes(), e.Quota(v.Workspace)); err != nil {
+		e.catalog.remove(v.ID)
+		return err
+	}
+	err := e.o.Store.Update(ctx, func(tx *metadata.Tx) error {
+		if idempotencyKey != "" {
+			if err := idempotencyTable.Put(tx, idempotencyKey, e.remember(v, r)); err != nil {
+				return err
+			}
+		}
+		return volumesTable.Put(tx, string(v.ID), v)
+	})
+	if err != nil {
+		e.o.Ledger.forget(v.ID)
+		e.catalog.remove(v.ID)
+		return err
+	}
+	return nil
+}
+
+// abandon undoes a create that failed: the caller gets the reason, and nothing
+// is left. What cannot be undone now is finished by Run.
+func (e *Engine) abandon(ctx context.Context, v Volume, idempotencyKey string, cause error) error {
+	if lostWrite(cause) {
+		return cause // fail-stop: records stay for the next start
+	}
+	if idempotencyKey != "" {
+		if err := e.dropKeys(ctx, []string{idempotencyKey}); err != nil {
+			return errors.Join(cause, err)
+		}
+	}
+	v.Phase = Deleting
+	if err := e.bury(ctx, v); err != nil {
+		e.o.Log.Error("a failed create could not be undone: it is tried again", "volume", v.ID, "workspace", v.Workspace, "err", err)
+	}
+	return userError(cause)
+}
+
+// userError makes a failed step readable for its caller.
+func userError(err error) error {
+	switch {
+	case isProblem(err):
+		return firstProblem(err)
+	case errors.Is(err, templates.ErrTooSmall), errors.Is(err, filesystem.ErrTooSmall):
+		return &Problem{Kind: ErrInvalid, Field: "spec.size", Message: innermost(err), Err: err}
+	case errors.Is(err, blockdev.ErrNoSpace), errors.Is(err, templates.ErrNoSpace), errors.Is(err, metadata.ErrNoSpace):
+		return &Problem{Kind: ErrNoSpace, Message: "the pool is full: delete volumes or template versions, or enlarge the pool", Err: err}
+	}
+	return err
+}
+
+// firstProblem finds the first error in a chain or a join that is for the user.
+func firstProblem(err error) error {
+	var p *Problem
+	if errors.As(err, &p) {
+		return p
+	}
+	return err
+}
+
+// innermost is the text of a wrapped error without the operations around it.
+func innermost(err error) string {
+	var op *blockdev.OpError
+	for errors.As(err, &op) && op.Err != nil {
+		err = op.Err
+		op = nil
+	}
+	return err.Error()
+}

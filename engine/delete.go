@@ -1,0 +1,106 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"sync"
+
+	"holdfast/blockdev"
+)
+
+// DeleteVolume durably deletes; the answer's phase is Deleting and the name is
+// free. An attached volume is ErrAttached.
+func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string) (Volume, error) {
+	return do(ctx, e, func(ctx context.Context) (Volume, error) {
+		v, release, err := e.lockNamed(ctx, workspace, name)
+		if err != nil {
+			return Volume{}, err
+		}
+		defer release()
+		if len(v.Attachments) > 0 {
+			return Volume{}, problem(ErrAttached, "", "volume %q is attached to %s: detach it first", v.Name, v.AttachedTo())
+		}
+		v = v.clone()
+		v.UpdatedAt, v.UpdatedBy = e.now(), actor
+		if err := e.mark(ctx, &v); err != nil {
+			return Volume{}, userError(err)
+		}
+		if err := e.bury(ctx, v); err != nil {
+			if lostWrite(err) {
+				return Volume{}, err
+			}
+			e.o.Log.Warn("a deletion is not finished: it is tried again", "volume", v.ID, "workspace", workspace, "err", err)
+		}
+		return v, nil
+	})
+}
+
+// mark durably says in the image's description that the volume is being deleted:
+// from here on it is finished, whatever happens. An image that is missing, or not
+// yet there, needs no mark: the record has it.
+func (e *Engine) mark(ctx context.Context, v *Volume) error {
+	v.Phase = Deleting
+	v.Sequence++
+	b, err := describe(*v)
+	if err != nil {
+		return err
+	}
+	err = e.o.Pool.Describe(ctx, v.ID, b)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// bury frees the name, then takes image and record away. When that cannot be
+// finished now, the volume waits among the buried for Run or the next start.
+func (e *Engine) bury(ctx context.Context, v Volume) error {
+	if err := e.commitFreeing(ctx, v); err != nil {
+		return err
+	}
+	e.buried.add(v)
+	e.catalog.remove(v.ID)
+	if err := e.remove(ctx, v); err != nil {
+		e.wake()
+		return err
+	}
+	return nil
+}
+
+// graveyard holds volumes whose deletion is not finished: their names are free,
+// their promises are not.
+type graveyard struct {
+	mu      sync.Mutex
+	volumes map[blockdev.ID]Volume
+}
+
+func newGraveyard() *graveyard { return &graveyard{volumes: map[blockdev.ID]Volume{}} }
+
+func (g *graveyard) add(v Volume) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.volumes[v.ID] = v
+}
+
+func (g *graveyard) remove(id blockdev.ID) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	delete(g.volumes, id)
+}
+
+func (g *graveyard) get(id blockdev.ID) (Volume, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	v, ok := g.volumes[id]
+	return v, ok
+}
+
+func (g *graveyard) all() []Volume {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	list := make([]Volume, 0, len(g.volumes))
+	for _, v := range g.volumes {
+		list = append(list, v)
+	}
+	return list
+}

@@ -1,0 +1,309 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
+	"holdfast/templates"
+)
+
+// maxSteps bounds settle: a volume that needs more has a bug, not a future.
+const maxSteps = 16
+
+// settle takes one step after the other until nothing is left to do. The caller
+// holds the volume's lock; v is changed to what it became.
+func (e *Engine) settle(ctx context.Context, v *Volume) error {
+	for range maxSteps {
+		f, err := e.ask(ctx, *v)
+		if err != nil {
+			return err
+		}
+		next := step(*v, f)
+		if next == actNothing {
+			e.setPending(v.ID, "")
+			return nil
+		}
+		again, err := e.take(ctx, v, f, next)
+		if err != nil {
+			return fmt.Errorf("%s: %w", next, err)
+		}
+		if !again {
+			return nil
+		}
+	}
+	return fmt.Errorf("volume %s does not settle", v.ID)
+}
+
+// take performs one action. again is false when the volume is as far as it can
+// get now: gone, failed, or pending.
+func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (again bool, err error) {
+	switch next {
+	case actAllocate:
+		return true, e.allocate(ctx, v)
+	case actAdopt:
+		return true, e.adoptImage(ctx, v)
+	case actRemove:
+		return false, e.remove(ctx, *v)
+	case actMissing:
+		v.Failure = "the image is missing from the pool"
+		e.catalog.replace(*v)
+		return false, nil
+	case actDevice:
+		return true, e.o.Pool.Grow(ctx, v.ID, v.bytes())
+	case actOffline:
+		return e.growOffline(ctx, v)
+	case actMounted:
+		return e.growMounted(ctx, v)
+	}
+	return false, fmt.Errorf("no such action")
+}
+
+// ask gathers the facts that step needs for the volume's phase.
+func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
+	var f facts
+	if v.Phase == Deleting {
+		return f, nil
+	}
+	info, err := e.o.Pool.Stat(ctx, v.ID)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return f, nil
+	}
+	if err != nil {
+		return f, err
+	}
+	f.published, f.device = !info.Draft, info.Size
+	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published {
+		return f, nil
+	}
+	dir, err := e.o.Stage.Mounted(ctx, v.ID)
+	if err != nil {
+		return f, err
+	}
+	if dir != "" {
+		f.mounted = true
+		f.filesystem, err = e.o.Filesystems.SizeMounted(ctx, dir, v.Filesystem)
+		return f, err
+	}
+	err = e.asFile(ctx, v.ID, true, func(path string) error {
+		f.filesystem, err = e.o.Filesystems.Size(ctx, path, v.Filesystem)
+		return err
+	})
+	return f, err
+}
+
+// asFile opens the image as a file for as long as use runs.
+func (e *Engine) asFile(ctx context.Context, id blockdev.ID, readOnly bool, use func(path string) error) (err error) {
+	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: readOnly})
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.o.Pool.Close(ctx, id, endpoint.Lease)) }()
+	return use(endpoint.Path)
+}
+
+// allocate makes the draft, gives its filesystem an identity of its own and
+// publishes it with the description that says Ready. The record follows.
+func (e *Engine) allocate(ctx context.Context, v *Volume) error {
+	if v.Filesystem == filesystem.None {
+		if err := e.o.Pool.Create(ctx, v.ID, v.bytes()); err != nil {
+			return err
+		}
+	} else if err := e.hydrate(ctx, *v); err != nil {
+		return err
+	}
+	ready := v.clone()
+	ready.Phase = Ready
+	ready.Sequence++
+	e.happened(&ready, "deployment", "Volume is ready")
+	b, err := describe(ready)
+	if err != nil {
+		return err
+	}
+	if err := e.o.Pool.Publish(ctx, v.ID, b); err != nil {
+		return err
+	}
+	if err := e.commit(ctx, ready); err != nil {
+		return err
+	}
+	*v = ready
+	return nil
+}
+
+func (e *Engine) hydrate(ctx context.Context, v Volume) error {
+	spec := templates.SourceSpec{Filesystem: v.Filesystem, Size: v.bytes(), Revision: v.Revision}
+	if err := e.o.Library.Hydrate(ctx, v.ID, spec); err != nil {
+		return err
+	}
+	return e.asFile(ctx, v.ID, false, func(path string) error {
+		return e.o.Filesystems.Identify(ctx, path, v.Filesystem, v.UUID)
+	})
+}
+
+// adoptImage lets the record follow a published image: its description was made
+// durable before a crash took the commit.
+func (e *Engine) adoptImage(ctx context.Context, v *Volume) error {
+	info, err := e.o.Pool.Stat(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	found, err := parseDescription(info.Description)
+	if err != nil {
+		return fmt.Errorf("%w: %w", blockdev.ErrCorrupt, err)
+	}
+	if err := e.commit(ctx, found); err != nil {
+		return err
+	}
+	*v = found
+	return nil
+}
+
+// remove takes a volume away: mounts and device (left by a crash at most), then
+// the image, then the record.
+func (e *Engine) remove(ctx context.Context, v Volume) error {
+	if err := e.deactivate(ctx, v); err != nil {
+		return err
+	}
+	if err := e.o.Pool.Remove(ctx, v.ID); err != nil {
+		return err
+	}
+	return e.erase(ctx, v.ID)
+}
+
+// growOffline grows the filesystem of a volume that nobody uses. ext4 is marked
+// first: a growth that is cut short needs the checker before the next use.
+func (e *Engine) growOffline(ctx context.Context, v *Volume) (again bool, err error) {
+	if !v.CheckFirst && v.Filesystem == filesystem.Ext4 {
+		v.CheckFirst = true
+		if err := e.save(ctx, v); err != nil {
+			return false, err
+		}
+	}
+	err = e.asFile(ctx, v.ID, false, func(path string) error {
+		return e.o.Filesystems.Grow(ctx, path, v.Filesystem)
+	})
+	if errors.Is(err, filesystem.ErrNeedsMount) {
+		return e.growOnStage(ctx, v)
+	}
+	if err != nil {
+		return false, err
+	}
+	if v.CheckFirst {
+		v.CheckFirst = false
+		return true, e.save(ctx, v)
+	}
+	return true, nil
+}
+
+// growOnStage mounts a volume that nobody uses, to grow it.
+func (e *Engine) growOnStage(ctx context.Context, v *Volume) (again bool, err error) {
+	dir, err := e.activate(ctx, *v, false)
+	if err != nil {
+		return false, errors.Join(err, e.deactivate(ctx, *v))
+	}
+	err = e.o.Filesystems.GrowMounted(ctx, dir, v.Filesystem)
+	return err == nil, errors.Join(err, e.deactivate(ctx, *v))
+}
+
+func (e *Engine) growMounted(ctx context.Context, v *Volume) (again bool, err error) {
+	dir, err := e.o.Stage.Mounted(ctx, v.ID)
+	if err != nil {
+		return false, err
+	}
+	switch err := e.o.Filesystems.GrowMounted(ctx, dir, v.Filesystem); {
+	case errors.Is(err, filesystem.ErrCannotGrowMounted):
+		e.setPending(v.ID, fmt.Sprintf("the filesystem grows when the volume is detached: %v", err))
+		return false, nil
+	case errors.Is(err, filesystem.ErrReadOnly):
+		e.setPending(v.ID, "the filesystem grows when the volume is detached or attached writable: it is attached read-only")
+		return false, nil
+	case err != nil:
+		return false, err
+	}
+	return true, nil
+}
+
+func (e *Engine) setPending(id blockdev.ID, why string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if why == "" {
+		delete(e.pending, id)
+		return
+	}
+	e.pending[id] = why
+}
+
+// activate opens the volume as a block device and mounts it on the stage.
+func (e *Engine) activate(ctx context.Context, v Volume, readOnly bool) (dir string, err error) {
+	endpoint, err := e.open(ctx, v.ID, readOnly)
+	if err != nil {
+		return "", err
+	}
+	return e.o.Stage.Mount(ctx, v.ID, endpoint, v.Filesystem)
+}
+
+func (e *Engine) open(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Endpoint, error) {
+	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
+	if err != nil {
+		return endpoint, err
+	}
+	e.mu.Lock()
+	e.endpoints[id] = endpoint
+	e.mu.Unlock()
+	return endpoint, nil
+}
+
+// deactivate flushes, unmounts and closes what activate made, also when another
+// life of this process made it.
+func (e *Engine) deactivate(ctx context.Context, v Volume) error {
+	if err := e.o.Stage.Unmount(ctx, v.ID); err != nil {
+		return err
+	}
+	info, err := e.o.Pool.Stat(ctx, v.ID)
+	if errors.Is(err, blockdev.ErrNotFound) || err == nil && !info.Open {
+		e.forgetEndpoint(v.ID)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	lease, err := e.leaseOf(ctx, v)
+	if err != nil {
+		return err
+	}
+	if err := e.o.Pool.Close(ctx, v.ID, lease); err != nil {
+		return err
+	}
+	e.forgetEndpoint(v.ID)
+	return nil
+}
+
+// leaseOf finds the opening of an open image: remembered, or asked for again (an
+// opening that is there is found, not made twice).
+func (e *Engine) leaseOf(ctx context.Context, v Volume) (string, error) {
+	e.mu.Lock()
+	endpoint, known := e.endpoints[v.ID]
+	e.mu.Unlock()
+	if known {
+		return endpoint.Lease, nil
+	}
+	var failures error
+	for _, kind := range []blockdev.Kind{blockdev.Block, blockdev.File} {
+		for _, readOnly := range []bool{false, true} {
+			endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{kind}, ReadOnly: readOnly})
+			if err == nil {
+				return endpoint.Lease, nil
+			}
+			failures = errors.Join(failures, err)
+		}
+	}
+	return "", failures
+}
+
+func (e *Engine) forgetEndpoint(id blockdev.ID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.endpoints, id)
+}

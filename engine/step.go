@@ -1,0 +1,63 @@
+package engine
+
+import "holdfast/blockdev/filesystem"
+
+// action is the one thing that is next for a volume.
+type action string
+
+const (
+	actNothing  action = "nothing"
+	actAllocate action = "allocate" // make the draft, filled or empty, and publish it
+	actAdopt    action = "adopt"    // the image is published: the record follows it
+	actRemove   action = "remove"   // take mounts, device and image away, then the record
+	actMissing  action = "missing"  // a ready volume without an image: failed, never dropped
+	actDevice   action = "device"   // grow the device to the wanted size
+	actOffline  action = "offline"  // grow the unmounted filesystem to the device
+	actMounted  action = "mounted"  // grow the mounted filesystem to the device
+)
+
+// facts are what the pool and the kernel say of a volume; they are asked, never stored.
+type facts struct {
+	published  bool
+	device     int64 // bytes
+	filesystem int64 // bytes; meaningful for published images with a filesystem
+	mounted    bool
+}
+
+// step names the next action. It is pure: the loop in settle takes it and asks
+// again, so what a crash left half-done is found and finished.
+//
+//	Allocating ─► Hydrating ─► Ready ─► Deleting ─► (gone)
+//	                             │ wanted > device     ⇒ grow the device
+//	                             │ device > filesystem ⇒ grow the filesystem
+func step(v Volume, f facts) action {
+	switch v.Phase {
+	case Deleting:
+		return actRemove
+	case Allocating, Hydrating:
+		if f.published {
+			return actAdopt
+		}
+		return actAllocate
+	}
+	switch {
+	case !f.published:
+		return actMissing
+	case f.device < v.bytes():
+		return actDevice
+	case v.Filesystem == filesystem.None || v.Tainted:
+		return actNothing
+	case v.CheckFirst && !f.mounted:
+		return actOffline
+	case outgrown(f) && f.mounted:
+		return actMounted
+	case outgrown(f):
+		return actOffline
+	}
+	return actNothing
+}
+
+// outgrown reports whether the filesystem leaves room on the device that it
+// could use. Filesystems round down to their own units (blocks; XFS leaves a last
+// allocation group of under 64 blocks alone), all below the MiB that sizes are in.
+func outgrown(f facts) bool { return f.device-f.filesystem >= filesystem.MiB }
