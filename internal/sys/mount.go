@@ -229,6 +229,22 @@ func SyncFilesystem(f *os.File) error {
 	return wrap("syncfs", f.Name(), control(f, func(fd uintptr) error { return unix.Syncfs(int(fd)) }))
 }
 
+// DeviceHeld reports whether the kernel (a mounted filesystem, in whatever
+// namespace) or another process holds a block device exclusively. A device that
+// is not there any more is not held.
+func DeviceHeld(device string) (bool, error) {
+	f, err := open(device, unix.O_RDONLY|unix.O_EXCL|unix.O_NONBLOCK)
+	switch {
+	case err == nil:
+		return false, f.Close()
+	case errors.Is(err, unix.EBUSY):
+		return true, nil
+	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENXIO):
+		return false, nil
+	}
+	return false, err
+}
+
 // Place is what the kernel tells of an opened file's mount and filesystem.
 type Place struct {
 	MountID   uint64 // first field of its line in mountinfo
@@ -238,6 +254,9 @@ type Place struct {
 	Inode     uint64
 	Mode      uint32
 }
+
+// IsBlock reports whether it is a block device's node.
+func (p Place) IsBlock() bool { return p.Mode&unix.S_IFMT == unix.S_IFBLK }
 
 // PlaceOf asks about f.
 func PlaceOf(f *os.File) (Place, error) {

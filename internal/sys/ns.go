@@ -1,0 +1,109 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+)
+
+// MountNamespace opens the mount namespace of a process. With a pidfd of that
+// process that is still alive afterwards it is proven to be its own.
+func MountNamespace(pid int) (*os.File, error) {
+	return open("/proc/"+strconv.Itoa(pid)+"/ns/mnt", unix.O_RDONLY)
+}
+
+// SameNamespace reports whether two descriptors mean one namespace.
+func SameNamespace(a, b *os.File) (bool, error) {
+	pa, errA := PlaceOf(a)
+	pb, errB := PlaceOf(b)
+	return pa.Device == pb.Device && pa.Inode == pb.Inode, errors.Join(errA, errB)
+}
+
+// Inside is a mount namespace as seen from a thread that is in it. It is only
+// valid during InMountNamespace.
+type Inside struct {
+	Root *os.File // the namespace's root (O_PATH)
+	proc *os.File // our own /proc, which the namespace may lack
+}
+
+// Mountinfo opens the namespace's table of mounts, as proc_pid_mountinfo(5)
+// describes it, with paths below Root.
+func (in Inside) Mountinfo() (io.ReadCloser, error) {
+	var fd int
+	err := control(in.proc, func(proc uintptr) error {
+		return retry(func() (err error) {
+			fd, err = unix.Openat(int(proc), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			return err
+		})
+	})
+	if err != nil {
+		return nil, wrap("open", "mountinfo", err)
+	}
+	return os.NewFile(uintptr(fd), "mountinfo"), nil
+}
+
+// UnmountAt takes the topmost mount at name away, which is one component below
+// the opened directory. A symbolic link is not followed. See Unmount for errors.
+func (in Inside) UnmountAt(dir *os.File, name string) error {
+	err := control(dir, func(fd uintptr) error {
+		if err := unix.Fchdir(int(fd)); err != nil { // of this thread alone
+			return err
+		}
+		defer unix.Chdir("/")
+		return retry(func() error { return unix.Unmount(name, unix.UMOUNT_NOFOLLOW) })
+	})
+	return wrap("umount", name, err)
+}
+
+// InMountNamespace runs fn on a thread of its own inside a mount namespace, with
+// the namespace's root as root and working directory. Paths that fn uses mean
+// what they mean there; descriptors opened before keep their meaning. The thread
+// is thrown away. Goroutines that fn starts are not inside.
+func InMountNamespace(ns *os.File, fn func(in Inside) error) error {
+	proc, err := open("/proc", unix.O_PATH|unix.O_DIRECTORY)
+	if err != nil {
+		return err
+	}
+	defer proc.Close()
+	done := make(chan error)
+	go onThrowAwayThread(done, func() error {
+		// A thread that shares root and working directory with others may not
+		// change its mount namespace (setns(2)).
+		if err := unix.Unshare(unix.CLONE_FS); err != nil {
+			return fmt.Errorf("unshare(CLONE_FS): %w", err)
+		}
+		if err := control(ns, func(fd uintptr) error { return unix.Setns(int(fd), unix.CLONE_NEWNS) }); err != nil {
+			return wrap("setns", ns.Name(), err)
+		}
+		root, err := open("/", unix.O_PATH|unix.O_DIRECTORY)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		return fn(Inside{Root: root, proc: proc})
+	})
+	return <-done
+}
+
+// onThrowAwayThread runs fn on a thread that ends with it. That must not be the
+// main thread: it cannot end, and /proc/self would show its namespace for ever.
+func onThrowAwayThread(done chan<- error, fn func() error) {
+	runtime.LockOSThread()
+	if unix.Gettid() == unix.Getpid() {
+		// Held here, the main thread cannot be given to the next goroutine.
+		inner := make(chan error)
+		go onThrowAwayThread(inner, fn)
+		err := <-inner
+		runtime.UnlockOSThread()
+		done <- err
+		return
+	}
+	// Not unlocked: the runtime ends a thread whose goroutine ends locked.
+	err := fn()
+	done <- err
+}

@@ -1,0 +1,74 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// OpenPidfd opens a process: the descriptor goes on meaning this process when
+// its number is used again. ESRCH (os.ErrProcessDone) when there is none.
+func OpenPidfd(pid int) (*os.File, error) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil, fmt.Errorf("pidfd_open %d: %w (%w)", pid, os.ErrProcessDone, err)
+	case err != nil:
+		return nil, fmt.Errorf("pidfd_open %d: %w", pid, err)
+	}
+	return os.NewFile(uintptr(fd), "pid "+strconv.Itoa(pid)), nil
+}
+
+// PidfdAlive reports whether the process has not ended; a zombie has.
+func PidfdAlive(pidfd *os.File) (bool, error) {
+	var ended bool
+	err := control(pidfd, func(fd uintptr) error {
+		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+		n, err := 0, error(nil)
+		err = retry(func() error { n, err = unix.Poll(fds, 0); return err })
+		ended = n > 0
+		return err
+	})
+	return !ended, wrap("poll", pidfd.Name(), err)
+}
+
+// StartTime is when a process began, in clock ticks since boot (field 22 of
+// proc_pid_stat(5)): together with the pid and the boot it names the process.
+// os.ErrProcessDone when there is none.
+func StartTime(pid int) (uint64, error) {
+	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
+	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		return 0, fmt.Errorf("start time of %d: %w (%w)", pid, os.ErrProcessDone, err)
+	}
+	if err != nil {
+		return 0, err
+	}
+	return parseStartTime(string(text))
+}
+
+// parseStartTime reads field 22. The second field is the command in
+// parentheses, which may itself hold blanks and parentheses.
+func parseStartTime(stat string) (uint64, error) {
+	end := strings.LastIndexByte(stat, ')')
+	if end < 0 {
+		return 0, fmt.Errorf("malformed stat line %q", stat)
+	}
+	fields := strings.Fields(stat[end+1:]) // from field 3 on
+	if len(fields) < 20 {
+		return 0, fmt.Errorf("malformed stat line %q", stat)
+	}
+	return strconv.ParseUint(fields[19], 10, 64)
+}
+
+// BootID names this boot of the machine.
+func BootID() (string, error) {
+	text, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(text)), nil
+}
