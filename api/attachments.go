@@ -1,0 +1,108 @@
+package api
+
+import (
+	"holdfast/blockdev/attach"
+	"holdfast/engine"
+)
+
+// Attachment is one use of a volume by a sandbox.
+type Attachment struct {
+	ID        string `json:"id"`
+	Holder    string `json:"holder"` // "sandbox:NAME" or "agent:NAME"
+	Target    Target `json:"target"` // as it was asked for
+	MountPath string `json:"mountPath,omitempty"`
+	ReadOnly  bool   `json:"readOnly"`
+	Epoch     uint64 `json:"epoch"`
+	Phase     string `json:"phase"`             // attaching, attached, detaching
+	Failure   string `json:"failure,omitempty"` // why the last step did not go through
+	CreatedAt string `json:"createdAt"`
+	CreatedBy string `json:"createdBy,omitempty"`
+}
+
+// Target says where a volume goes.
+type Target struct {
+	Type      string `json:"type"`
+	Path      string `json:"path,omitempty"`      // host: the directory
+	Container string `json:"container,omitempty"` // runc: its id
+	Root      string `json:"root,omitempty"`      // runc: its state directory
+}
+
+// AttachmentRequest is the body of POST.
+type AttachmentRequest struct {
+	Holder    string `json:"holder"`
+	Target    Target `json:"target"`
+	MountPath string `json:"mountPath"`
+	ReadOnly  bool   `json:"readOnly"`
+}
+
+func attachmentBody(a engine.Attachment) Attachment {
+	return Attachment{
+		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
+		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root},
+		Failure: a.Failure, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
+	}
+}
+
+func createAttachment(c *call) error {
+	name, err := c.pathName("volume")
+	if err != nil {
+		return err
+	}
+	var b AttachmentRequest
+	if err := c.decode(&b); err != nil {
+		return err
+	}
+	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
+		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Actor: c.principal.actor(),
+		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root},
+	})
+	if err != nil {
+		return err
+	}
+	return c.json(attachmentBody(a))
+}
+
+func listAttachments(c *call) error {
+	name, err := c.pathName("volume")
+	if err != nil {
+		return err
+	}
+	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	if err != nil {
+		return err
+	}
+	all := make([]Attachment, len(v.Attachments))
+	for i, a := range v.Attachments {
+		all[i] = attachmentBody(a)
+	}
+	return c.json(all)
+}
+
+func getAttachment(c *call) error {
+	name, err := c.pathName("volume")
+	if err != nil {
+		return err
+	}
+	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	if err != nil {
+		return err
+	}
+	for _, a := range v.Attachments {
+		if a.ID == c.r.PathValue("id") {
+			return c.json(attachmentBody(a))
+		}
+	}
+	return refuse(ErrMissing, "volume %q has no attachment %q", name, clip(c.r.PathValue("id"), 64))
+}
+
+func deleteAttachment(c *call) error {
+	name, err := c.pathName("volume")
+	if err != nil {
+		return err
+	}
+	a, err := c.s.o.Engine.Detach(c.r.Context(), c.workspace, name, c.r.PathValue("id"), c.principal.actor())
+	if err != nil {
+		return err
+	}
+	return c.json(attachmentBody(a))
+}

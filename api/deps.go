@@ -1,0 +1,108 @@
+package api
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"time"
+
+	"holdfast/blockdev/filesystem"
+	"holdfast/engine"
+	"holdfast/templates"
+)
+
+// Engine is what the server needs of the volumes. engine.Engine is one.
+type Engine interface {
+	CreateVolume(ctx context.Context, r engine.CreateVolume) (engine.Volume, error)
+	Volume(workspace, name string) (engine.Volume, error)
+	VolumeByExternalID(workspace, externalID string) (engine.Volume, error)
+	Sizes(ctx context.Context, v engine.Volume) (engine.Sizes, error)
+	List(workspace string, q engine.Query) (engine.Page, error)
+	ChangeVolume(ctx context.Context, workspace, name string, c engine.ChangeVolume) (engine.Volume, error)
+	DeleteVolume(ctx context.Context, workspace, name, actor string) (engine.Volume, error)
+	Attach(ctx context.Context, workspace, name string, r engine.AttachVolume) (engine.Attachment, error)
+	Detach(ctx context.Context, workspace, name, id, actor string) (engine.Attachment, error)
+	ListDir(ctx context.Context, workspace, name, dir string) ([]filesystem.Entry, error)
+	ReadFile(ctx context.Context, workspace, name, file string, w io.Writer) error
+	SetQuota(ctx context.Context, workspace string, q engine.Quota) error
+	Quota(workspace string) engine.Quota
+	Pools(ctx context.Context) ([]engine.PoolStatus, error)
+}
+
+// Library is what the server needs of the templates. templates.Library is one.
+type Library interface {
+	Put(ctx context.Context, workspace, name string, c templates.Change, create bool) (t templates.Template, created bool, err error)
+	Template(workspace, name string) (templates.Template, error)
+	List(workspace string) ([]templates.Template, error)
+	Delete(ctx context.Context, workspace, name, actor string) (templates.Template, error)
+	DeleteRevision(ctx context.Context, workspace, name, version, actor string) (templates.Template, error)
+	BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error)
+	Ingest(ctx context.Context, uploadID, expires, signature string, length int64, body io.Reader) (templates.Revision, error)
+}
+
+// Role is what a principal may do; each includes those before it.
+type Role string
+
+// The roles.
+const (
+	Reader Role = "reader"
+	Writer Role = "writer"
+	Admin  Role = "admin"
+)
+
+func (r Role) rank() int {
+	switch r {
+	case Reader:
+		return 1
+	case Writer:
+		return 2
+	case Admin:
+		return 3
+	}
+	return 0
+}
+
+// Principal is who makes a request.
+type Principal struct {
+	KeyID        string
+	Name         string
+	Role         Role
+	Workspace    string // of the key; empty for a control-plane key without one
+	ControlPlane bool   // may act for any workspace, and on the node
+}
+
+// actor is how the principal shows in createdBy and in the audit log.
+func (p Principal) actor() string {
+	if p.Name != "" {
+		return p.Name
+	}
+	return p.KeyID
+}
+
+// Authenticator finds the principal of a request. ErrUnauthorized for missing
+// or invalid credentials.
+type Authenticator interface {
+	Authenticate(r *http.Request) (Principal, error)
+}
+
+// Entry is one line of the audit log: a mutation that was asked for, by whom,
+// and how it ended.
+type Entry struct {
+	Time      time.Time
+	Request   string // id
+	Workspace string
+	KeyID     string
+	Principal string
+	Action    string // "volume.create"
+	Resource  string // name
+	Remote    string // address; "local" for the socket
+	Status    int    // HTTP
+	Error     string // the error word, empty when it went through
+}
+
+// Auditor keeps the audit log.
+type Auditor interface {
+	Record(ctx context.Context, e Entry) error
+	// Recent gives the newest entries of a workspace (empty: all), newest first.
+	Recent(ctx context.Context, workspace string, limit int) ([]Entry, error)
+}
