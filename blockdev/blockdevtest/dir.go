@@ -34,7 +34,7 @@ func ReflinkDir(t testing.TB, opts ...DirOption) string {
 func Ext4Dir(t testing.TB, opts ...DirOption) string {
 	t.Helper()
 	Require(t, Root, Loop, Ext4)
-	return mountedImage(t, 64<<20, opts, "mkfs.ext4", "-q", "-m", "0")
+	return mountedImage(t, 64<<20, opts, "mkfs.ext4", "-q", "-m", "0", "-b", "4096")
 }
 
 func mountedImage(t testing.TB, size int64, opts []DirOption, mkfs ...string) string {

@@ -176,3 +176,9 @@ func MapFile(f *os.File, maxExtents int) (Mapped, error) {
 	}
 	return m, nil
 }
+
+// IsNoSpace reports whether a call failed because the filesystem, or a quota on
+// it, is full.
+func IsNoSpace(err error) bool {
+	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
+}
