@@ -33,7 +33,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"github.com/containerd/go-runc/..."},
-		by:      []string{"blockdev/attach/runc", "blockdev/cage", "internal/sandbox/..."},
+		by:      []string{"blockdev/attach/runc/...", "blockdev/cage", "internal/sandbox/..."},
 		why:     "go-runc cuts the chain of errors: few places re-type them",
 	},
 	{
@@ -63,13 +63,13 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/blockdev/blockdevtest"},
-		by:      []string{"blockdev/blockdevtest"},
+		by:      []string{"blockdev/blockdevtest", "blockdev/attach/runc/runctest"},
 		tests:   true,
 		why:     "a backend that fails on purpose has no place in the product",
 	},
 	{
 		imports: []string{"testing/..."},
-		by:      []string{"blockdev/blockdevtest", "internal/vmtest", "internal/powercut"},
+		by:      []string{"blockdev/blockdevtest", "blockdev/attach/runc/runctest", "internal/vmtest", "internal/powercut"},
 		tests:   true,
 		why:     "test code is not linked into the product",
 	},
