@@ -4,11 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"syscall"
 )
-
-// ErrLocked means that another process has the file or directory open.
-var ErrLocked = errors.New("in use by another process")
 
 // lockFile takes the whole-file lock that says "open here"; it ends with the
 // descriptor, so also with the process.
@@ -30,4 +28,41 @@ func syncDir(dir string) error {
 		return err
 	}
 	return errors.Join(d.Sync(), d.Close())
+}
+
+// freeBytes tells what the filesystem of path still takes.
+func freeBytes(path string) (int64, error) {
+	var st syscall.Statfs_t
+	if err := syscall.Statfs(path, &st); err != nil {
+		return 0, fmt.Errorf("statfs %s: %w", path, err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil
+}
+
+// recordBytes tells what Badger's files allocate.
+func recordBytes(dir string) (tables, logs int64, err error) {
+	entries, err := os.ReadDir(filepath.Join(dir, recordsDir))
+	if err != nil {
+		return 0, 0, err
+	}
+	for _, e := range entries {
+		info, err := e.Info()
+		if errors.Is(err, os.ErrNotExist) {
+			continue // compacted away just now
+		}
+		if err != nil {
+			return 0, 0, err
+		}
+		st, ok := info.Sys().(*syscall.Stat_t)
+		if !ok {
+			continue
+		}
+		switch filepath.Ext(e.Name()) {
+		case ".sst":
+			tables += st.Blocks * 512
+		case ".mem", ".vlog":
+			logs += st.Blocks * 512
+		}
+	}
+	return tables, logs, nil
 }

@@ -1,12 +1,9 @@
 package metadata
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-
-	badger "github.com/dgraph-io/badger/v4"
 )
 
 var (
@@ -17,85 +14,82 @@ var (
 	// ErrNoSpace means that the store's filesystem is below its headroom; only
 	// updates that free something (UpdateFreeing) are taken.
 	ErrNoSpace = errors.New("metadata filesystem is almost full")
+	// ErrTooLarge means that a record or a transaction is larger than the store takes.
+	ErrTooLarge = errors.New("too large for one transaction")
+	// ErrClosed means that the store was closed.
+	ErrClosed = errors.New("metadata store is closed")
+	// ErrLocked means that another process has the store or the log open.
+	ErrLocked = errors.New("in use by another process")
+	// ErrDamaged means that a file holds something that was never written to it.
+	ErrDamaged = errors.New("damaged")
+	// ErrRolledBack means that records are gone that had been committed: the store
+	// or a part of it was lost. It has to be rebuilt.
+	ErrRolledBack = errors.New("committed records are missing")
 )
-
-// Tx is a transaction: a consistent view, and in an Update also writes.
-type Tx struct{ txn *badger.Txn }
 
 // Table is a named set of records of type T, stored as JSON. Keys are text;
 // a table's keys sort bytewise.
 type Table[T any] struct{ Name string }
 
-func (t Table[T]) key(key string) []byte { return []byte(t.Name + "/" + key) }
+func (t Table[T]) key(key string) string { return t.Name + "/" + key }
+
+func (t Table[T]) wrap(key string, err error) error {
+	return fmt.Errorf("%s %q: %w", t.Name, key, err)
+}
 
 // Get reads one record; ErrNotFound when there is none.
 func (t Table[T]) Get(tx *Tx, key string) (T, error) {
 	var v T
-	item, err := tx.txn.Get(t.key(key))
-	if errors.Is(err, badger.ErrKeyNotFound) {
-		return v, fmt.Errorf("%s %q: %w", t.Name, key, ErrNotFound)
-	}
+	err := tx.get(t.key(key), func(b []byte) error { return json.Unmarshal(b, &v) })
 	if err != nil {
-		return v, fmt.Errorf("%s %q: %w", t.Name, key, err)
-	}
-	err = item.Value(func(b []byte) error { return json.Unmarshal(b, &v) })
-	if err != nil {
-		return v, fmt.Errorf("%s %q: %w", t.Name, key, err)
+		return v, t.wrap(key, err)
 	}
 	return v, nil
 }
 
-// Put writes one record.
+// Put writes one record, at most MaxRecord bytes as JSON.
 func (t Table[T]) Put(tx *Tx, key string, v T) error {
 	b, err := json.Marshal(v)
-	if err != nil {
-		return fmt.Errorf("%s %q: %w", t.Name, key, err)
+	if err == nil {
+		err = tx.set(t.key(key), b)
 	}
-	return tx.txn.Set(t.key(key), b)
-}
-
-// Delete removes one record; absent is success.
-func (t Table[T]) Delete(tx *Tx, key string) error { return tx.txn.Delete(t.key(key)) }
-
-// Scan calls fn for each record whose key begins with prefix, in key order,
-// until fn returns an error, which Scan returns.
-func (t Table[T]) Scan(tx *Tx, prefix string, fn func(key string, v T) error) error {
-	opts := badger.DefaultIteratorOptions
-	opts.Prefix = t.key(prefix)
-	it := tx.txn.NewIterator(opts)
-	defer it.Close()
-	for it.Rewind(); it.Valid(); it.Next() {
-		item := it.Item()
-		var v T
-		if err := item.Value(func(b []byte) error { return json.Unmarshal(b, &v) }); err != nil {
-			return fmt.Errorf("%s %q: %w", t.Name, item.Key(), err)
-		}
-		if err := fn(string(item.Key()[len(t.Name)+1:]), v); err != nil {
-			return err
-		}
+	if err != nil {
+		return t.wrap(key, err)
 	}
 	return nil
 }
 
-// Store is an open database. It is safe for concurrent use.
-type Store struct{ db *badger.DB }
-
-// Update runs fn in a read-write transaction and commits it; it is durable on
-// return. fn may run several times (conflicts are retried), so it has no side
-// effects. An error of fn is returned and nothing is written.
-func (s *Store) Update(ctx context.Context, fn func(*Tx) error) error {
-	for {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		err := s.db.Update(func(txn *badger.Txn) error { return fn(&Tx{txn}) })
-		if !errors.Is(err, badger.ErrConflict) {
-			return err
-		}
+// Delete removes one record; absent is success.
+func (t Table[T]) Delete(tx *Tx, key string) error {
+	if err := tx.set(t.key(key), nil); err != nil {
+		return t.wrap(key, err)
 	}
+	return nil
 }
 
-// View runs fn in a read-only transaction.
-func (s *Store) View(fn func(*Tx) error) error {
-	return s.db.View(func(txn *badger.Txn) error { return fn(&Tx{txn}) })
+// Scan calls fn for each record whose key begins with prefix, in key order,
+// until fn returns an error, which Scan returns. fn may write: the scan shows
+// the table as it was when it began.
+func (t Table[T]) Scan(tx *Tx, prefix string, fn func(key string, v T) error) error {
+	return t.ScanFrom(tx, prefix, "", fn)
+}
+
+// ScanFrom is Scan that begins at start, or at the first key after it.
+func (t Table[T]) ScanFrom(tx *Tx, prefix, start string, fn func(key string, v T) error) error {
+	return tx.scan(t.key(prefix), t.key(start), true, func(full string, b []byte) error {
+		key := full[len(t.Name)+1:]
+		var v T
+		if err := json.Unmarshal(b, &v); err != nil {
+			return t.wrap(key, err)
+		}
+		return fn(key, v)
+	})
+}
+
+// Keys calls fn for each key that begins with prefix, in order, without reading
+// the records, until fn returns an error, which Keys returns.
+func (t Table[T]) Keys(tx *Tx, prefix string, fn func(key string) error) error {
+	return tx.scan(t.key(prefix), "", false, func(full string, _ []byte) error {
+		return fn(full[len(t.Name)+1:])
+	})
 }

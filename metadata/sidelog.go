@@ -14,9 +14,6 @@ import (
 	"syscall"
 )
 
-// ErrDamaged means that a file holds something that was never written to it.
-var ErrDamaged = errors.New("damaged")
-
 // SideLog is an append-only, synced log of facts that must survive the loss of
 // the database: API keys, revocations, workspaces, quotas, template heads. One
 // checksummed JSON line per entry; a torn last line is cut off at Open, damage
