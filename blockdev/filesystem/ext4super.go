@@ -1,8 +1,6 @@
 package filesystem
 
-import (
-	"encoding/binary"
-)
+import "encoding/binary"
 
 // The ext4 superblock: 1024 bytes at byte 1024, little-endian. Offsets and bits
 // are those of the kernel's Documentation/filesystems/ext4/super.rst.
@@ -50,8 +48,21 @@ func (s *ext4Super) clean() bool {
 	return s.state&(ext4StateClean|ext4StateErrors) == ext4StateClean && !s.dirty()
 }
 
-// parseExt4Super reads the 1024 bytes of a superblock.
+// parseExt4Super reads the 1024 bytes of a superblock and verifies its checksum.
 func parseExt4Super(b []byte) (*ext4Super, error) {
+	s, err := parseExt4SuperUnsummed(b)
+	if err != nil {
+		return nil, err
+	}
+	if s.roCompat&ext4ROMetadataCsum != 0 {
+		if want, have := ext4SuperSum(b), binary.LittleEndian.Uint32(b[0x3FC:]); want != have {
+			return nil, damaged("ext4 superblock checksum %08x, should be %08x", have, want)
+		}
+	}
+	return s, nil
+}
+
+func parseExt4SuperUnsummed(b []byte) (*ext4Super, error) {
 	if len(b) != ext4SuperBytes {
 		return nil, damaged("superblock of %d bytes", len(b))
 	}
@@ -85,11 +96,6 @@ func parseExt4Super(b []byte) (*ext4Super, error) {
 	}
 	if s.blocks <= 0 || s.blocks > 1<<48 || s.blocksPerGroup == 0 || s.inodesPerGroup == 0 {
 		return nil, damaged("ext4 superblock with %d blocks, %d a group", s.blocks, s.blocksPerGroup)
-	}
-	if s.roCompat&ext4ROMetadataCsum != 0 {
-		if want, have := ext4SuperSum(b), le.Uint32(b[0x3FC:]); want != have {
-			return nil, damaged("ext4 superblock checksum %08x, should be %08x", have, want)
-		}
 	}
 	return s, nil
 }

@@ -1,6 +1,181 @@
 package filesystem
 
-import "fmt"
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"holdfast/internal/sys"
+)
+
+// GrowMounted grows the filesystem mounted at dir to its device; it is there
+// already is success. ErrCannotGrowMounted, with the reason, where the kernel
+// refuses. The growth is durable when it returns, as far as the device is.
+func (x Tools) GrowMounted(ctx context.Context, dir string, t Type) error {
+	if err := ctx.Err(); err != nil {
+		return failed("grow", t, err)
+	}
+	root, err := openMounted(dir, t)
+	if err != nil {
+		return failed("grow", t, err)
+	}
+	defer root.Close()
+	switch t {
+	case Ext4:
+		err = growMountedExt4(root)
+	case XFS:
+		err = growMountedXFS(root)
+	case Btrfs:
+		err = sys.GrowBtrfs(root)
+	}
+	if err == nil {
+		err = sys.SyncFilesystem(root)
+	}
+	return failed("grow", t, err)
+}
+
+// SizeMounted asks the kernel for the size in bytes of the filesystem mounted
+// at dir. The backing file of its device may still show an older one.
+func (x Tools) SizeMounted(ctx context.Context, dir string, t Type) (int64, error) {
+	if err := ctx.Err(); err != nil {
+		return 0, failed("size", t, err)
+	}
+	root, err := openMounted(dir, t)
+	if err != nil {
+		return 0, failed("size", t, err)
+	}
+	defer root.Close()
+	var size int64
+	switch t {
+	case Ext4:
+		var s *ext4Super
+		if s, _, err = mountedExt4Super(root); err == nil {
+			size = s.size()
+		}
+	case XFS:
+		var g sys.XFSGeometry
+		g, err = sys.XFSGeometryOf(root)
+		size = g.Blocks * g.BlockSize
+	case Btrfs:
+		size, err = sys.BtrfsSize(root)
+	}
+	return size, failed("size", t, err)
+}
+
+// openMounted opens the root of a mounted filesystem and makes sure of its type,
+// since each type's calls mean something else to another.
+func openMounted(dir string, t Type) (*os.File, error) {
+	magic, ok := map[Type]int64{Ext4: sys.MagicExt4, XFS: sys.MagicXFS, Btrfs: sys.MagicBtrfs}[t]
+	if !ok {
+		return nil, errors.ErrUnsupported
+	}
+	f, err := os.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	have, err := sys.FilesystemMagic(f)
+	if err == nil && have != magic {
+		err = fmt.Errorf("what is mounted at %s is of type %#x, not %s", dir, have, t)
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	return f, nil
+}
+
+// mountedDevice opens the block device under a mounted ext4 or XFS.
+func mountedDevice(root *os.File) (*os.File, error) {
+	place, err := sys.PlaceOf(root)
+	if err != nil {
+		return nil, err
+	}
+	major, minor := sys.MajorMinor(place.Device)
+	link, err := os.Readlink(fmt.Sprintf("/sys/dev/block/%d:%d", major, minor))
+	if err != nil {
+		return nil, err
+	}
+	return os.Open("/dev/" + filepath.Base(link))
+}
+
+// mountedExt4Super reads the superblock through the block device, whose cache
+// the mounted ext4 works in, and tells the device's size.
+func mountedExt4Super(root *os.File) (*ext4Super, int64, error) {
+	dev, err := mountedDevice(root)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer dev.Close()
+	b, err := readAt(dev, ext4SuperOffset, ext4SuperBytes)
+	if err != nil {
+		return nil, 0, err
+	}
+	// The kernel brings the checksum up to date only when it writes the block.
+	s, err := parseExt4SuperUnsummed(b)
+	if err != nil {
+		return nil, 0, err
+	}
+	size, err := dev.Seek(0, io.SeekEnd)
+	return s, size, err
+}
+
+func growMountedExt4(root *os.File) error {
+	s, device, err := mountedExt4Super(root)
+	if err != nil || s.fills(device) {
+		return err
+	}
+	err = sys.GrowExt4(root, uint64(device/s.blockSize))
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		if cannot := canGrowExt4(); cannot != nil {
+			return cannot
+		}
+		return fmt.Errorf("%w: it has errors or is otherwise barred from it (%w)", ErrCannotGrowMounted, err)
+	case errors.Is(err, errors.ErrUnsupported):
+		return fmt.Errorf("%w: %w", ErrCannotGrowMounted, err)
+	}
+	return err
+}
+
+func growMountedXFS(root *os.File) error {
+	dev, err := mountedDevice(root)
+	if err != nil {
+		return err
+	}
+	defer dev.Close()
+	device, err := dev.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	g, err := sys.XFSGeometryOf(root)
+	if err != nil {
+		return err
+	}
+	blocks := device / g.BlockSize
+	if blocks <= g.Blocks {
+		return nil
+	}
+	return sys.GrowXFS(root, uint64(blocks), g.MaxInodes)
+}
+
+// Freeze flushes the filesystem mounted at dir and holds all writes to it until
+// Thaw, so that its device can be copied. sys.ErrFrozen when it is frozen.
+func (x Tools) Freeze(dir string) error { return withDir(dir, sys.Freeze) }
+
+// Thaw ends a Freeze; not frozen is success.
+func (x Tools) Thaw(dir string) error { return withDir(dir, sys.Thaw) }
+
+func withDir(dir string, fn func(*os.File) error) error {
+	f, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return fn(f)
+}
 
 // growUnmounted is the offline growth of types that only grow mounted: being
 // grown already is success.
@@ -22,5 +197,5 @@ func growUnmounted(path string, sizeOf func(string) (int64, error)) error {
 	return fmt.Errorf("%w: it has %d of %d bytes", ErrNeedsMount, size, device)
 }
 
-// growthUnit is what a filesystem may leave unused at its end, in bytes.
+// growthUnit is the least growth that is asked for, in bytes.
 const growthUnit = MiB

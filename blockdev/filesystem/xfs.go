@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
 
 	"holdfast/internal/run"
 )
@@ -25,23 +24,15 @@ type xfsSuper struct {
 	blocks     int64
 	agBlocks   int64
 	agCount    int64
+	agBlockLog int64 // bits of a filesystem block number that count within a group
 	sectorSize int64
 	logStart   int64 // filesystem block number, 0: external
 	logBlocks  int64
 	incompat   uint32
 	uuid       UUID
-	metaUUID   UUID
 }
 
 func (s *xfsSuper) size() int64 { return s.blocks * s.blockSize }
-
-// metadataUUID is the one that all metadata but the superblocks carries.
-func (s *xfsSuper) metadataUUID() UUID {
-	if s.incompat&xfsFeatureMetaUUID != 0 {
-		return s.metaUUID
-	}
-	return s.uuid
-}
 
 // parseXFSSuper reads one sector that begins with a superblock.
 func parseXFSSuper(b []byte) (*xfsSuper, error) {
@@ -59,11 +50,11 @@ func parseXFSSuper(b []byte) (*xfsSuper, error) {
 		logStart:   int64(be.Uint64(b[48:])),
 		agBlocks:   int64(be.Uint32(b[84:])),
 		agCount:    int64(be.Uint32(b[88:])),
+		agBlockLog: int64(b[124]),
 		logBlocks:  int64(be.Uint32(b[96:])),
 		sectorSize: int64(be.Uint16(b[102:])),
 		incompat:   be.Uint32(b[216:]),
 		uuid:       UUID(b[32:48]),
-		metaUUID:   UUID(b[248:264]),
 	}
 	if err := s.plausible(); err != nil {
 		return nil, err
@@ -88,6 +79,9 @@ func (s *xfsSuper) plausible() error {
 	if s.blocks <= 0 || s.blocks > 1<<50 || s.agBlocks <= 0 || s.agCount <= 0 ||
 		s.blocks > s.agCount*s.agBlocks || s.blocks <= (s.agCount-1)*s.agBlocks {
 		return damaged("XFS of %d blocks in %d groups of %d", s.blocks, s.agCount, s.agBlocks)
+	}
+	if s.agBlockLog > 40 || 1<<s.agBlockLog < s.agBlocks {
+		return damaged("XFS groups of %d blocks, %d bits", s.agBlocks, s.agBlockLog)
 	}
 	return nil
 }
@@ -153,5 +147,3 @@ func (x Tools) dirtyXFS(ctx context.Context, path string) (bool, error) {
 
 // logIsClean reads what xfs_logprint -t says.
 func logIsClean(out []byte) bool { return bytes.Contains(out, []byte("state: <CLEAN>")) }
-
-func identifyXFS(path string, id UUID) error { return errors.ErrUnsupported }

@@ -1,0 +1,130 @@
+package sys
+
+import (
+	"errors"
+	"os"
+	"runtime"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// The numbers, from the kernel's fs/ext4/ext4.h, fs/xfs/libxfs/xfs_fs.h and
+// include/uapi/linux/{btrfs,fs}.h, are those of amd64 and arm64.
+const (
+	ext4IocResize   = 0x40086610
+	xfsIocGeometry  = 0x80705864
+	xfsIocGrowData  = 0x4010586E
+	btrfsIocResize  = 0x50009403
+	btrfsIocDevInfo = 0xD000941E
+	iocFreeze       = 0xC0045877
+	iocThaw         = 0xC0045878
+)
+
+// The magic numbers that FilesystemMagic tells.
+const (
+	MagicExt4  = unix.EXT4_SUPER_MAGIC
+	MagicXFS   = unix.XFS_SUPER_MAGIC
+	MagicBtrfs = unix.BTRFS_SUPER_MAGIC
+)
+
+// XFSGeometry is what we use of a mounted XFS's geometry.
+type XFSGeometry struct {
+	BlockSize int64  // bytes
+	Blocks    int64  // of the data section
+	MaxInodes uint32 // percent of the space that inodes may take (imaxpct)
+}
+
+// FilesystemMagic tells the type of the mounted filesystem that f is on.
+func FilesystemMagic(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	err := control(f, func(fd uintptr) error {
+		return retry(func() error { return unix.Fstatfs(int(fd), &st) })
+	})
+	return int64(st.Type), os.NewSyscallError("fstatfs", err)
+}
+
+// GrowExt4 grows the mounted ext4 that f is on to a number of its blocks. EPERM
+// without CAP_SYS_RESOURCE, and when the filesystem has errors.
+func GrowExt4(f *os.File, blocks uint64) error {
+	return pointerIoctl(f, "ioctl(EXT4_IOC_RESIZE_FS)", ext4IocResize, unsafe.Pointer(&blocks))
+}
+
+// XFSGeometryOf asks the mounted XFS that f is on.
+func XFSGeometryOf(f *os.File) (XFSGeometry, error) {
+	var g struct {
+		blockSize, _, _, _, _, _, _, maxInodes uint32
+		blocks, _, _, _                        uint64
+		_                                      [48]byte
+	}
+	if err := pointerIoctl(f, "ioctl(XFS_IOC_FSGEOMETRY_V1)", xfsIocGeometry, unsafe.Pointer(&g)); err != nil {
+		return XFSGeometry{}, err
+	}
+	return XFSGeometry{BlockSize: int64(g.blockSize), Blocks: int64(g.blocks), MaxInodes: g.maxInodes}, nil
+}
+
+// GrowXFS grows the data section of the mounted XFS that f is on.
+func GrowXFS(f *os.File, blocks uint64, maxInodes uint32) error {
+	in := struct {
+		blocks    uint64
+		maxInodes uint32
+		_         uint32
+	}{blocks: blocks, maxInodes: maxInodes}
+	return pointerIoctl(f, "ioctl(XFS_IOC_FSGROWFSDATA)", xfsIocGrowData, unsafe.Pointer(&in))
+}
+
+// GrowBtrfs grows the mounted btrfs of one device that f is on to that device.
+func GrowBtrfs(f *os.File) error {
+	var in struct {
+		_    int64
+		name [4088]byte
+	}
+	copy(in.name[:], "1:max")
+	return pointerIoctl(f, "ioctl(BTRFS_IOC_RESIZE)", btrfsIocResize, unsafe.Pointer(&in))
+}
+
+// BtrfsSize tells how many bytes of its one device the mounted btrfs uses.
+func BtrfsSize(f *os.File) (int64, error) {
+	var info struct {
+		device uint64
+		_      [16]byte
+		_      uint64 // bytes in chunks
+		total  uint64
+		_      [4056]byte
+	}
+	info.device = 1
+	err := pointerIoctl(f, "ioctl(BTRFS_IOC_DEV_INFO)", btrfsIocDevInfo, unsafe.Pointer(&info))
+	return int64(info.total), err
+}
+
+// ErrFrozen means that the filesystem is frozen already.
+var ErrFrozen = errors.New("filesystem is frozen")
+
+// Freeze flushes the filesystem that f is on and stops its writes until Thaw.
+func Freeze(f *os.File) error {
+	err := pointerIoctl(f, "ioctl(FIFREEZE)", iocFreeze, nil)
+	if errors.Is(err, unix.EBUSY) {
+		return ErrFrozen
+	}
+	return err
+}
+
+// Thaw ends a Freeze; a filesystem that is not frozen is success.
+func Thaw(f *os.File) error {
+	err := pointerIoctl(f, "ioctl(FITHAW)", iocThaw, nil)
+	if errors.Is(err, unix.EINVAL) {
+		return nil
+	}
+	return err
+}
+
+func pointerIoctl(f *os.File, name string, request uintptr, arg unsafe.Pointer) error {
+	defer runtime.KeepAlive(arg)
+	return ioctl(f, name, func(fd int) error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(arg))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+}
