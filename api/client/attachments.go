@@ -15,8 +15,8 @@ type Attachment struct {
 	MountPath string    `json:"mountPath,omitempty"`
 	ReadOnly  bool      `json:"readOnly"`
 	Epoch     uint64    `json:"epoch,omitempty"`
-	Status    string    `json:"status,omitempty"`
-	Phase     string    `json:"phase,omitempty"`
+	Phase     string    `json:"phase,omitempty"`   // attaching, attached, detaching
+	Failure   string    `json:"failure,omitempty"` // why the last step did not go through
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 	CreatedBy string    `json:"createdBy,omitempty"`
 }
@@ -61,25 +61,26 @@ func (c *Client) Detach(ctx context.Context, volume, id string) (Attachment, err
 // File is one entry of a directory of a volume.
 type File struct {
 	Name    string    `json:"name"`
-	Type    string    `json:"type"`
-	Mode    uint32    `json:"mode"`
-	UID     uint32    `json:"uid"`
-	GID     uint32    `json:"gid"`
-	Size    int64     `json:"size"`
+	Type    string    `json:"type"` // file, directory, symlink, device, pipe, socket
+	Mode    string    `json:"mode"` // octal
+	UID     int       `json:"uid"`
+	GID     int       `json:"gid"`
+	Size    int64     `json:"size"` // bytes
 	ModTime time.Time `json:"modTime,omitzero"`
 }
 
 // ListFiles lists a directory of a detached volume.
 func (c *Client) ListFiles(ctx context.Context, volume, dir string) ([]File, error) {
-	var out []File
-	q := url.Values{"path": {dir}, "list": {"true"}}
-	err := c.do(ctx, call{method: "GET", path: []string{"volumes", volume, "files"}, query: q}, &out)
-	return out, err
+	var out struct {
+		Entries []File `json:"entries"`
+	}
+	err := c.do(ctx, call{method: "GET", path: []string{"volumes", volume, "files"}, query: url.Values{"path": {dir}}}, &out)
+	return out.Entries, err
 }
 
 // ReadFile writes a file of a detached volume to w.
 func (c *Client) ReadFile(ctx context.Context, volume, file string, w io.Writer) error {
-	resp, err := c.send(ctx, call{method: "GET", path: []string{"volumes", volume, "content"}, query: url.Values{"path": {file}}})
+	resp, err := c.send(ctx, call{method: "GET", path: []string{"volumes", volume, "files", "content"}, query: url.Values{"path": {file}}})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"holdfast/api/client"
+)
+
+func (a *app) attachmentCommand() *cobra.Command {
+	c := group("attachment", "Attachments: volumes made visible in sandboxes",
+		a.attachmentCreate(), a.attachmentList(), a.attachmentGet(), a.attachmentDelete())
+	c.Aliases = []string{"attachments", "att"}
+	return c
+}
+
+func (a *app) attachmentCreate() *cobra.Command {
+	var at client.Attachment
+	c := &cobra.Command{
+		Use: "create VOLUME", Short: "Attach a volume to a running container or to a path of the host", Args: cobra.ExactArgs(1),
+		Example: "  holdfast attachment create data --holder sandbox:web --container web1 --mount-path /data\n" +
+			"  holdfast attachment create data --holder sandbox:job --path /srv/volumes/data --read-only",
+		ValidArgsFunction: a.completeVolumes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case (at.Target.Container == "") == (at.Target.Path == ""):
+				return usageError{"give one target: --container ID (runc) or --path DIR (on the host)"}
+			case at.Target.Container != "":
+				at.Target.Type = "runc"
+			default:
+				at.Target.Type = "host"
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			made, err := cl.Attach(cmd.Context(), args[0], at)
+			if err != nil {
+				return err
+			}
+			return a.showAttachment(made)
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&at.Holder, "holder", "", "who uses it: sandbox:NAME or agent:NAME")
+	f.StringVar(&at.Target.Container, "container", "", "id of a running runc container")
+	f.StringVar(&at.Target.Root, "runc-root", "", "runc's state directory (default: the server's)")
+	f.StringVar(&at.Target.Path, "path", "", "directory of the server's host, below an allowed prefix")
+	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container")
+	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
+	_ = c.MarkFlagRequired("holder")
+	return c
+}
+
+func (a *app) attachmentList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list VOLUME", Short: "List a volume's attachments", Args: cobra.ExactArgs(1), ValidArgsFunction: a.completeVolumes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			all, err := cl.Attachments(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return a.show(all, func(r *rows) {
+				r.add("ID", "HOLDER", "TARGET", "MOUNT PATH", "ACCESS", "PHASE", "CREATED")
+				for _, at := range all {
+					r.add(at.ID, at.Holder, targetText(at.Target), at.MountPath, access(at.ReadOnly), at.Phase, at.CreatedAt)
+				}
+			})
+		},
+	}
+}
+
+func (a *app) attachmentGet() *cobra.Command {
+	return &cobra.Command{
+		Use: "get VOLUME ID", Short: "Show an attachment", Args: cobra.ExactArgs(2), ValidArgsFunction: a.completeAttachments,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			at, err := cl.Attachment(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return a.showAttachment(at)
+		},
+	}
+}
+
+func (a *app) attachmentDelete() *cobra.Command {
+	return &cobra.Command{
+		Use: "delete VOLUME ID", Aliases: []string{"rm"}, Short: "Detach: what was written is durable when this returns", Args: cobra.ExactArgs(2),
+		ValidArgsFunction: a.completeAttachments,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			if _, err := cl.Detach(cmd.Context(), args[0], args[1]); err != nil {
+				return err
+			}
+			a.done("attachment %s of volume %s deleted", args[1], args[0])
+			return nil
+		},
+	}
+}
+
+func (a *app) showAttachment(at client.Attachment) error {
+	return a.show(at, func(r *rows) {
+		r.add("ID", at.ID)
+		r.add("Holder", at.Holder)
+		r.add("Target", targetText(at.Target))
+		r.add("Mount path", at.MountPath)
+		r.add("Access", access(at.ReadOnly))
+		r.add("Phase", at.Phase)
+		if at.Failure != "" {
+			r.add("Failure", at.Failure)
+		}
+		r.add("Created", at.CreatedAt)
+	})
+}
+
+func targetText(t client.Target) string {
+	if t.Container != "" {
+		return t.Type + ":" + t.Container
+	}
+	return t.Type + ":" + t.Path
+}
+
+func access(readOnly bool) string {
+	if readOnly {
+		return "read-only"
+	}
+	return "read-write"
+}
