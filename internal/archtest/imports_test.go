@@ -63,7 +63,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/blockdev/blockdevtest"},
-		by:      []string{"blockdev/blockdevtest", "blockdev/attach/runc/runctest"},
+		by:      []string{"blockdev/blockdevtest", "blockdev/attach/runc/runctest", "internal/powercut"},
 		tests:   true,
 		why:     "a backend that fails on purpose has no place in the product",
 	},
@@ -193,12 +193,12 @@ func TestEngineIsPure(t *testing.T) {
 	if !ok {
 		t.Fatal("there is no package engine")
 	}
-	for _, forbidden := range []string{"net/http", "github.com/spf13/cobra", "holdfast/api", "holdfast/blockdev/sparse", "holdfast/blockdev/loop"} {
+	for _, forbidden := range []string{"github.com/spf13/cobra", "github.com/containerd/go-runc", "holdfast/api", "holdfast/blockdev/sparse", "holdfast/blockdev/loop"} {
 		if slices.Contains(p.Deps, forbidden) {
 			t.Errorf("engine depends on %s by way of its imports", forbidden)
 		}
 	}
-	for _, forbidden := range []string{"os", "os/exec", "syscall", "path/filepath"} {
+	for _, forbidden := range []string{"net/http", "os", "os/exec", "syscall", "path/filepath"} {
 		if slices.Contains(p.Imports, forbidden) {
 			t.Errorf("engine imports %s: it knows no system call, no command and no path", forbidden)
 		}
