@@ -3,6 +3,7 @@ package attach
 import (
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 
@@ -36,8 +37,8 @@ func ReadMounts(table io.Reader) ([]Mount, error) {
 	return mountsOf(infos), nil
 }
 
-// mounts reads this process's table.
-func mounts() ([]Mount, error) {
+// Mounts reads the table of this process's namespace.
+func Mounts() ([]Mount, error) {
 	infos, err := mountinfo.GetMounts(nil)
 	if err != nil {
 		return nil, fmt.Errorf("mountinfo: %w", err)
@@ -84,7 +85,7 @@ func mountAt(path string) (*Mount, error) {
 	if !place.MountRoot {
 		return nil, nil
 	}
-	all, err := mounts()
+	all, err := Mounts()
 	if err != nil {
 		return nil, err
 	}
@@ -153,4 +154,58 @@ func (v Volume) Among(all []Mount) []Mount {
 		}
 	}
 	return found
+}
+
+// MountIn tells what mount an opened directory is the root of, in the namespace
+// whose table is all; nil when it is not the root of one.
+func MountIn(all []Mount, dir *os.File) (*Mount, error) {
+	place, err := sys.PlaceOf(dir)
+	if err != nil || !place.MountRoot {
+		return nil, err
+	}
+	m := ByID(all, place.MountID)
+	if m == nil {
+		return nil, fmt.Errorf("mount %d at %s is not in mountinfo", place.MountID, dir.Name())
+	}
+	return m, nil
+}
+
+// Covered reports whether the volume is mounted at the same path as there, which
+// is not it, and so lies below it.
+func (v Volume) Covered(all []Mount, there *Mount) bool {
+	return slices.ContainsFunc(v.Among(all), func(m Mount) bool { return m.Path == there.Path })
+}
+
+// SameVolume checks that what is mounted where a request wants its volume is
+// that volume, as the request wants it. blockdev.ErrBusy when it is not.
+func SameVolume(v Volume, there *Mount, r Request) error {
+	if !v.Is(*there) {
+		return fmt.Errorf("%w: something else (%s) is mounted at %s", blockdev.ErrBusy, there.Type, there.Path)
+	}
+	if there.ReadOnly != r.ReadOnly {
+		return fmt.Errorf("%w: the volume is mounted at %s with read-only=%t: detach it first", blockdev.ErrBusy, there.Path, there.ReadOnly)
+	}
+	return nil
+}
+
+// Clone makes a mount of the volume on the stage that is nowhere yet: nosuid,
+// nodev, private, read-only when the request is.
+func Clone(r Request) (*os.File, error) {
+	place, err := sys.PlaceAt(r.Mounted)
+	if err != nil {
+		return nil, err
+	}
+	if !place.MountRoot { // a clone would show a directory of ours
+		return nil, fmt.Errorf("%w: the volume is not mounted at %q", blockdev.ErrInvalid, r.Mounted)
+	}
+	clone, err := sys.CloneMount(r.Mounted)
+	if err != nil {
+		return nil, err
+	}
+	attr := sys.MountAttr{NoSuid: true, NoDev: true, ReadOnly: r.ReadOnly}
+	if err := sys.SetAttr(clone, attr, sys.Private); err != nil {
+		clone.Close()
+		return nil, err
+	}
+	return clone, nil
 }

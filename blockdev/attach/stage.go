@@ -83,7 +83,7 @@ func ownMount(dir string) error {
 			return fmt.Errorf("%s did not become a mount", dir)
 		}
 	}
-	all, err := mounts()
+	all, err := Mounts()
 	if err != nil {
 		return err
 	}
@@ -196,7 +196,7 @@ func (s *Stage) Mounted(ctx context.Context, id blockdev.ID) (string, error) {
 
 // List tells the IDs of all volumes that are mounted here.
 func (s *Stage) List(ctx context.Context) ([]blockdev.ID, error) {
-	all, err := mounts()
+	all, err := Mounts()
 	if err != nil {
 		return nil, blockdev.Op("attach.List", "", err)
 	}

@@ -54,10 +54,20 @@ func (in Inside) UnmountAt(dir *os.File, name string) error {
 		if err := unix.Fchdir(int(fd)); err != nil { // of this thread alone
 			return err
 		}
-		defer unix.Chdir("/")
-		return retry(func() error { return unix.Unmount(name, unix.UMOUNT_NOFOLLOW) })
+		err := retry(func() error { return unix.Unmount(name, unix.UMOUNT_NOFOLLOW) })
+		return errors.Join(err, unix.Chdir("/"))
 	})
 	return wrap("umount", name, err)
+}
+
+// UnmountAt is Inside.UnmountAt in this process's own namespace.
+func UnmountAt(dir *os.File, name string) error {
+	ns, err := open("/proc/thread-self/ns/mnt", unix.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	return InMountNamespace(ns, func(in Inside) error { return in.UnmountAt(dir, name) })
 }
 
 // InMountNamespace runs fn on a thread of its own inside a mount namespace, with

@@ -1,0 +1,303 @@
+package host
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"unicode"
+	"unicode/utf8"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/internal/sys"
+)
+
+// Type is the target type that this attacher serves.
+const Type = "host"
+
+// longest is the kernel's bound on a path (PATH_MAX, with its final NUL).
+const longest = 4095
+
+// Attacher is an attach.Attacher.
+type Attacher struct {
+	prefixes []string
+	// placing lets one Attach at a time look at a place and mount on it: two of
+	// them for one path must not cover each other.
+	placing sync.Mutex
+}
+
+var _ attach.Attacher = (*Attacher)(nil)
+
+// New allows targets below prefixes: absolute, clean directories other than "/".
+// None means that no target is allowed. blockdev.ErrInvalid names the rule.
+func New(prefixes []string) (*Attacher, error) {
+	for _, p := range prefixes {
+		if err := validPath(p); err != nil {
+			return nil, blockdev.Op("host.New", "", err)
+		}
+	}
+	return &Attacher{prefixes: prefixes}, nil
+}
+
+// Needs is a mount on the stage, of which Attach makes another one.
+func (a *Attacher) Needs() attach.Needs {
+	return attach.Needs{Kinds: []blockdev.Kind{blockdev.Block}, Mount: true}
+}
+
+// Resolve checks the path and makes its directory (0755) when there is none.
+// mountPath must be empty or the same path.
+func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath string) (attach.Target, error) {
+	if err := ctx.Err(); err != nil {
+		return t, err
+	}
+	if mountPath != "" && mountPath != t.Path {
+		return t, blockdev.Op("host.Resolve", "", invalid("mountPath does not apply to a host target: use target.path"))
+	}
+	if t.Container != "" || t.Root != "" {
+		return t, blockdev.Op("host.Resolve", "", invalid("target.container and target.root do not apply to a host target"))
+	}
+	at, err := a.open(t.Path, true)
+	if err != nil {
+		return t, blockdev.Op("host.Resolve", "", err)
+	}
+	at.close()
+	return attach.Target{Type: Type, Path: t.Path}, nil
+}
+
+// Attach mounts the volume at the target's path. It is there already is
+// success; blockdev.ErrBusy when something else is.
+func (a *Attacher) Attach(ctx context.Context, r attach.Request) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return blockdev.Op("host.Attach", r.Volume, a.attach(r))
+}
+
+func (a *Attacher) attach(r attach.Request) error {
+	v, err := attach.VolumeOf(r)
+	if err != nil {
+		return err
+	}
+	a.placing.Lock()
+	defer a.placing.Unlock()
+	at, err := a.open(r.Target.Path, true)
+	if err != nil {
+		return err
+	}
+	defer at.close()
+	_, there, err := at.mounts()
+	if err != nil {
+		return err
+	}
+	if there != nil {
+		return attach.SameVolume(v, there, r)
+	}
+	clone, err := attach.Clone(r)
+	if err != nil {
+		return err
+	}
+	defer clone.Close()
+	return sys.MoveMount(clone, at.dir)
+}
+
+// Detach unmounts the volume from the target's path. It is not there is
+// success, and so is that something else is there. blockdev.ErrBusy, naming
+// processes, while files or directories of it are in use; then nothing changed.
+func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return blockdev.Op("host.Detach", r.Volume, a.detach(r))
+}
+
+func (a *Attacher) detach(r attach.Request) error {
+	v, err := attach.VolumeOf(r)
+	if err != nil {
+		return err
+	}
+	at, err := a.open(r.Target.Path, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer at.close()
+	all, there, err := at.mounts()
+	switch {
+	case err != nil || there == nil:
+		return err
+	case !v.Is(*there) && v.Covered(all, there):
+		return fmt.Errorf("%w: something is mounted over it at %s", blockdev.ErrBusy, r.Target.Path)
+	case !v.Is(*there):
+		return nil
+	}
+	place, err := sys.PlaceOf(at.dir)
+	if err != nil {
+		return err
+	}
+	at.dir.Close() // it would keep the mount busy
+	err = sys.UnmountAt(at.parent, at.name)
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return fmt.Errorf("%w: %s is in use%s: %w", blockdev.ErrBusy, r.Target.Path, attach.Holders(place.Device), err)
+	case errors.Is(err, syscall.EINVAL): // unmounted meanwhile
+		return nil
+	}
+	return err
+}
+
+// Probe asks whether the volume is mounted at the target's path: attached or
+// missing, never gone.
+func (a *Attacher) Probe(ctx context.Context, r attach.Request) (attach.State, error) {
+	if err := ctx.Err(); err != nil {
+		return "", err
+	}
+	state, err := a.probe(r)
+	return state, blockdev.Op("host.Probe", r.Volume, err)
+}
+
+func (a *Attacher) probe(r attach.Request) (attach.State, error) {
+	v, err := attach.VolumeOf(r)
+	if err != nil {
+		return "", err
+	}
+	at, err := a.open(r.Target.Path, false)
+	if errors.Is(err, fs.ErrNotExist) {
+		return attach.StateMissing, nil
+	}
+	if err != nil {
+		return "", err
+	}
+	defer at.close()
+	all, there, err := at.mounts()
+	if err != nil {
+		return "", err
+	}
+	if there != nil && (v.Is(*there) || v.Covered(all, there)) {
+		return attach.StateAttached, nil
+	}
+	return attach.StateMissing, nil
+}
+
+// place is an opened target.
+type place struct {
+	parent *os.File
+	name   string   // of the directory in parent
+	dir    *os.File // the directory, or the root of what is mounted on it
+}
+
+func (p *place) close() {
+	p.parent.Close()
+	p.dir.Close()
+}
+
+// mounts tells all mounts of this host and which is at the place, nil for none.
+func (p *place) mounts() (all []attach.Mount, there *attach.Mount, err error) {
+	if all, err = attach.Mounts(); err != nil {
+		return nil, nil, err
+	}
+	there, err = attach.MountIn(all, p.dir)
+	return all, there, err
+}
+
+// open walks from the target's prefix down to its path. Everything above the
+// path itself must be on the prefix's filesystem: a volume is never mounted
+// inside another one, which nobody could detach then.
+func (a *Attacher) open(target string, create bool) (*place, error) {
+	prefix, rest, err := a.split(target)
+	if err != nil {
+		return nil, err
+	}
+	top, err := openPrefix(prefix)
+	if err != nil {
+		return nil, err
+	}
+	defer top.Close()
+	parent, err := sys.OpenBeneath(top, path.Dir(rest), sys.Walk{Create: create, OneMount: true})
+	if err != nil {
+		return nil, explain(target, prefix, err)
+	}
+	dir, err := sys.OpenBeneath(parent, path.Base(rest), sys.Walk{Create: create})
+	if err != nil {
+		parent.Close()
+		return nil, explain(target, prefix, err)
+	}
+	return &place{parent: parent, name: path.Base(rest), dir: dir}, nil
+}
+
+// openPrefix opens a directory that the operator named; symbolic links in its
+// path are the operator's.
+func openPrefix(prefix string) (*os.File, error) {
+	real, err := filepath.EvalSymlinks(prefix)
+	if err == nil {
+		var f *os.File
+		if f, err = sys.OpenPath(real); err == nil {
+			return f, nil
+		}
+	}
+	// Not fs.ErrNotExist: a prefix that is not there (yet) says nothing about what
+	// was mounted below it.
+	return nil, fmt.Errorf("allowed prefix %s: %s", prefix, err.Error())
+}
+
+// split finds the longest allowed prefix of a target, and the path below it.
+func (a *Attacher) split(target string) (prefix, rest string, err error) {
+	if err := validPath(target); err != nil {
+		return "", "", err
+	}
+	for _, p := range a.prefixes {
+		below, ok := strings.CutPrefix(target, p+"/")
+		if ok && len(p) > len(prefix) {
+			prefix, rest = p, below
+		}
+	}
+	if prefix == "" {
+		return "", "", invalid("target.path must be below one of the directories that the operator allows (%s)", strings.Join(a.prefixes, ", "))
+	}
+	return prefix, rest, nil
+}
+
+func validPath(p string) error {
+	switch {
+	case !path.IsAbs(p):
+		return invalid("the path must be absolute")
+	case p != path.Clean(p):
+		return invalid("the path must be clean: no %q, %q, double or final slash", ".", "..")
+	case p == "/":
+		return invalid("the path must not be /")
+	case len(p) > longest:
+		return invalid("the path is longer than %d bytes", longest)
+	case !utf8.ValidString(p), strings.ContainsFunc(p, unicode.IsControl):
+		return invalid("the path must be UTF-8 without control characters")
+	}
+	return nil
+}
+
+// explain says which rule a path on this host breaks.
+func explain(target, prefix string, err error) error {
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		return invalid("%s leads through a symbolic link: %w", target, err)
+	case errors.Is(err, syscall.ENOTDIR):
+		return invalid("%s is, or leads through, something that is not a directory: %w", target, err)
+	case errors.Is(err, syscall.EXDEV):
+		return invalid("%s leads through a mount below %s: %w", target, prefix, err)
+	case errors.Is(err, syscall.ENAMETOOLONG):
+		return invalid("%s has a name that is too long: %w", target, err)
+	case errors.Is(err, syscall.EROFS):
+		return invalid("%s does not exist and the filesystem is read-only: %w", target, err)
+	}
+	return err
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", blockdev.ErrInvalid, fmt.Errorf(format, args...))
+}

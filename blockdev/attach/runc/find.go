@@ -1,0 +1,143 @@
+package runc
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+
+	gorunc "github.com/containerd/go-runc"
+
+	"holdfast/blockdev"
+	"holdfast/internal/run"
+)
+
+const (
+	// stateTime bounds one "runc state", which takes some 30 ms.
+	stateTime = 15 * time.Second
+	// longest is the kernel's bound on a path (PATH_MAX, with its final NUL).
+	longest = 4095
+)
+
+// containerForm is what runc itself accepts as an id, without a leading dash.
+var containerForm = regexp.MustCompile(`^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,254}$`)
+
+func validContainer(id string) error {
+	if !containerForm.MatchString(id) || id == "." || id == ".." {
+		return invalid("target.container must be 1 to 255 of A-Z a-z 0-9 _ + . - and not begin with a dash")
+	}
+	return nil
+}
+
+func validMountPath(p string) error {
+	switch {
+	case !path.IsAbs(p):
+		return invalid("mountPath must be an absolute path inside the container")
+	case p != path.Clean(p):
+		return invalid("mountPath must be clean: no %q, %q, double or final slash", ".", "..")
+	case p == "/":
+		return invalid("mountPath must not be /")
+	case len(p) > longest:
+		return invalid("mountPath is longer than %d bytes", longest)
+	case !utf8.ValidString(p), strings.ContainsFunc(p, unicode.IsControl):
+		return invalid("mountPath must be UTF-8 without control characters")
+	}
+	for _, kernel := range []string{"/proc", "/sys", "/dev"} {
+		if p == kernel || strings.HasPrefix(p, kernel+"/") {
+			return invalid("mountPath must not be in %s", kernel)
+		}
+	}
+	return nil
+}
+
+// find finds a container's first process. The pid that runc tells may be used
+// again before it is opened, so the process is opened first, by the pid in
+// runc's own state file, and is the right one if runc then says the same pid
+// and the process still lives. Only runc's answer counts: the file is a hint,
+// and without it runc is asked twice.
+func (a *Attacher) find(ctx context.Context, root, id string) (*process, error) {
+	pid := hintedPid(root, id)
+	if pid == 0 {
+		c, err := a.state(ctx, root, id)
+		if err != nil {
+			return nil, err
+		}
+		pid = c.Pid
+	}
+	p, openErr := openProcess(pid)
+	c, err := a.state(ctx, root, id)
+	if err == nil {
+		err = openErr
+	}
+	if err == nil && c.Pid != pid {
+		err = fmt.Errorf("%w: container %s is being replaced", blockdev.ErrBusy, id)
+	}
+	if err == nil {
+		err = p.alive()
+	}
+	if err != nil && openErr == nil {
+		p.close()
+	}
+	return p, err
+}
+
+// hintedPid reads a container's pid from the file in which runc keeps its state
+// (init_process_pid of BaseState, libcontainer/container.go); 0 when it cannot.
+func hintedPid(root, id string) int {
+	text, err := os.ReadFile(filepath.Join(root, id, "state.json"))
+	if err != nil {
+		return 0
+	}
+	var s struct {
+		Pid int `json:"init_process_pid"`
+	}
+	if json.Unmarshal(text, &s) != nil {
+		return 0
+	}
+	return s.Pid
+}
+
+// state asks runc for a container that has a live first process.
+func (a *Attacher) state(ctx context.Context, root, id string) (*gorunc.Container, error) {
+	command, err := run.Look(a.o.Command)
+	if err != nil {
+		return nil, fmt.Errorf("containers cannot be found: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, stateTime)
+	defer cancel()
+	c, err := (&gorunc.Runc{Command: command, Root: root}).State(ctx, id)
+	if err != nil {
+		return nil, classify(ctx, id, err)
+	}
+	switch c.Status {
+	case "running", "created":
+		if c.Pid <= 0 {
+			return nil, fmt.Errorf("runc tells no process of container %s", id)
+		}
+		return c, nil
+	case "paused", "pausing":
+		return nil, fmt.Errorf("%w: container %s is paused: resume it first", blockdev.ErrBusy, id)
+	case "stopped":
+		return nil, fmt.Errorf("%w: container %s has stopped", blockdev.ErrGone, id)
+	}
+	return nil, fmt.Errorf("%w: container %s is %q", blockdev.ErrBusy, id, c.Status)
+}
+
+// classify reads runc's text: go-runc passes it on without a type.
+func classify(ctx context.Context, id string, err error) error {
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("runc state %s: %w", id, errors.Join(context.Cause(ctx), err))
+	case strings.Contains(err.Error(), "does not exist"):
+		return fmt.Errorf("%w: there is no container %s: %w", blockdev.ErrGone, id, err)
+	}
+	return fmt.Errorf("runc state %s: %w", id, err)
+}

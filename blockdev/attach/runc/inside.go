@@ -1,0 +1,144 @@
+package runc
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"syscall"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/internal/sys"
+)
+
+// put mounts the clone at the request's mount path, inside the namespace.
+func put(in sys.Inside, clone *os.File, v attach.Volume, r attach.Request) error {
+	at, err := walk(in, r.MountPath, true)
+	if err != nil {
+		return explain(r.MountPath, err)
+	}
+	defer at.Close()
+	all, err := mounts(in)
+	if err != nil {
+		return err
+	}
+	there, err := attach.MountIn(all, at)
+	if err != nil {
+		return err
+	}
+	if there != nil {
+		return attach.SameVolume(v, there, r)
+	}
+	err = sys.MoveMount(clone, at)
+	if errors.Is(err, fs.ErrNotExist) { // removed since the walk
+		return explain(r.MountPath, err)
+	}
+	return err
+}
+
+// walk opens a directory by its absolute path inside the namespace, following
+// no symbolic link.
+func walk(in sys.Inside, p string, create bool) (*os.File, error) {
+	return sys.OpenBeneath(in.Root, relative(p), sys.Walk{Create: create})
+}
+
+// relative makes an absolute path relative to the root.
+func relative(p string) string { return path.Clean("./" + p) }
+
+// takeAway unmounts all mounts of the volume in the namespace, that at the
+// mount path last, so that it is still there while others cannot go.
+func takeAway(in sys.Inside, v attach.Volume, mountPath string) error {
+	all, err := mounts(in)
+	if err != nil {
+		return err
+	}
+	found := v.Among(all)
+	for _, m := range lastFirst(found, mountPath) {
+		if err := unmount(in, v, m); err != nil {
+			return err
+		}
+	}
+	if all, err = mounts(in); err != nil {
+		return err
+	}
+	if left := v.Among(all); len(left) > 0 {
+		return fmt.Errorf("%w: the container mounts the volume again (at %s)", blockdev.ErrBusy, left[0].Path)
+	}
+	return nil
+}
+
+// lastFirst orders mounts: the last made first (it may lie upon an earlier one),
+// those at the mount path at the end.
+func lastFirst(found []attach.Mount, mountPath string) []attach.Mount {
+	var first, last []attach.Mount
+	for i := len(found) - 1; i >= 0; i-- {
+		if found[i].Path == mountPath {
+			last = append(last, found[i])
+		} else {
+			first = append(first, found[i])
+		}
+	}
+	return append(first, last...)
+}
+
+// unmount takes one mount of the volume away, from where it is now: the tenant
+// may have renamed a directory above it.
+func unmount(in sys.Inside, v attach.Volume, m attach.Mount) error {
+	if m.Path == "/" {
+		return fmt.Errorf("%w: the volume is the container's root", blockdev.ErrBusy)
+	}
+	parent, err := walk(in, path.Dir(m.Path), false)
+	if err != nil {
+		return moved(m, err)
+	}
+	defer parent.Close()
+	name := path.Base(m.Path)
+	stDev, err := topIs(in, v, parent, name)
+	if err != nil {
+		return moved(m, err)
+	}
+	err = in.UnmountAt(parent, name)
+	switch {
+	case errors.Is(err, syscall.EBUSY):
+		return fmt.Errorf("%w: %s is in use in the container%s: %w", blockdev.ErrBusy, m.Path, attach.Holders(stDev), err)
+	case errors.Is(err, syscall.EINVAL), errors.Is(err, fs.ErrNotExist): // unmounted or renamed meanwhile
+		return nil
+	}
+	return err
+}
+
+// topIs checks that the topmost mount at a place is of the volume, and tells its
+// st_dev.
+func topIs(in sys.Inside, v attach.Volume, parent *os.File, name string) (uint64, error) {
+	dir, err := sys.OpenBeneath(parent, name, sys.Walk{})
+	if err != nil {
+		return 0, err
+	}
+	defer dir.Close() // else it is busy
+	all, err := mounts(in)
+	if err != nil {
+		return 0, err
+	}
+	there, err := attach.MountIn(all, dir)
+	if err != nil {
+		return 0, err
+	}
+	if there == nil || !v.Is(*there) {
+		return 0, fmt.Errorf("%w: the container has mounted something over it", blockdev.ErrBusy)
+	}
+	place, err := sys.PlaceOf(dir)
+	return place.Device, err
+}
+
+// moved explains that a mount is not where the kernel's table had it.
+func moved(m attach.Mount, err error) error {
+	for _, changed := range []error{fs.ErrNotExist, syscall.ELOOP, syscall.ENOTDIR} {
+		if errors.Is(err, changed) {
+			return fmt.Errorf("%w: the container changes names above %s: %w", blockdev.ErrBusy, strings.ToValidUTF8(m.Path, "?"), err)
+		}
+	}
+	return err
+}
