@@ -48,6 +48,7 @@ func (s *Server) serve(w http.ResponseWriter, r *http.Request, local bool) {
 	if s.draining.Load() {
 		h.Set("Connection", "close")
 	}
+	c.deadlines()
 	mux, allowed, err := s.routes.find(c.r)
 	if err != nil {
 		if allowed != nil {
@@ -104,16 +105,12 @@ func (c *call) fail(err error) {
 	if c.w.status != 0 {
 		panic(http.ErrAbortHandler)
 	}
-	if c.unreadBody() {
-		c.w.Header().Set("Connection", "close")
+	if c.route != nil && c.route.transfer {
+		c.extendWrite()
+		c.w.Header().Set("Connection", "close") // there may be a long body that nobody will read
 	}
 	c.word = writeError(c.w, err, c.id).Error
 	c.s.metrics.errors.WithLabelValues(c.word).Inc()
-}
-
-// unreadBody reports whether there may be a large body that nobody will read.
-func (c *call) unreadBody() bool {
-	return c.route != nil && c.route.transfer && c.r.Method == http.MethodPut
 }
 
 func (c *call) json(v any) error {
@@ -194,21 +191,20 @@ func (c *call) remote() string {
 	return c.r.RemoteAddr
 }
 
-// deadlines bound the body's reading and the answer's writing. A transfer's
-// are renewed by each of its reads and writes.
+// deadlines bound the body's reading and the answer's writing. They stay on a
+// connection until they are set again, so each request sets both.
 func (c *call) deadlines() {
-	rc := http.NewResponseController(c.w.ResponseWriter)
-	now, l := time.Now(), c.s.o.Limits
-	if c.route.transfer {
-		_ = rc.SetReadDeadline(now.Add(l.TransferIdle))
-		_ = rc.SetWriteDeadline(now.Add(l.Request))
+	l, rc := c.s.o.Limits, http.NewResponseController(c.w.ResponseWriter)
+	if c.route != nil && c.route.transfer {
+		_ = rc.SetWriteDeadline(time.Time{}) // renewed by each read or write
 		return
 	}
-	if c.r.ContentLength != 0 {
-		_ = rc.SetReadDeadline(now.Add(l.Request))
-	}
 	// The handler's own time-out comes first, and its answer must get through.
-	_ = rc.SetWriteDeadline(now.Add(l.Request + 10*time.Second))
+	end := time.Now().Add(l.Request + 10*time.Second)
+	_ = rc.SetWriteDeadline(end)
+	if c.r.ContentLength != 0 {
+		_ = rc.SetReadDeadline(end)
+	}
 }
 
 // recorder remembers what was answered.

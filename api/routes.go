@@ -15,6 +15,17 @@ func allRoutes() []route {
 		{"GET /v0/volumes/{name}/attachments/{id}", inWorkspace, Reader, "", false, getAttachment},
 		{"DELETE /v0/volumes/{name}/attachments/{id}", inWorkspace, Writer, "attachment.delete", false, deleteAttachment},
 
+		{"GET /v0/volumes/{name}/files", inWorkspace, Reader, "", false, listFiles},
+		{"GET /v0/volumes/{name}/files/content", inWorkspace, Reader, "", true, readFile},
+
+		{"GET /v0/volume_templates", inWorkspace, Reader, "", false, listTemplates},
+		{"POST /v0/volume_templates", inWorkspace, Writer, "template.create", false, createTemplate},
+		{"GET /v0/volume_templates/{name}", inWorkspace, Reader, "", false, getTemplate},
+		{"PUT /v0/volume_templates/{name}", inWorkspace, Writer, "template.update", false, updateTemplate},
+		{"DELETE /v0/volume_templates/{name}", inWorkspace, Writer, "template.delete", false, deleteTemplate},
+		{"DELETE /v0/volume_templates/{name}/versions/{version}", inWorkspace, Writer, "template.version.delete", false, deleteVersion},
+		{"PUT /uploads/{id}", open, "", "template.version.upload", true, receiveUpload},
+
 		{"GET /healthz", open, "", "", false, healthz},
 		{"GET /readyz", open, "", "", false, readyz},
 		{"GET /metrics", open, "", "", false, serveMetrics},
