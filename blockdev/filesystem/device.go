@@ -54,6 +54,16 @@ func readHead(path string, off int64, n int) ([]byte, error) {
 	return readAt(f, off, n)
 }
 
+// allZero reports that b has no other byte than 0.
+func allZero(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
 // syncDevice makes all that was written to the image durable.
 func syncDevice(path string) error {
 	f, err := os.OpenFile(path, os.O_RDWR, 0)

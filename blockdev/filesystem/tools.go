@@ -64,7 +64,7 @@ func (x Tools) Make(ctx context.Context, path string, t Type, o MakeOptions) err
 	case Ext4:
 		err = x.makeExt4(ctx, path, size, o)
 	case XFS:
-		err = x.makeXFS(ctx, path, o)
+		err = x.makeXFS(ctx, path, size, o)
 	case Btrfs:
 		err = x.makeBtrfs(ctx, path, o)
 	default:

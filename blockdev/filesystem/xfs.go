@@ -4,8 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"errors"
+	"fmt"
 
 	"holdfast/internal/run"
+	"holdfast/internal/sys"
 )
 
 // The XFS superblock, big-endian, in the first sector of each allocation group.
@@ -109,16 +112,63 @@ func sizeXFS(path string) (int64, error) {
 	return s.size(), nil
 }
 
-func (x Tools) makeXFS(ctx context.Context, path string, o MakeOptions) error {
-	args := []string{"mkfs.xfs", "-q", "-f", "-K", "-m", "crc=1,reflink=1"}
+func (x Tools) makeXFS(ctx context.Context, path string, size int64, o MakeOptions) error {
+	// Sectors of 4 KiB are the pool's blocks: a smaller write to a shared block
+	// would be a read, a copy and a write there.
+	args := []string{"mkfs.xfs", "-q", "-f", "-K", "-s", "size=4096", "-d", "noalign",
+		"-m", "crc=1,finobt=1,reflink=1,bigtime=1,rmapbt=0", "-l", fmt.Sprintf("size=%dm", xfsLogFor(size)/MiB)}
 	if o.UUID != "" {
 		args = append(args, "-m", "uuid="+o.UUID)
 	}
 	if o.Label != "" {
 		args = append(args, "-L", o.Label)
 	}
-	_, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.MakeTimeout})
-	return classifyTool(err)
+	if _, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.MakeTimeout}); err != nil {
+		return classifyTool(err)
+	}
+	return punchXFSLog(path)
+}
+
+// xfsLogFor is the size in bytes of the log; mkfs.xfs refuses less than 64 MiB.
+func xfsLogFor(size int64) int64 {
+	if size < 256<<30 {
+		return 64 * MiB
+	}
+	return 256 * MiB
+}
+
+// punchXFSLog gives back the space of the log, which mkfs.xfs fills with zeroes
+// but for its first record.
+func punchXFSLog(path string) error {
+	s, err := readXFSSuper(path)
+	if err != nil {
+		return err
+	}
+	log, err := s.internalLog()
+	if err != nil {
+		return err
+	}
+	f, err := openExclusive(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	const piece = 64 << 10
+	size := log.blocks * logBlockBytes
+	for at := int64(piece); at < size; at += piece {
+		b, err := readAt(f, log.offset+at, int(min(piece, size-at)))
+		if err != nil {
+			return err
+		}
+		if !allZero(b) {
+			return damaged("XFS log of a new filesystem is not empty")
+		}
+	}
+	err = sys.PunchHole(f, log.offset+piece, size-piece)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil // the space is all that it would have saved
+	}
+	return err
 }
 
 func (x Tools) checkXFS(ctx context.Context, path string, repair bool) error {

@@ -102,7 +102,7 @@ const (
 )
 
 // logRecord is the record that a clean unmount (or mkfs) leaves at the log's
-// head: a header and one block with one operation.
+// head: a header and a body with one operation.
 type logRecord struct {
 	at      int64 // byte in the image
 	head    []byte
@@ -122,26 +122,35 @@ func readUnmountRecord(f *os.File, s *xfsSuper) (*logRecord, error) {
 	if err != nil || head == 0 && log.empty {
 		return nil, err
 	}
-	// Two blocks before the head, which wraps around at the log's end.
-	at := log.offset + (head-2+log.blocks)%log.blocks*logBlockBytes
-	bodyAt := log.offset + (head-1+log.blocks)%log.blocks*logBlockBytes
-	r := &logRecord{at: at}
-	if r.head, err = readAt(f, at, logBlockBytes); err != nil {
-		return nil, err
+	for length := int64(2); length <= min(logRecordBlocks, log.blocks); length++ {
+		at := (head - length + log.blocks) % log.blocks
+		if at+length > log.blocks {
+			continue // a record that wraps around; an unmount's is never so long that it must
+		}
+		b, err := readAt(f, log.offset+at*logBlockBytes, int(length*logBlockBytes))
+		if err != nil {
+			return nil, err
+		}
+		if binary.BigEndian.Uint32(b) == logMagic {
+			r := &logRecord{at: log.offset + at*logBlockBytes, head: b[:logBlockBytes], body: b[logBlockBytes:]}
+			return r, r.verify(s.uuid)
+		}
 	}
-	if r.body, err = readAt(f, bodyAt, logBlockBytes); err != nil {
-		return nil, err
-	}
-	return r, r.verify(s.uuid)
+	return nil, damaged("XFS log is not clean: no short record at its head")
 }
+
+// logRecordBlocks bounds an unmount's record: one operation, padded to the log's
+// stripe, which is a sector here.
+const logRecordBlocks = 64
 
 // verify makes sure that r is a clean unmount's record of the filesystem id.
 func (r *logRecord) verify(id UUID) error {
 	be := binary.BigEndian
+	length := int(be.Uint32(r.head[12:]))
 	switch {
-	case be.Uint32(r.head) != logMagic:
-		return damaged("XFS log is not clean: no record at its head")
-	case be.Uint32(r.head[40:]) != 1 || be.Uint32(r.head[12:]) > logBlockBytes:
+	case length < 10 || (length+logBlockBytes-1)/logBlockBytes*logBlockBytes != len(r.body):
+		return damaged("XFS log is not clean: a record of %d bytes at its head", length)
+	case be.Uint32(r.head[40:]) != 1:
 		return damaged("XFS log is not clean: %d operations in the last record", be.Uint32(r.head[40:]))
 	case r.body[9]&logUnmountFlag == 0:
 		return damaged("XFS log is not clean: the last record is not an unmount's")
