@@ -161,10 +161,11 @@ func (s *Stage) mount(ctx context.Context, id blockdev.ID, e blockdev.Endpoint, 
 }
 
 func options(t filesystem.Type) []string {
+	o := filesystem.MountOptions(t)
 	if t == filesystem.XFS {
-		return []string{"nouuid"} // clones may share a UUID with their source
+		o = append(o, "nouuid") // the kernel refuses a second filesystem with one UUID
 	}
-	return nil
+	return o
 }
 
 // sameMount checks that what is mounted is the endpoint, in the endpoint's mode.

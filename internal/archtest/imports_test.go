@@ -63,13 +63,13 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/blockdev/blockdevtest"},
-		by:      []string{"blockdev/blockdevtest", "blockdev/attach/runc/runctest", "internal/powercut"},
+		by:      []string{"blockdev/blockdevtest", "blockdev/attach/attachtest", "blockdev/attach/runc/runctest", "internal/powercut"},
 		tests:   true,
 		why:     "a backend that fails on purpose has no place in the product",
 	},
 	{
 		imports: []string{"testing/..."},
-		by:      []string{"blockdev/blockdevtest", "blockdev/attach/runc/runctest", "internal/vmtest", "internal/powercut"},
+		by:      []string{"blockdev/blockdevtest", "blockdev/attach/attachtest", "blockdev/attach/runc/runctest", "internal/vmtest", "internal/powercut"},
 		tests:   true,
 		why:     "test code is not linked into the product",
 	},
