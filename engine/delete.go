@@ -26,10 +26,7 @@ func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string
 			return Volume{}, userError(err)
 		}
 		if err := e.bury(ctx, v); err != nil {
-			if lostWrite(err) {
-				return Volume{}, err
-			}
-			e.o.Log.Warn("a deletion is not finished: it is tried again", "volume", v.ID, "workspace", workspace, "err", err)
+			return Volume{}, userError(err)
 		}
 		return v, nil
 	})
@@ -52,19 +49,22 @@ func (e *Engine) mark(ctx context.Context, v *Volume) error {
 	return err
 }
 
-// bury frees the name, then takes image and record away. When that cannot be
-// finished now, the volume waits among the buried for Run or the next start.
+// bury records the deletion and frees the name, then takes image and record
+// away. When that cannot be finished now, the volume waits among the buried for
+// Run or the next start: it is deleted all the same.
 func (e *Engine) bury(ctx context.Context, v Volume) error {
 	if err := e.commitFreeing(ctx, v); err != nil {
 		return err
 	}
 	e.buried.add(v)
 	e.catalog.remove(v.ID)
-	if err := e.remove(ctx, v); err != nil {
+	err := e.remove(ctx, v)
+	if err != nil && !lostWrite(err) {
+		e.o.Log.Warn("a deletion is not finished: it is tried again", "volume", v.ID, "workspace", v.Workspace, "err", err)
 		e.wake()
-		return err
+		return nil
 	}
-	return nil
+	return err
 }
 
 // graveyard holds volumes whose deletion is not finished: their names are free,

@@ -64,6 +64,7 @@ type Engine struct {
 	endpoints map[blockdev.ID]blockdev.Endpoint // openings that attachments use
 	attention map[blockdev.ID]struct{}          // volumes that Run looks at
 	pending   map[blockdev.ID]string            // why growth waits
+	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
 	failed    error
 	stopping  bool
 }
@@ -82,7 +83,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
-		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{}, filled: map[blockdev.ID]int64{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := e.load(); err != nil {

@@ -102,6 +102,7 @@ func (e *Engine) erase(ctx context.Context, id blockdev.ID) error {
 	e.unwatch(id)
 	e.mu.Lock()
 	delete(e.pending, id)
+	delete(e.filled, id)
 	delete(e.endpoints, id)
 	e.mu.Unlock()
 	return nil

@@ -54,9 +54,9 @@ func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (aga
 	case actDevice:
 		return true, e.o.Pool.Grow(ctx, v.ID, v.bytes())
 	case actOffline:
-		return e.growOffline(ctx, v)
+		return e.growOffline(ctx, v, f)
 	case actMounted:
-		return e.growMounted(ctx, v)
+		return e.growMounted(ctx, v, f)
 	}
 	return false, fmt.Errorf("no such action")
 }
@@ -75,6 +75,7 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 		return f, err
 	}
 	f.published, f.device = !info.Draft, info.Size
+	f.filled = e.filledTo(v.ID) == info.Size
 	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published {
 		return f, nil
 	}
@@ -174,7 +175,7 @@ func (e *Engine) remove(ctx context.Context, v Volume) error {
 
 // growOffline grows the filesystem of a volume that nobody uses. ext4 is marked
 // first: a growth that is cut short needs the checker before the next use.
-func (e *Engine) growOffline(ctx context.Context, v *Volume) (again bool, err error) {
+func (e *Engine) growOffline(ctx context.Context, v *Volume, f facts) (again bool, err error) {
 	if !v.CheckFirst && v.Filesystem == filesystem.Ext4 {
 		v.CheckFirst = true
 		if err := e.save(ctx, v); err != nil {
@@ -185,11 +186,12 @@ func (e *Engine) growOffline(ctx context.Context, v *Volume) (again bool, err er
 		return e.o.Filesystems.Grow(ctx, path, v.Filesystem)
 	})
 	if errors.Is(err, filesystem.ErrNeedsMount) {
-		return e.growOnStage(ctx, v)
+		return e.growOnStage(ctx, v, f)
 	}
 	if err != nil {
 		return false, err
 	}
+	e.setFilled(v.ID, f.device)
 	if v.CheckFirst {
 		v.CheckFirst = false
 		return true, e.save(ctx, v)
@@ -198,16 +200,19 @@ func (e *Engine) growOffline(ctx context.Context, v *Volume) (again bool, err er
 }
 
 // growOnStage mounts a volume that nobody uses, to grow it.
-func (e *Engine) growOnStage(ctx context.Context, v *Volume) (again bool, err error) {
+func (e *Engine) growOnStage(ctx context.Context, v *Volume, f facts) (again bool, err error) {
 	dir, err := e.activate(ctx, *v, false)
 	if err != nil {
 		return false, errors.Join(err, e.deactivate(ctx, *v))
 	}
 	err = e.o.Filesystems.GrowMounted(ctx, dir, v.Filesystem)
+	if err == nil {
+		e.setFilled(v.ID, f.device)
+	}
 	return err == nil, errors.Join(err, e.deactivate(ctx, *v))
 }
 
-func (e *Engine) growMounted(ctx context.Context, v *Volume) (again bool, err error) {
+func (e *Engine) growMounted(ctx context.Context, v *Volume, f facts) (again bool, err error) {
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
 	if err != nil {
 		return false, err
@@ -222,7 +227,21 @@ func (e *Engine) growMounted(ctx context.Context, v *Volume) (again bool, err er
 	case err != nil:
 		return false, err
 	}
+	e.setFilled(v.ID, f.device)
 	return true, nil
+}
+
+// filledTo is the device size, in bytes, that the filesystem was last grown to.
+func (e *Engine) filledTo(id blockdev.ID) int64 {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.filled[id]
+}
+
+func (e *Engine) setFilled(id blockdev.ID, device int64) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.filled[id] = device
 }
 
 func (e *Engine) setPending(id blockdev.ID, why string) {

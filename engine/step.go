@@ -22,6 +22,7 @@ type facts struct {
 	device     int64 // bytes
 	filesystem int64 // bytes; meaningful for published images with a filesystem
 	mounted    bool
+	filled     bool // growing to this device size has already been done: what is left over is of no use to the filesystem
 }
 
 // step names the next action. It is pure: the loop in settle takes it and asks
@@ -58,6 +59,6 @@ func step(v Volume, f facts) action {
 }
 
 // outgrown reports whether the filesystem leaves room on the device that it
-// could use. Filesystems round down to their own units (blocks; XFS leaves a last
-// allocation group of under 64 blocks alone), all below the MiB that sizes are in.
-func outgrown(f facts) bool { return f.device-f.filesystem >= filesystem.MiB }
+// could use. Filesystems round down to their own units: what is below a MiB, or
+// was left over by a growth that succeeded, is not room.
+func outgrown(f facts) bool { return !f.filled && f.device-f.filesystem >= filesystem.MiB }

@@ -1,0 +1,419 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/filesystem"
+)
+
+// An op is one call of a volume's life, and says how the world must look when it
+// has been acknowledged. Done again after a crash it must succeed: want is what
+// the world looks like then, whether or not the first try came through.
+type op struct {
+	name string
+	do   func(w *world) error
+	want func(m *model)
+}
+
+// model is what has been acknowledged.
+type model struct {
+	sizes    map[string]int64    // volume -> MiB
+	attached map[string][]string // volume -> places
+}
+
+const space = "main"
+
+func mib(n int64) *int64 { return &n }
+
+func createOp(name, template, fs string, size int64) op {
+	return op{
+		name: "create " + name,
+		do: func(w *world) error {
+			r := CreateVolume{Workspace: space, Name: name, Template: template, Filesystem: fs, SizeMiB: mib(size), IdempotencyKey: "key-" + name}
+			_, err := w.engine.CreateVolume(context.Background(), r)
+			return err
+		},
+		want: func(m *model) { m.sizes[name] = size },
+	}
+}
+
+func resizeOp(name string, size int64) op {
+	return op{
+		name: fmt.Sprintf("resize %s to %d", name, size),
+		do: func(w *world) error {
+			_, err := w.engine.ChangeVolume(context.Background(), space, name, ChangeVolume{SizeMiB: mib(size)})
+			return err
+		},
+		want: func(m *model) { m.sizes[name] = size },
+	}
+}
+
+func attachOp(name, kind, where string, readOnly bool) op {
+	r := AttachVolume{Holder: "sandbox:" + where, Target: attach.Target{Type: kind}, ReadOnly: readOnly}
+	if kind == "host" {
+		r.Target.Path = "/" + where
+	} else {
+		r.Target.Container, r.MountPath = where, "/data"
+	}
+	return op{
+		name: "attach " + name + " to " + where,
+		do: func(w *world) error {
+			_, err := w.engine.Attach(context.Background(), space, name, r)
+			return err
+		},
+		want: func(m *model) {
+			p := place(attach.Request{Target: r.Target, MountPath: r.MountPath})
+			if !slices.Contains(m.attached[name], p) {
+				m.attached[name] = append(m.attached[name], p)
+			}
+		},
+	}
+}
+
+func detachOp(name, where string) op {
+	return op{
+		name: "detach " + name + " from " + where,
+		do: func(w *world) error {
+			v, err := w.engine.Volume(space, name)
+			if err != nil {
+				return err
+			}
+			for _, a := range v.Attachments {
+				if a.Holder == "sandbox:"+where {
+					_, err := w.engine.Detach(context.Background(), space, name, a.ID, "")
+					return err
+				}
+			}
+			return nil // detached by the first try
+		},
+		want: func(m *model) {
+			m.attached[name] = slices.DeleteFunc(m.attached[name], func(p string) bool {
+				return p == "/"+where+"||" || p == "|"+where+"|/data"
+			})
+		},
+	}
+}
+
+func deleteOp(name string) op {
+	return op{
+		name: "delete " + name,
+		do: func(w *world) error {
+			_, err := w.engine.DeleteVolume(context.Background(), space, name, "")
+			if errors.Is(err, ErrNotFound) {
+				return nil
+			}
+			return err
+		},
+		want: func(m *model) { delete(m.sizes, name) },
+	}
+}
+
+// life is the whole life of volumes of each kind.
+func life() []op {
+	return []op{
+		createOp("a", "", "ext4", 16),
+		createOp("b", "demo:1", "xfs", 300),
+		createOp("raw", "", "none", 1),
+		resizeOp("a", 32),
+		resizeOp("b", 400),
+		resizeOp("raw", 2),
+		attachOp("a", "host", "first", false),
+		resizeOp("a", 48), // pending until detached
+		attachOp("b", "runc", "box", false),
+		resizeOp("b", 500),
+		detachOp("a", "first"),
+		detachOp("b", "box"),
+		attachOp("a", "host", "one", true),
+		attachOp("a", "host", "two", true),
+		detachOp("a", "one"),
+		detachOp("a", "two"),
+		deleteOp("raw"),
+		deleteOp("b"),
+		createOp("b2", "demo", "ext4", 16),
+		deleteOp("a"),
+	}
+}
+
+// TestEveryCrashPoint cuts the life at every side effect, restarts, and compares
+// the world with what had been acknowledged; then it lives on to the end.
+func TestEveryCrashPoint(t *testing.T) {
+	total := len(namePoints(t))
+	t.Logf("%d side effects", total)
+	for _, power := range []bool{false, true} {
+		for cut := 1; cut <= total; cut++ {
+			t.Run(fmt.Sprintf("power=%v/%03d", power, cut), func(t *testing.T) {
+				w := newWorld(t)
+				w.arm(cut, true)
+				done, crashedAt := w.live(t, life())
+				if crashedAt < 0 {
+					t.Fatal("the cut was not reached")
+				}
+				where := w.lastPoint()
+				w.restart(power)
+				ops := life()
+				w.verify(t, done, ops[crashedAt], where, power)
+				w.liveOn(t, ops[crashedAt:])
+				w.verifyEnd(t)
+			})
+		}
+	}
+}
+
+// TestEveryErrorPoint lets every side effect fail once, with the process living
+// on: nothing acknowledged is lost, and the same call succeeds the next time.
+func TestEveryErrorPoint(t *testing.T) {
+	names := namePoints(t)
+	for cut := 1; cut <= len(names); cut++ {
+		t.Run(fmt.Sprintf("%03d", cut), func(t *testing.T) {
+			w := newWorld(t)
+			w.arm(cut, false)
+			if strings.HasPrefix(names[cut-1], "metadata.") {
+				return // a failed commit ends the process: TestEveryCrashPoint has it
+			}
+			for _, o := range life() {
+				for try := 0; ; try++ {
+					err := o.do(w)
+					if err == nil {
+						break
+					}
+					if try == 2 {
+						t.Fatalf("%s, failed at %s: still fails: %v", o.name, w.pointAt(cut), err)
+					}
+					if err := w.engine.tend(context.Background()); err != nil {
+						t.Logf("tend: %v", err)
+					}
+				}
+			}
+			if err := w.engine.tend(context.Background()); err != nil {
+				t.Fatalf("tend at the end: %v", err)
+			}
+			w.verifyEnd(t)
+			w.restart(false)
+			w.verifyEnd(t)
+		})
+	}
+}
+
+// namePoints lists the side effects of an undisturbed life, in order.
+func namePoints(t *testing.T) []string {
+	w := newWorld(t)
+	w.arm(0, false)
+	if _, at := w.live(t, life()); at >= 0 {
+		t.Fatalf("op %d failed without a cut", at)
+	}
+	w.verifyEnd(t)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return slices.Clone(w.points)
+}
+
+func (w *world) arm(cut int, crash bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.points, w.cut, w.crash = nil, cut, crash
+}
+
+func (w *world) lastPoint() string { return w.pointAt(0) }
+
+func (w *world) pointAt(n int) string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if n == 0 {
+		n = len(w.points)
+	}
+	if n == 0 || n > len(w.points) {
+		return "?"
+	}
+	return w.points[n-1]
+}
+
+// live performs the ops until one fails; at is its index, -1 when none did.
+func (w *world) live(t *testing.T, ops []op) (*model, int) {
+	m := &model{sizes: map[string]int64{}, attached: map[string][]string{}}
+	for i, o := range ops {
+		if err := o.do(w); err != nil {
+			if !w.crashed {
+				t.Fatalf("%s: %v", o.name, err)
+			}
+			return m, i
+		}
+		if w.crashed { // the op was acknowledged and the crash came in its aftermath
+			o.want(m)
+			return m, i
+		}
+		o.want(m)
+	}
+	return m, -1
+}
+
+func (w *world) liveOn(t *testing.T, ops []op) {
+	t.Helper()
+	for _, o := range ops {
+		if err := o.do(w); err != nil {
+			t.Fatalf("after the restart, %s: %v", o.name, err)
+		}
+		if err := w.engine.tend(context.Background()); err != nil {
+			t.Fatalf("after the restart and %s, tend: %v", o.name, err)
+		}
+	}
+}
+
+// verify compares the world after a restart with the model: what was
+// acknowledged is there, the op under way is there wholly or not at all, and
+// nothing else is.
+func (w *world) verify(t *testing.T, m *model, during op, where string, power bool) {
+	t.Helper()
+	after := &model{sizes: map[string]int64{}, attached: map[string][]string{}}
+	for k, v := range m.sizes {
+		after.sizes[k] = v
+	}
+	for k, v := range m.attached {
+		after.attached[k] = slices.Clone(v)
+	}
+	during.want(after)
+	names := map[string]bool{}
+	for k := range m.sizes {
+		names[k] = true
+	}
+	for k := range after.sizes {
+		names[k] = true
+	}
+	for name := range names {
+		v, err := w.engine.Volume(space, name)
+		was, had := m.sizes[name]
+		will, has := after.sizes[name]
+		switch {
+		case err != nil && had && has:
+			t.Fatalf("crash at %s during %s: volume %s is lost", where, during.name, name)
+		case err == nil && v.SizeMiB != was && v.SizeMiB != will:
+			t.Fatalf("crash at %s during %s: volume %s has %d MiB, acknowledged were %d, asked %d", where, during.name, name, v.SizeMiB, was, will)
+		case err == nil && v.Failure != "":
+			t.Fatalf("crash at %s during %s: volume %s failed: %s", where, during.name, name, v.Failure)
+		}
+		for _, p := range m.attached[name] {
+			if power && p[0] == '|' { // a container: gone with the power
+				continue
+			}
+			if slices.Contains(after.attached[name], p) && !w.sees(name, p) {
+				t.Fatalf("crash at %s during %s: volume %s is not visible at %s", where, during.name, name, p)
+			}
+		}
+	}
+	w.verifyConsistent(t)
+}
+
+func (w *world) sees(name, p string) bool {
+	v, err := w.engine.Volume(space, name)
+	if err != nil {
+		return false
+	}
+	w.kernel.mu.Lock()
+	defer w.kernel.mu.Unlock()
+	return w.kernel.visible[p] == v.ID
+}
+
+// verifyConsistent holds records, pool and kernel against each other.
+func (w *world) verifyConsistent(t *testing.T) {
+	t.Helper()
+	ctx := context.Background()
+	images, err := w.pool.List(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := w.engine.List(space, Query{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	byID := map[blockdev.ID]Volume{}
+	for _, v := range page.Volumes {
+		byID[v.ID] = v
+		w.verifyVolume(t, v)
+	}
+	for _, info := range images {
+		if info.Draft {
+			t.Errorf("draft %s is left", info.ID)
+		}
+		if _, ok := byID[info.ID]; !ok {
+			t.Errorf("image %s has no volume", info.ID)
+		}
+		delete(byID, info.ID)
+	}
+	for id := range byID {
+		t.Errorf("volume %s has no image", id)
+	}
+	var promised int64
+	for _, v := range page.Volumes {
+		promised += v.bytes()
+	}
+	var status PoolStatus
+	w.engine.o.Ledger.status(&status)
+	if status.Provisioned != promised {
+		t.Errorf("the ledger has promised %d bytes, the volumes have %d", status.Provisioned, promised)
+	}
+}
+
+func (w *world) verifyVolume(t *testing.T, v Volume) {
+	t.Helper()
+	ctx := context.Background()
+	info, err := w.pool.Stat(ctx, v.ID)
+	if err != nil {
+		t.Errorf("%s: %v", v.Name, err)
+		return
+	}
+	if info.Size != v.bytes() {
+		t.Errorf("%s: device has %d bytes, wanted %d", v.Name, info.Size, v.bytes())
+	}
+	mounted, err := w.kernel.Mounted(ctx, v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if used := len(v.Attachments) > 0; used != (mounted != "") || used != info.Open {
+		t.Errorf("%s: %d attachments, mounted %q, open %v", v.Name, len(v.Attachments), mounted, info.Open)
+	}
+	if v.Filesystem == filesystem.None {
+		return
+	}
+	s, err := readToy(w.pool, "mem:"+string(v.ID))
+	if err != nil {
+		t.Errorf("%s: %v", v.Name, err)
+		return
+	}
+	if s.uuid != v.UUID || s.from != string(v.Revision) {
+		t.Errorf("%s: filesystem is %+v", v.Name, s)
+	}
+	if s.size != info.Size && w.engine.pendingReason(v.ID) == "" {
+		t.Errorf("%s: filesystem has %d bytes, device %d, and nothing is pending", v.Name, s.size, info.Size)
+	}
+}
+
+// verifyEnd checks the end of the life: one volume, nothing else.
+func (w *world) verifyEnd(t *testing.T) {
+	t.Helper()
+	w.verifyConsistent(t)
+	page, err := w.engine.List(space, Query{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(page.Volumes) != 1 || page.Volumes[0].Name != "b2" || page.Volumes[0].SizeMiB != 16 || len(page.Volumes[0].Attachments) != 0 {
+		t.Fatalf("at the end there are %+v", page.Volumes)
+	}
+	w.kernel.mu.Lock()
+	defer w.kernel.mu.Unlock()
+	if len(w.kernel.mounts) != 0 || len(w.kernel.visible) != 0 {
+		t.Fatalf("at the end %d mounts and %d visible volumes are left", len(w.kernel.mounts), len(w.kernel.visible))
+	}
+}
+
+func TestCrashErrorIsNotALostWrite(t *testing.T) {
+	if lostWrite(blockdevtest.ErrCrash) {
+		t.Fatal("a simulated crash must not look like a failed flush")
+	}
+}

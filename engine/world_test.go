@@ -1,0 +1,425 @@
+package engine
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/filesystem"
+	"holdfast/metadata"
+	"holdfast/templates"
+)
+
+// world is everything around an engine, in memory, with one counter of side
+// effects: it can fail or crash at any of them.
+type world struct {
+	t       testing.TB
+	pool    *blockdevtest.Memory
+	store   *metadata.Store
+	sideLog *metadata.SideLog
+	kernel  *kernel
+	clock   time.Time
+	engine  *Engine
+
+	mu      sync.Mutex
+	points  []string // side effects so far, by name
+	cut     int      // fail at this one (1-based); 0: never
+	crash   bool     // the failure is a crash: nothing works until restart
+	crashed bool
+}
+
+func newWorld(t testing.TB) *world {
+	w := &world{t: t, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	w.pool.Failpoint = w.point
+	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}}
+	dir := t.TempDir()
+	var err error
+	w.store, err = metadata.Open(filepath.Join(dir, "db"), metadata.Options{Log: slog.New(slog.DiscardHandler), Failpoint: w.point})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.store.Close() })
+	w.sideLog, err = metadata.OpenSideLog(filepath.Join(dir, "side.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { w.sideLog.Close() })
+	w.boot()
+	return w
+}
+
+// boot makes a new engine over what is there, as a start of the daemon does.
+func (w *world) boot() {
+	w.t.Helper()
+	e, err := New(context.Background(), Options{
+		Store: w.store, SideLog: w.sideLog, Pool: w.pool, PoolName: "memory", PoolKind: "memory",
+		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
+		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}},
+		Ledger:        NewLedger(LedgerOptions{Total: 64 << 30, Ratio: 1}),
+		Log:           slog.New(slog.DiscardHandler),
+		DefaultRegion: "here",
+		Now:           w.now,
+	})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.engine = e
+	if err := e.Reconcile(context.Background()); err != nil {
+		w.t.Fatalf("reconcile: %v", err)
+	}
+}
+
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clock = w.clock.Add(time.Millisecond)
+	return w.clock
+}
+
+// restart is the death of the process, or with power also of the kernel.
+func (w *world) restart(power bool) {
+	w.t.Helper()
+	w.mu.Lock()
+	w.cut, w.crashed = 0, false
+	w.mu.Unlock()
+	w.engine.cancel()
+	if power {
+		w.kernel.powerCut()
+	}
+	w.pool.Restart(blockdevtest.Restarted{LoseDrafts: power, LoseOpenings: power})
+	w.boot()
+}
+
+var errInjected = errors.New("injected failure")
+
+// point counts a side effect and fails when its turn has come.
+func (w *world) point(name string) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.crashed {
+		return blockdevtest.ErrCrash
+	}
+	w.points = append(w.points, name)
+	if w.cut == 0 || len(w.points) != w.cut {
+		return nil
+	}
+	if w.crash {
+		w.crashed = true
+		return blockdevtest.ErrCrash
+	}
+	return fmt.Errorf("%s: %w", name, errInjected)
+}
+
+// effect performs a side effect of the fake kernel between its two points.
+func (w *world) effect(name string, act func()) error {
+	if err := w.point("before " + name); err != nil {
+		return err
+	}
+	act()
+	return w.point("after " + name)
+}
+
+// A toy filesystem is a superblock: a magic, a size and a UUID at the image's
+// start. It behaves as the engine relies on, and lives in the image's bytes, so
+// that clones and crashes treat it like data.
+const (
+	toyMagic = "toyfs001"
+	toySize  = 8
+	toyUUID  = 16
+	toyFrom  = 52 // the revision that filled it
+	toyBytes = 100
+)
+
+func writeToy(pool *blockdevtest.Memory, path string, size int64, uuid, from string) error {
+	image, err := pool.Image(path)
+	if err != nil {
+		return err
+	}
+	b := make([]byte, toyBytes)
+	copy(b, toyMagic)
+	binary.LittleEndian.PutUint64(b[toySize:], uint64(size))
+	copy(b[toyUUID:], uuid)
+	copy(b[toyFrom:], from)
+	_, err = image.WriteAt(b, 0)
+	return err
+}
+
+type toySuper struct {
+	size       int64
+	uuid, from string
+}
+
+func readToy(pool *blockdevtest.Memory, path string) (toySuper, error) {
+	image, err := pool.Image(path)
+	if err != nil {
+		return toySuper{}, err
+	}
+	b := make([]byte, toyBytes)
+	if _, err := image.ReadAt(b, 0); err != nil && err != io.EOF {
+		return toySuper{}, err
+	}
+	if string(b[:8]) != toyMagic {
+		return toySuper{}, filesystem.ErrDamaged
+	}
+	text := func(from, to int) string { return string(bytes.TrimRight(b[from:to], "\x00")) }
+	return toySuper{int64(binary.LittleEndian.Uint64(b[toySize:])), text(toyUUID, toyFrom), text(toyFrom, toyBytes)}, nil
+}
+
+// toyFS is the engine's Filesystems: xfs grows only mounted, ext4 only unmounted.
+type toyFS struct{ w *world }
+
+func (f toyFS) Identify(_ context.Context, path string, _ filesystem.Type, uuid string) error {
+	s, err := readToy(f.w.pool, path)
+	if err != nil {
+		return err
+	}
+	return f.w.effect("identify", func() { err = writeToy(f.w.pool, path, s.size, uuid, s.from) })
+}
+
+func (f toyFS) Size(_ context.Context, path string, _ filesystem.Type) (int64, error) {
+	s, err := readToy(f.w.pool, path)
+	return s.size, err
+}
+
+func (f toyFS) SizeMounted(ctx context.Context, dir string, t filesystem.Type) (int64, error) {
+	return f.Size(ctx, "mem:"+dir, t)
+}
+
+func (f toyFS) Grow(_ context.Context, path string, t filesystem.Type) error {
+	if t != filesystem.Ext4 {
+		return filesystem.ErrNeedsMount
+	}
+	return f.grow(path)
+}
+
+func (f toyFS) GrowMounted(_ context.Context, dir string, t filesystem.Type) error {
+	if t == filesystem.Ext4 {
+		return filesystem.ErrCannotGrowMounted
+	}
+	return f.grow("mem:" + dir)
+}
+
+func (f toyFS) grow(path string) error {
+	s, err := readToy(f.w.pool, path)
+	if err != nil {
+		return err
+	}
+	image, err := f.w.pool.Image(path)
+	if err != nil {
+		return err
+	}
+	return f.w.effect("grow filesystem", func() { err = writeToy(f.w.pool, path, image.Size(), s.uuid, s.from) })
+}
+
+func (f toyFS) ListDir(context.Context, string, filesystem.Type, string) ([]filesystem.Entry, error) {
+	return []filesystem.Entry{{Name: "file"}}, nil
+}
+
+func (f toyFS) ReadFile(_ context.Context, _ string, _ filesystem.Type, _ string, to io.Writer) error {
+	_, err := io.WriteString(to, "content")
+	return err
+}
+
+// shelves is a Library with one template, demo:1, of 10 MiB.
+type shelves struct{ w *world }
+
+var demoRevision = templates.Revision{ID: "rev-00000000000000000000000001", Name: "1", Number: 1, Status: templates.Ready, MinimumBytes: 10 << 20}
+
+func (l shelves) Resolve(_ context.Context, _, ref string) (templates.Template, templates.Revision, error) {
+	r, err := templates.ParseReference(ref)
+	if err != nil {
+		return templates.Template{}, templates.Revision{}, err
+	}
+	if r.Name != "demo" || r.Version != "" && r.Version != "1" && r.Version != templates.LatestVersion {
+		return templates.Template{}, templates.Revision{}, templates.ErrNotFound
+	}
+	return templates.Template{Name: "demo", DefaultSizeMiB: 20}, demoRevision, nil
+}
+
+func (l shelves) Hydrate(ctx context.Context, dst blockdev.ID, s templates.SourceSpec) error {
+	if s.Revision != "" && s.Size < demoRevision.MinimumBytes {
+		return fmt.Errorf("%w: it needs 10 MB", templates.ErrTooSmall)
+	}
+	if err := l.w.pool.Create(ctx, dst, s.Size); err != nil {
+		return err
+	}
+	return writeToy(l.w.pool, "mem:"+string(dst), s.Size, "", string(s.Revision))
+}
+
+// kernel is what survives the process and not the power: mounts and sandboxes.
+type kernel struct {
+	w       *world
+	mu      sync.Mutex
+	mounts  map[blockdev.ID]mount
+	visible map[string]blockdev.ID // holder key -> volume
+	dead    map[string]bool        // containers
+	busy    map[string]bool        // holder keys with open files
+	boots   int
+}
+
+type mount struct {
+	endpoint blockdev.Endpoint
+	letGo    func()
+}
+
+func (k *kernel) powerCut() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, m := range k.mounts {
+		m.letGo()
+	}
+	clear(k.mounts)
+	clear(k.visible)
+	clear(k.busy)
+	k.boots++
+}
+
+func (k *kernel) Mount(_ context.Context, id blockdev.ID, e blockdev.Endpoint, _ filesystem.Type) (string, error) {
+	k.mu.Lock()
+	_, mounted := k.mounts[id]
+	k.mu.Unlock()
+	if mounted {
+		return string(id), nil
+	}
+	letGo, err := k.w.pool.Hold(id)
+	if err != nil {
+		return "", err
+	}
+	err = k.w.effect("mount", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.mounts[id] = mount{e, letGo}
+	})
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, mounted := k.mounts[id]; !mounted {
+		letGo()
+	}
+	return string(id), err
+}
+
+func (k *kernel) Unmount(_ context.Context, id blockdev.ID) error {
+	k.mu.Lock()
+	m, mounted := k.mounts[id]
+	for _, volume := range k.visible {
+		if volume == id {
+			k.mu.Unlock()
+			return blockdev.ErrBusy
+		}
+	}
+	k.mu.Unlock()
+	if !mounted {
+		return nil
+	}
+	return k.w.effect("unmount", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		m.letGo()
+		delete(k.mounts, id)
+	})
+}
+
+func (k *kernel) Mounted(_ context.Context, id blockdev.ID) (string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, ok := k.mounts[id]; ok {
+		return string(id), nil
+	}
+	return "", nil
+}
+
+// attacher puts volumes into the kernel's "visible" map. A host target outlives
+// power cuts; a container does not.
+type attacher struct {
+	w    *world
+	host bool
+}
+
+func place(r attach.Request) string {
+	return r.Target.Path + "|" + r.Target.Container + "|" + r.MountPath
+}
+
+func (a attacher) Needs() attach.Needs { return attach.Needs{Mount: true} }
+
+func (a attacher) gone(t attach.Target) bool {
+	k := a.w.kernel
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return !a.host && (k.dead[t.Container] || t.Pid != 100+k.boots && t.Pid != 0)
+}
+
+func (a attacher) Resolve(_ context.Context, t attach.Target, _ string) (attach.Target, error) {
+	if a.gone(t) {
+		return t, blockdev.ErrGone
+	}
+	if !a.host {
+		t.Pid = 100 + a.w.kernel.boots
+	}
+	return t, nil
+}
+
+func (a attacher) Attach(_ context.Context, r attach.Request) error {
+	k := a.w.kernel
+	if a.gone(r.Target) {
+		return blockdev.ErrGone
+	}
+	if r.Mounted == "" {
+		return fmt.Errorf("volume %s is not mounted on the stage", r.Volume)
+	}
+	k.mu.Lock()
+	other, taken := k.visible[place(r)]
+	k.mu.Unlock()
+	if taken {
+		if other == r.Volume {
+			return nil
+		}
+		return blockdev.ErrBusy
+	}
+	return a.w.effect("attach", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.visible[place(r)] = r.Volume
+	})
+}
+
+func (a attacher) Detach(_ context.Context, r attach.Request) error {
+	k := a.w.kernel
+	k.mu.Lock()
+	busy, there := k.busy[place(r)], k.visible[place(r)] == r.Volume
+	k.mu.Unlock()
+	if busy && !a.gone(r.Target) {
+		return blockdev.ErrBusy
+	}
+	if !there {
+		return nil
+	}
+	return a.w.effect("detach", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		delete(k.visible, place(r))
+	})
+}
+
+func (a attacher) Probe(_ context.Context, r attach.Request) (attach.State, error) {
+	if a.gone(r.Target) {
+		return attach.StateGone, nil
+	}
+	k := a.w.kernel
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.visible[place(r)] == r.Volume {
+		return attach.StateAttached, nil
+	}
+	return attach.StateMissing, nil
+}
