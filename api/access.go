@@ -22,10 +22,10 @@ func (c *call) authenticate() error {
 	if c.principal.Role.rank() < c.route.role.rank() {
 		return refuse(ErrForbidden, "this needs the role %s; the key has %s", c.route.role, c.principal.Role)
 	}
-	if c.route.scope == inWorkspace {
-		return c.chooseWorkspace()
+	if c.route.scope == onNode {
+		return nil
 	}
-	return nil
+	return c.chooseWorkspace()
 }
 
 // localPrincipal is whoever may open the unix socket.
@@ -41,6 +41,11 @@ func (c *call) identify() error {
 		c.principal = p
 		return nil
 	}
+	return c.denied(err)
+}
+
+// denied counts a failed authentication.
+func (c *call) denied(err error) error {
 	if !errors.Is(err, ErrUnauthorized) {
 		return err
 	}
@@ -71,6 +76,7 @@ func (c *call) chooseWorkspace() error {
 	switch {
 	case len(asked) > 1:
 		return invalid("workspace", "X-Blaxel-Workspace and ?workspace= name different workspaces")
+	case len(asked) == 0 && c.principal.Workspace == "" && c.route.scope == mayNameWorkspace:
 	case len(asked) == 0 && c.principal.Workspace == "":
 		return invalid("workspace", "name one in the header X-Blaxel-Workspace or in ?workspace=")
 	case len(asked) == 0:
@@ -81,6 +87,10 @@ func (c *call) chooseWorkspace() error {
 		return invalid("workspace", nameRule)
 	default:
 		c.workspace = asked[0]
+	}
+	if c.principal.ControlPlane && c.workspace != "" {
+		_, err := c.s.o.Auth.Workspace(c.workspace)
+		return err
 	}
 	return nil
 }

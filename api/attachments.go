@@ -48,6 +48,9 @@ func createAttachment(c *call) error {
 	if err != nil {
 		return err
 	}
+	if !c.s.o.TenantsAttach && !c.principal.ControlPlane {
+		return refuse(ErrForbidden, "attaching needs a control-plane key here: targets belong to the host, not to a workspace")
+	}
 	var b AttachmentRequest
 	if err := c.decode(&b); err != nil {
 		return err

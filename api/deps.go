@@ -79,10 +79,54 @@ func (p Principal) actor() string {
 	return p.KeyID
 }
 
-// Authenticator finds the principal of a request. ErrUnauthorized for missing
-// or invalid credentials.
-type Authenticator interface {
+// Access keeps API keys and workspaces and finds the principal of a request.
+type Access interface {
+	// Authenticate finds the principal of a request. ErrUnauthorized for missing
+	// or invalid credentials.
 	Authenticate(r *http.Request) (Principal, error)
+	// IssueToken trades an API key for an access token that Authenticate takes.
+	IssueToken(secret string) (token string, expires time.Duration, err error)
+
+	CreateKey(ctx context.Context, k NewKey) (key Key, secret string, err error)
+	Keys(workspace string) ([]Key, error) // empty: all
+	RevokeKey(ctx context.Context, workspace, id, actor string) (Key, error)
+
+	PutWorkspace(ctx context.Context, name string, displayName *string, actor string) (Workspace, error)
+	Workspace(name string) (Workspace, error)
+	Workspaces() ([]Workspace, error)
+}
+
+// NewKey asks for an API key.
+type NewKey struct {
+	Name         string
+	Workspace    string
+	Role         Role
+	ControlPlane bool
+	ExpiresAt    time.Time
+	Actor        string
+}
+
+// Key is an API key without its secret.
+type Key struct {
+	ID           string
+	Name         string
+	Prefix       string
+	Workspace    string
+	Role         Role
+	ControlPlane bool
+	CreatedAt    time.Time
+	CreatedBy    string
+	ExpiresAt    time.Time
+	RevokedAt    time.Time
+}
+
+// Workspace is a tenant.
+type Workspace struct {
+	ID          string
+	Name        string
+	DisplayName string
+	CreatedAt   time.Time
+	UpdatedAt   time.Time
 }
 
 // Entry is one line of the audit log: a mutation that was asked for, by whom,

@@ -15,7 +15,7 @@ func readyz(c *call) error {
 		return refuse(ErrDraining, "not ready: stopping")
 	}
 	if c.s.o.Ready != nil {
-		if err := c.s.o.Ready(c.r); err != nil {
+		if err := c.s.o.Ready(c.r.Context()); err != nil {
 			return refuse(ErrDraining, "not ready: %v", err)
 		}
 	}

@@ -11,9 +11,10 @@ import (
 type scope int
 
 const (
-	open        scope = iota // nothing: health, OpenAPI, signed uploads, tokens
-	inWorkspace              // a principal and one workspace
-	onNode                   // a control-plane principal
+	open             scope = iota // nothing: health, OpenAPI, signed uploads, tokens
+	inWorkspace                   // a principal and one workspace
+	mayNameWorkspace              // a principal; a control-plane one may leave the workspace out
+	onNode                        // a control-plane principal
 )
 
 // route is one line of the API.

@@ -26,6 +26,24 @@ func allRoutes() []route {
 		{"DELETE /v0/volume_templates/{name}/versions/{version}", inWorkspace, Writer, "template.version.delete", false, deleteVersion},
 		{"PUT /uploads/{id}", open, "", "template.version.upload", true, receiveUpload},
 
+		{"GET /v0/keys", mayNameWorkspace, Admin, "", false, listKeys},
+		{"POST /v0/keys", mayNameWorkspace, Admin, "key.create", false, createKey},
+		{"DELETE /v0/keys/{id}", mayNameWorkspace, Admin, "key.revoke", false, revokeKey},
+		{"POST /v0/oauth/token", open, "", "", false, createToken},
+		{"POST /oauth/token", open, "", "", false, createToken},
+
+		{"GET /v0/workspaces", mayNameWorkspace, Reader, "", false, listWorkspaces},
+		{"POST /v0/workspaces", onNode, Admin, "workspace.create", false, createWorkspace},
+		{"GET /v0/workspaces/{name}", mayNameWorkspace, Reader, "", false, getWorkspace},
+		{"PUT /v0/workspaces/{name}", onNode, Admin, "workspace.update", false, updateWorkspace},
+		{"GET /v0/workspaces/{name}/quota", mayNameWorkspace, Reader, "", false, getQuota},
+		{"PUT /v0/workspaces/{name}/quota", onNode, Admin, "quota.update", false, updateQuota},
+
+		{"GET /v0/pools", onNode, Reader, "", false, listPools},
+		{"GET /v0/doctor", onNode, Reader, "", false, listChecks},
+		{"GET /v0/audit", mayNameWorkspace, Admin, "", false, listAudit},
+
+		{"GET /openapi.json", open, "", "", false, serveOpenAPI},
 		{"GET /healthz", open, "", "", false, healthz},
 		{"GET /readyz", open, "", "", false, readyz},
 		{"GET /metrics", open, "", "", false, serveMetrics},

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"context"
 	"errors"
 	"log/slog"
 	"net/http"
@@ -15,18 +16,20 @@ import (
 type Options struct {
 	Engine  Engine
 	Library Library
-	Auth    Authenticator
+	Auth    Access
 	Audit   Auditor              // nil: no audit log
 	Metrics *prometheus.Registry // nil: the server's own; the caller may register more
 	Log     *slog.Logger         // nil: slog.Default
 	Secret  []byte               // signs cursors; at least 32 bytes
 	Limits  Limits
 
-	PublicURL        string                      // base of upload URLs, "https://host:port"; empty: from each request
-	LocalMetricsOnly bool                        // /metrics only on the local handler
-	Ready            func(r *http.Request) error // nil: always; the reason why not shows in /readyz
-	Now              func() time.Time            // nil: time.Now
-	Version          string                      // of the daemon, in /healthz and the OpenAPI document
+	PublicURL        string                        // base of upload URLs, "https://host:port"; empty: from each request
+	LocalMetricsOnly bool                          // /metrics only on the local handler
+	TenantsAttach    bool                          // a workspace's key may attach to sandboxes; else only the control plane: targets are the host's
+	Ready            func(context.Context) error   // nil: always; the reason why not shows in /readyz
+	Doctor           func(context.Context) []Check // what the node has and lacks; nil: nothing is told
+	Now              func() time.Time              // nil: time.Now
+	Version          string                        // of the daemon, in /healthz and the OpenAPI document
 }
 
 // Server answers the API. It is safe for concurrent use.
