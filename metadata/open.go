@@ -81,7 +81,11 @@ func open(dir string, o Options) (_ *Store, err error) {
 		return nil, err
 	}
 	log := &badgerLog{log: o.Log}
-	db, err := openBadger(filepath.Join(dir, recordsDir), log)
+	bo := badgerOptions(filepath.Join(dir, recordsDir), log)
+	if err := checkTables(bo.Dir, bo); err != nil {
+		return nil, err
+	}
+	db, err := openBadger(bo, log)
 	if err != nil {
 		return nil, err
 	}
@@ -125,14 +129,14 @@ func lockStore(dir string) (*os.File, error) {
 
 // openBadger tries twice: after a kill at the wrong moment Badger finds a log
 // file of no length, fails, and has mended it by then.
-func openBadger(dir string, log *badgerLog) (*badger.DB, error) {
-	db, err := tryBadger(dir, log)
+func openBadger(o badger.Options, log *badgerLog) (*badger.DB, error) {
+	db, err := tryBadger(o)
 	if err == nil {
 		return db, nil
 	}
 	log.log.Warn("the record store did not open; trying once more", "error", err)
 	log.forget()
-	db, err = tryBadger(dir, log)
+	db, err = tryBadger(o)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrDamaged, err)
 	}
@@ -140,13 +144,13 @@ func openBadger(dir string, log *badgerLog) (*badger.DB, error) {
 }
 
 // tryBadger turns a panic over damaged files into an error.
-func tryBadger(dir string, log *badgerLog) (db *badger.DB, err error) {
+func tryBadger(o badger.Options) (db *badger.DB, err error) {
 	defer func() {
 		if p := recover(); p != nil {
 			db, err = nil, fmt.Errorf("panic in open: %v", p)
 		}
 	}()
-	return badger.Open(badgerOptions(dir, log))
+	return badger.Open(o)
 }
 
 // badgerOptions: a value always stays in the tables, so the value log stays
