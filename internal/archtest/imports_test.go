@@ -48,7 +48,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/api/..."},
-		by:      []string{"api/...", "cmd/...", "internal/daemon", "bench/...", "internal/sandbox/..."},
+		by:      []string{"api/...", "cmd/...", "internal/daemon", "bench/...", "internal/sandbox/...", "internal/powercut"},
 		why:     "the API stands on top: rooms below it know no HTTP and no tenant's key",
 	},
 	{

@@ -188,19 +188,24 @@ func (r *Rig) stop() error {
 	return errors.Join(err, takeDown(r.path("export"), ""))
 }
 
-// takeDown unmounts what is mounted at dir and below it, the deepest first, and
-// detaches the loop devices over files below dir, and device.
+// takeDown unmounts what is mounted at dir and below it and what is mounted
+// elsewhere from a file below it, the latest first, and detaches the loop
+// devices over files below dir, and device.
 func takeDown(dir, device string) error {
-	var errs []error
-	points, err := mountsAt(dir)
-	errs = append(errs, err)
 	loops, err := loopsUnder(dir)
-	errs = append(errs, err)
-	for _, p := range points {
-		errs = append(errs, unmount(p))
+	if err != nil {
+		return err
 	}
 	if device != "" {
 		loops = append(loops, device)
+	}
+	points, err := mountsOf(dir, loops)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, p := range points {
+		errs = append(errs, unmount(p))
 	}
 	for _, l := range loops {
 		// One that was told to go with its last mount is gone already.
@@ -211,20 +216,23 @@ func takeDown(dir, device string) error {
 	return errors.Join(errs...)
 }
 
-// mountsAt tells the mount points at dir and below it, the latest first.
-func mountsAt(dir string) ([]string, error) {
+// mountsOf tells the mount points at dir, below it, and of devices, the latest
+// first.
+func mountsOf(dir string, devices []string) ([]string, error) {
 	table, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
 		return nil, err
 	}
+	plain := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
 	var points []string
 	for line := range strings.Lines(string(table)) {
-		fields := strings.Fields(line)
-		if len(fields) < 5 {
-			continue
+		place, origin, _ := strings.Cut(line, " - ")
+		fields, source := strings.Fields(place), strings.Fields(origin)
+		if len(fields) < 5 || len(source) < 2 {
+			return nil, fmt.Errorf("mountinfo: %q", line)
 		}
-		point := strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(fields[4])
-		if point == dir || strings.HasPrefix(point, dir+"/") {
+		point := plain.Replace(fields[4])
+		if point == dir || strings.HasPrefix(point, dir+"/") || slices.Contains(devices, source[1]) {
 			points = append(points, point)
 		}
 	}
