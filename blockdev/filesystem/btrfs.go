@@ -160,7 +160,7 @@ func patchBtrfs(f *os.File, supers []*btrfsSuper, id UUID) error {
 	}
 	for _, s := range supers {
 		if s.logRoot != 0 || s.flags&(btrfsFlagSeeding|btrfsFlagChanging) != 0 || s.generation != supers[0].generation {
-			return damaged("btrfs was not unmounted cleanly")
+			return ErrDirty
 		}
 	}
 	for i := len(supers) - 1; i >= 0; i-- {

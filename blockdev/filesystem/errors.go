@@ -17,6 +17,9 @@ var (
 	ErrTooSmall = errors.New("device is too small for the filesystem")
 	// ErrDamaged: the superblock is not what it should be, or a check failed.
 	ErrDamaged = errors.New("filesystem is damaged")
+	// ErrDirty: the filesystem was not unmounted cleanly and must be recovered
+	// (Check with repair, or a mount) before it can be read.
+	ErrDirty = errors.New("filesystem was not unmounted cleanly and must be recovered first")
 	// ErrNoFile: ListDir or ReadFile found no such path.
 	ErrNoFile = errors.New("no such file in the volume")
 )
@@ -29,4 +32,5 @@ type Entry struct {
 	GID     int         `json:"gid"`
 	Size    int64       `json:"size"` // bytes
 	ModTime time.Time   `json:"modTime,omitzero"`
+	Target  string      `json:"target,omitempty"` // of a symbolic link
 }

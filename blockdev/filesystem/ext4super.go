@@ -150,7 +150,7 @@ func identifyExt4(path string, id UUID) error {
 		return damaged("ext4 without metadata_csum_seed: its checksums depend on its UUID")
 	}
 	if !s.clean() {
-		return damaged("ext4 was not unmounted cleanly")
+		return ErrDirty
 	}
 	copy(b[0x68:0x78], id[:])
 	binary.LittleEndian.PutUint32(b[0x3FC:], ext4SuperSum(b))

@@ -121,7 +121,7 @@ func (c *clone) use(t *testing.T, x Tools) {
 	if dirty, err := x.Dirty(t.Context(), cut, c.typ); err != nil || !dirty {
 		t.Errorf("cut while mounted, dirty is %v: %v", dirty, err)
 	}
-	if err := x.Identify(t.Context(), cut, c.typ, "01234567-0000-4000-8000-23456789abcd"); !errors.Is(err, ErrDamaged) {
+	if err := x.Identify(t.Context(), cut, c.typ, "01234567-0000-4000-8000-23456789abcd"); !errors.Is(err, ErrDirty) {
 		t.Errorf("identify of a dirty filesystem: %v", err)
 	}
 	dir, unmount := mounted(t, cut, c.typ)

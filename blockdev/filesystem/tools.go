@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"time"
 )
 
@@ -77,7 +76,8 @@ func (x Tools) Make(ctx context.Context, path string, t Type, o MakeOptions) err
 // own UUID by patching superblocks in place. Only the blocks that hold the UUID
 // are written, so that clones go on sharing the rest. Nothing is flushed: the
 // UUID is durable when the caller has flushed the image (Backend.Publish).
-// ErrDamaged, with nothing written, when the image is not what it should be.
+// ErrDirty or ErrDamaged, with nothing written, when the image is not what it
+// should be.
 func (x Tools) Identify(ctx context.Context, path string, t Type, uuid string) error {
 	id, err := parseUUID(uuid)
 	if err != nil {
@@ -153,45 +153,26 @@ func (x Tools) Check(ctx context.Context, path string, t Type, repair bool) erro
 }
 
 // Dirty reports whether an unmounted filesystem must be recovered before it can
-// be read or grown: it was not unmounted cleanly. For XFS the answer comes from
-// its tool; for the others from the superblock.
+// be read or identified: it was not unmounted cleanly. The superblock tells, for
+// XFS the log's last record. A btrfs that was mounted shows it only after a file
+// in it was flushed: it is consistent either way.
 func (x Tools) Dirty(ctx context.Context, path string, t Type) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, failed("check", t, err)
+	}
 	var dirty bool
 	var err error
 	switch t {
 	case Ext4:
 		dirty, err = dirtyExt4(path)
 	case XFS:
-		dirty, err = x.dirtyXFS(ctx, path)
+		dirty, err = dirtyXFS(path)
 	case Btrfs:
 		dirty, err = dirtyBtrfs(path)
 	default:
 		err = errors.ErrUnsupported
 	}
 	return dirty, failed("check", t, err)
-}
-
-// ListDir lists a directory of an unmounted filesystem, by name. dir is a
-// slash-separated path from the filesystem's root; symbolic links in it are not
-// followed. ErrNoFile when there is no such directory.
-func (x Tools) ListDir(ctx context.Context, path string, t Type, dir string) ([]Entry, error) {
-	r, err := x.reader(path, t)
-	if err != nil {
-		return nil, failed("read", t, err)
-	}
-	entries, err := listDir(ctx, r, dir)
-	return entries, failed("read", t, err)
-}
-
-// ReadFile writes the bytes of a regular file of an unmounted filesystem to w,
-// holes as zeroes. file is as ListDir's dir. ErrNoFile when there is no such
-// regular file.
-func (x Tools) ReadFile(ctx context.Context, path string, t Type, file string, w io.Writer) error {
-	r, err := x.reader(path, t)
-	if err != nil {
-		return failed("read", t, err)
-	}
-	return failed("read", t, readFile(ctx, r, file, w))
 }
 
 // failed adds the operation and the type, once, at the package's edge.

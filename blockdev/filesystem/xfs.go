@@ -1,11 +1,11 @@
 package filesystem
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"os"
 
 	"holdfast/internal/run"
 	"holdfast/internal/sys"
@@ -183,17 +183,20 @@ func (x Tools) checkXFS(ctx context.Context, path string, repair bool) error {
 	return classifyCheck(err)
 }
 
-// dirtyXFS asks xfs_logprint -t, whose last line tells the state of the log.
-func (x Tools) dirtyXFS(ctx context.Context, path string) (bool, error) {
-	if _, err := readXFSSuper(path); err != nil {
-		return false, err
-	}
-	res, err := run.Run(ctx, run.Cmd{Args: []string{"xfs_logprint", "-t", path}, Timeout: x.ReadTimeout})
+// dirtyXFS reports a log whose last record is not that of an unmount.
+func dirtyXFS(path string) (bool, error) {
+	s, err := readXFSSuper(path)
 	if err != nil {
 		return false, err
 	}
-	return !logIsClean(res.Stdout), nil
+	f, err := os.Open(path)
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	_, err = readUnmountRecord(f, s)
+	if errors.Is(err, ErrDirty) {
+		return true, nil
+	}
+	return false, err
 }
-
-// logIsClean reads what xfs_logprint -t says.
-func logIsClean(out []byte) bool { return bytes.Contains(out, []byte("state: <CLEAN>")) }

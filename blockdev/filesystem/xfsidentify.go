@@ -3,6 +3,7 @@ package filesystem
 import (
 	"bytes"
 	"encoding/binary"
+	"fmt"
 	"os"
 )
 
@@ -111,8 +112,7 @@ type logRecord struct {
 }
 
 // readUnmountRecord finds the record at the log's head; nil for a log that was
-// never written. ErrDamaged when the log is not clean, or of a form that we do
-// not make.
+// never written. ErrDirty when the log does not end with an unmount.
 func readUnmountRecord(f *os.File, s *xfsSuper) (*logRecord, error) {
 	log, err := s.internalLog()
 	if err != nil {
@@ -136,7 +136,7 @@ func readUnmountRecord(f *os.File, s *xfsSuper) (*logRecord, error) {
 			return r, r.verify(s.uuid)
 		}
 	}
-	return nil, damaged("XFS log is not clean: no short record at its head")
+	return nil, notClean("a longer record than an unmount's")
 }
 
 // logRecordBlocks bounds an unmount's record: one operation, padded to the log's
@@ -149,11 +149,11 @@ func (r *logRecord) verify(id UUID) error {
 	length := int(be.Uint32(r.head[12:]))
 	switch {
 	case length < 10 || (length+logBlockBytes-1)/logBlockBytes*logBlockBytes != len(r.body):
-		return damaged("XFS log is not clean: a record of %d bytes at its head", length)
+		return notClean("a record of %d bytes", length)
 	case be.Uint32(r.head[40:]) != 1:
-		return damaged("XFS log is not clean: %d operations in the last record", be.Uint32(r.head[40:]))
+		return notClean("a record of %d operations", be.Uint32(r.head[40:]))
 	case r.body[9]&logUnmountFlag == 0:
-		return damaged("XFS log is not clean: the last record is not an unmount's")
+		return notClean("a record that is not an unmount's")
 	case !bytes.Equal(r.head[logHeaderUUIDAt:logHeaderUUIDAt+16], id[:]):
 		return damaged("XFS log belongs to another filesystem")
 	}
@@ -170,6 +170,11 @@ func (r *logRecord) verify(id UUID) error {
 		}
 	}
 	return damaged("XFS log record checksum %08x", sum)
+}
+
+// notClean is what an image that was cut off while mounted shows.
+func notClean(format string, args ...any) error {
+	return fmt.Errorf("%w: the log ends with %s", ErrDirty, fmt.Sprintf(format, args...))
 }
 
 // sum is the checksum over the first size bytes of the header and the body.
