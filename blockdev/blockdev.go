@@ -74,8 +74,10 @@ type Capacity struct {
 // durably, together with its description. A draft is never durable and may be
 // made again at any time; after a crash List shows what is left of it.
 type Backend interface {
-	// Create makes a draft of size bytes that reads as zero. An existing draft is
-	// made anew. ErrExists if a published image has the ID.
+	// Create makes a draft of size bytes (a positive multiple of 512) that reads as
+	// zero. An existing draft is made anew; ErrBusy while that is open, though an
+	// opening that only a dead process had made, and nothing uses, does not count.
+	// ErrExists if a published image has the ID.
 	Create(ctx context.Context, id ID, size int64) error
 	// Publish flushes the draft's data and its description, then makes it an
 	// image. Durable on return. A published image with this ID is success, and
@@ -99,7 +101,8 @@ type Backend interface {
 	Close(ctx context.Context, id ID, lease string) error
 	// Remove takes a draft or image away: on return it is durably not listed any
 	// more; its space is reclaimed in the background and shows in
-	// Capacity.Trash until then. Absent is success; ErrBusy while open.
+	// Capacity.Trash until then. Absent is success; ErrBusy while open (of a
+	// draft, an opening of a dead process does not count, as with Create).
 	Remove(ctx context.Context, id ID) error
 	// Stat describes one draft or image. ErrNotFound when there is none.
 	Stat(ctx context.Context, id ID) (Info, error)

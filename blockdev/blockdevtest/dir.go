@@ -110,7 +110,7 @@ func below(path, dir string) bool {
 	return len(path) > len(dir) && path[:len(dir)] == dir && path[len(dir)] == '/'
 }
 
-func describe(kind string, found []string) error {
+func leftBehind(kind string, found []string) error {
 	if len(found) == 0 {
 		return nil
 	}

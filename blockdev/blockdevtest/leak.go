@@ -35,9 +35,9 @@ func leaks(t testing.TB, dirs []string) error {
 	for _, dir := range dirs {
 		loops := LoopsUnder(t, dir)
 		errs = append(errs,
-			describe("loop devices", loops),
-			describe("mounts", MountsUnder(t, dir)),
-			describe("open files", openUnder(t, dir, loops)))
+			leftBehind("loop devices", loops),
+			leftBehind("mounts", MountsUnder(t, dir)),
+			leftBehind("open files", openUnder(t, dir, loops)))
 	}
 	return errors.Join(errs...)
 }

@@ -5,8 +5,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
-	"strings"
 	"sync"
 
 	"holdfast/blockdev"
@@ -37,6 +37,7 @@ type Memory struct {
 	used        int64 // unique blocks, bytes
 	crashed     bool
 	restarts    int
+	opened      int // openings made, ever
 	images      map[blockdev.ID]*memoryImage
 	quarantined []blockdev.Quarantine
 }
@@ -57,9 +58,13 @@ type memoryImage struct {
 }
 
 type memoryOpening struct {
-	endpoint blockdev.Endpoint
-	held     int // consumers that keep the device in use
+	endpoint  blockdev.Endpoint
+	held      int  // consumers that keep the device in use
+	inherited bool // made before the last restart
 }
+
+// idle reports whether only a dead process made this and nothing uses it.
+func (o *memoryOpening) idle() bool { return o == nil || (o.inherited && o.held == 0) }
 
 var (
 	_ blockdev.Backend = (*Memory)(nil)
@@ -72,73 +77,8 @@ func NewMemory() *Memory {
 	return &Memory{total: MemoryTotal, images: map[blockdev.ID]*memoryImage{}}
 }
 
-// Restarted says what a Restart takes away. Its zero value is the death of the
-// process alone: the kernel keeps files and devices.
-type Restarted struct {
-	LoseDrafts   bool // unpublished images are gone, as they may be after a power cut
-	LoseOpenings bool // so are devices, as they are after a power cut
-}
-
-// Restart brings a crashed (or healthy) backend back, as a new process finds it.
-func (m *Memory) Restart(r Restarted) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.crashed = false
-	m.restarts++
-	for id, image := range m.images {
-		if r.LoseOpenings {
-			image.opening = nil
-		}
-		if r.LoseDrafts && image.draft {
-			m.used -= image.data.release()
-			delete(m.images, id)
-		}
-	}
-}
-
-// Restarts counts the calls of Restart.
-func (m *Memory) Restarts() int {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.restarts
-}
-
-// SetTotal changes the capacity in bytes.
-func (m *Memory) SetTotal(bytes int64) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.total = bytes
-}
-
-// Hold keeps the open device of an image in use, so that Close answers ErrBusy,
-// until release is called.
-func (m *Memory) Hold(id blockdev.ID) (release func(), err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	image := m.images[id]
-	if image == nil || image.opening == nil {
-		return nil, fmt.Errorf("%s is not open: %w", id, blockdev.ErrNotFound)
-	}
-	opening := image.opening
-	opening.held++
-	return sync.OnceFunc(func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		opening.held--
-	}), nil
-}
-
-// Damage spoils the description of a published image.
-func (m *Memory) Damage(id blockdev.ID) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if image := m.images[id]; image != nil {
-		image.damaged = true
-	}
-}
-
 // begin checks what every call checks.
-func (m *Memory) begin(ctx context.Context, id blockdev.ID) error {
+func (m *Memory) begin(ctx context.Context, ids ...blockdev.ID) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -147,8 +87,10 @@ func (m *Memory) begin(ctx context.Context, id blockdev.ID) error {
 	if m.crashed {
 		return ErrCrash
 	}
-	if id != "" && !id.Valid() {
-		return fmt.Errorf("image id %q: %w", string(id), blockdev.ErrInvalid)
+	for _, id := range ids {
+		if !id.Valid() {
+			return fmt.Errorf("image id %q: %w", string(id), blockdev.ErrInvalid)
+		}
 	}
 	return nil
 }
@@ -203,8 +145,8 @@ func (m *Memory) create(ctx context.Context, id blockdev.ID, size int64) error {
 	if err := m.begin(ctx, id); err != nil {
 		return err
 	}
-	if size <= 0 {
-		return fmt.Errorf("size %d: %w", size, blockdev.ErrInvalid)
+	if err := checkSize(size); err != nil {
+		return err
 	}
 	return m.effect("create", func() error {
 		if err := m.clearDraft(id); err != nil {
@@ -215,6 +157,13 @@ func (m *Memory) create(ctx context.Context, id blockdev.ID, size int64) error {
 	})
 }
 
+func checkSize(size int64) error {
+	if size <= 0 || size%512 != 0 {
+		return fmt.Errorf("size %d is not a positive multiple of 512: %w", size, blockdev.ErrInvalid)
+	}
+	return nil
+}
+
 // clearDraft makes way for a draft; the lock must be held.
 func (m *Memory) clearDraft(id blockdev.ID) error {
 	old := m.images[id]
@@ -223,7 +172,7 @@ func (m *Memory) clearDraft(id blockdev.ID) error {
 		return nil
 	case !old.draft:
 		return blockdev.ErrExists
-	case old.opening != nil:
+	case !old.opening.idle():
 		return blockdev.ErrBusy
 	}
 	m.used -= old.data.release()
@@ -237,7 +186,7 @@ func (m *Memory) Clone(ctx context.Context, dst, src blockdev.ID, size int64) er
 }
 
 func (m *Memory) clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
-	if err := errors.Join(m.begin(ctx, dst), m.begin(ctx, src)); err != nil {
+	if err := errors.Join(m.begin(ctx, dst, src), checkSize(size)); err != nil {
 		return err
 	}
 	return m.effect("clone", func() error {
@@ -303,7 +252,7 @@ func (m *Memory) Grow(ctx context.Context, id blockdev.ID, size int64) error {
 }
 
 func (m *Memory) grow(ctx context.Context, id blockdev.ID, size int64) error {
-	if err := m.begin(ctx, id); err != nil {
+	if err := errors.Join(m.begin(ctx, id), checkSize(size)); err != nil {
 		return err
 	}
 	var image *memoryImage
@@ -343,37 +292,30 @@ func (m *Memory) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (e b
 	if len(w.Kinds) == 0 {
 		return e, fmt.Errorf("no kind of endpoint wanted: %w", blockdev.ErrInvalid)
 	}
-	kind := w.Kinds[0]
-	if kind != blockdev.File && kind != blockdev.Block {
-		return e, fmt.Errorf("endpoint kind %q: %w", kind, errors.ErrUnsupported)
-	}
 	err = m.effect("open", func() error {
 		image, err := m.find(id)
 		if err != nil {
 			return err
 		}
 		if o := image.opening; o != nil {
-			if o.endpoint.ReadOnly != w.ReadOnly || !contains(w.Kinds, o.endpoint.Kind) {
+			if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
 				return fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
 			}
 			e = o.endpoint
 			return nil
 		}
+		supported := slices.IndexFunc(w.Kinds, func(k blockdev.Kind) bool { return k == blockdev.File || k == blockdev.Block })
+		if supported < 0 {
+			return fmt.Errorf("endpoint kinds %v: %w", w.Kinds, errors.ErrUnsupported)
+		}
+		kind := w.Kinds[supported]
+		m.opened++
 		e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
-			ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%v", kind, w.ReadOnly)}
+			ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
 		image.opening = &memoryOpening{endpoint: e}
 		return nil
 	})
 	return e, err
-}
-
-func contains(kinds []blockdev.Kind, kind blockdev.Kind) bool {
-	for _, k := range kinds {
-		if k == kind {
-			return true
-		}
-	}
-	return false
 }
 
 // Close implements blockdev.Backend.
@@ -418,7 +360,7 @@ func (m *Memory) remove(ctx context.Context, id blockdev.ID) error {
 		if image == nil {
 			return nil
 		}
-		if image.opening != nil {
+		if image.opening != nil && !(image.draft && image.opening.idle()) {
 			return blockdev.ErrBusy
 		}
 		m.used -= image.data.release()
@@ -462,7 +404,7 @@ func (m *Memory) List(ctx context.Context) ([]blockdev.Info, error) {
 }
 
 func (m *Memory) list(ctx context.Context) (infos []blockdev.Info, err error) {
-	if err := m.begin(ctx, ""); err != nil {
+	if err := m.begin(ctx); err != nil {
 		return nil, err
 	}
 	var damaged []blockdev.ID
@@ -496,7 +438,7 @@ func (m *Memory) quarantine(id blockdev.ID) error {
 
 // Quarantined implements blockdev.Backend.
 func (m *Memory) Quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
-	if err := m.begin(ctx, ""); err != nil {
+	if err := m.begin(ctx); err != nil {
 		return nil, blockdev.Op("memory.Quarantined", "", err)
 	}
 	m.mu.Lock()
@@ -506,7 +448,7 @@ func (m *Memory) Quarantined(ctx context.Context) ([]blockdev.Quarantine, error)
 
 // Capacity implements blockdev.Backend.
 func (m *Memory) Capacity(ctx context.Context) (blockdev.Capacity, error) {
-	if err := m.begin(ctx, ""); err != nil {
+	if err := m.begin(ctx); err != nil {
 		return blockdev.Capacity{}, blockdev.Op("memory.Capacity", "", err)
 	}
 	m.mu.Lock()
@@ -532,20 +474,4 @@ func (m *Memory) Trim(ctx context.Context, id blockdev.ID) (freed int64, err err
 		})
 	}
 	return freed, blockdev.Op("memory.Trim", id, err)
-}
-
-// memoryPath begins the path of every endpoint.
-const memoryPath = "mem:"
-
-// Image gives the bytes of an image by its endpoint's path ("mem:ID"), whether
-// it is open or not. The handle is valid until the image is removed.
-func (m *Memory) Image(path string) (*MemoryImage, error) {
-	id := blockdev.ID(strings.TrimPrefix(path, memoryPath))
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	image, err := m.find(id)
-	if err != nil {
-		return nil, blockdev.Op("memory.Image", id, err)
-	}
-	return &MemoryImage{m: m, image: image}, nil
 }

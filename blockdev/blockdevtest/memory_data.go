@@ -90,9 +90,13 @@ func (d *memoryData) own(n int64) (*memoryBlock, int64) {
 
 // MemoryImage reads and writes the bytes of an image in a Memory.
 type MemoryImage struct {
+	id    blockdev.ID
 	m     *Memory
 	image *memoryImage
 }
+
+// ID is the image's name.
+func (f *MemoryImage) ID() blockdev.ID { return f.id }
 
 // Size is the image's size in bytes.
 func (f *MemoryImage) Size() int64 {

@@ -1,0 +1,201 @@
+package sparse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"holdfast/blockdev"
+	"holdfast/internal/sys"
+)
+
+// Create implements blockdev.Backend. The image is one hole: it takes no space.
+func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64) error {
+	return blockdev.Op("sparse.Create", id, p.create(ctx, id, size, nil))
+}
+
+// Clone implements blockdev.Cloner: by reflink, in a time that grows with the
+// number of extents of src, not with its size.
+func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
+	return blockdev.Op("sparse.Clone", dst, p.clone(ctx, dst, src, size))
+}
+
+func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
+	if err := check(ctx, dst, src); err != nil {
+		return err
+	}
+	from, err := os.Open(p.image(src) + "/" + imageFile)
+	if err != nil {
+		return fmt.Errorf("source %s: %w", src, notFound(err))
+	}
+	defer from.Close()
+	status, err := sys.StatusOf(from)
+	if err != nil {
+		return err
+	}
+	if size < status.Size {
+		return fmt.Errorf("size %d is smaller than the %d of %s: %w", size, status.Size, src, blockdev.ErrInvalid)
+	}
+	return p.create(ctx, dst, size, from)
+}
+
+// create makes a draft, from the bytes of another file if there is one.
+func (p *Pool) create(ctx context.Context, id blockdev.ID, size int64, from *os.File) error {
+	if err := errors.Join(check(ctx, id), checkSize(size)); err != nil {
+		return err
+	}
+	if there, err := exists(p.image(id)); err != nil || there {
+		return errors.Join(err, blockdev.ErrExists)
+	}
+	if err := p.dropDraft(ctx, id); err != nil {
+		return err
+	}
+	err := p.fillDraft(id, size, from)
+	if err != nil {
+		err = errors.Join(err, p.discard(p.draft(id)))
+	}
+	return err
+}
+
+func (p *Pool) fillDraft(id blockdev.ID, size int64, from *os.File) error {
+	if err := os.Mkdir(p.draft(id), 0o700); err != nil {
+		return noSpace(err)
+	}
+	if err := p.at("create.image"); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(p.draft(id)+"/"+imageFile, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return noSpace(err)
+	}
+	defer f.Close()
+	if from != nil {
+		if err := sys.CloneFile(f, from); err != nil {
+			if sys.IsNoReflink(err) {
+				return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+			}
+			return noSpace(err)
+		}
+		if err := p.at("create.size"); err != nil {
+			return err
+		}
+	}
+	return tooLarge(f.Truncate(size))
+}
+
+// dropDraft makes way for a draft: what is left of an older one goes.
+// blockdev.ErrBusy while that is open.
+func (p *Pool) dropDraft(ctx context.Context, id blockdev.ID) error {
+	if there, err := exists(p.draft(id)); err != nil || !there {
+		return err
+	}
+	if err := p.closedForRemoval(ctx, id, p.draft(id), true); err != nil {
+		return err
+	}
+	return p.discard(p.draft(id))
+}
+
+// discard moves a directory to the trash, whose worker then deletes it. Not
+// durable.
+func (p *Pool) discard(dir string) error {
+	there, err := exists(dir)
+	if err != nil || !there {
+		return err
+	}
+	if err := os.Rename(dir, p.path(trashDir, unique(filepath.Base(dir)))); err != nil {
+		return noSpace(err)
+	}
+	p.wakeReclaim()
+	return nil
+}
+
+// Publish implements blockdev.Backend. The package comment says what is flushed
+// when, and why.
+func (p *Pool) Publish(ctx context.Context, id blockdev.ID, description []byte) error {
+	return blockdev.Op("sparse.Publish", id, p.publish(ctx, id, description))
+}
+
+func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) error {
+	if err := check(ctx, id); err != nil {
+		return err
+	}
+	there, err := exists(p.image(id))
+	if err != nil {
+		return err
+	}
+	if there { // perhaps by us, before a crash that came before the last flush
+		err := p.replaceEnvelope(p.image(id), descriptionFile, string(id), description)
+		return errors.Join(err, syncDir(p.path(imagesDir)))
+	}
+	if err := p.flushDraft(id, description); err != nil {
+		return p.spoiled(id, err)
+	}
+	if err := p.at("publish.rename"); err != nil {
+		return err
+	}
+	if err := sys.RenameNew(p.draft(id), p.image(id)); err != nil {
+		return noSpace(err)
+	}
+	if err := p.at("publish.flush"); err != nil {
+		return err
+	}
+	if err := syncDir(p.path(imagesDir)); err != nil {
+		return err
+	}
+	return syncDir(p.path(draftsDir))
+}
+
+// spoiled throws a draft away whose flush failed, because a second flush could
+// succeed without its data. If it failed for want of space only this draft has
+// lost bytes, and nothing was said about those.
+func (p *Pool) spoiled(id blockdev.ID, err error) error {
+	if !errors.Is(err, blockdev.ErrFailed) {
+		return err
+	}
+	if sys.IsNoSpace(err) {
+		err = fmt.Errorf("%w: flushing the draft: %v", blockdev.ErrNoSpace, err)
+	}
+	return errors.Join(err, p.discard(p.draft(id)))
+}
+
+// flushDraft makes a draft's bytes, its description and its directory durable.
+func (p *Pool) flushDraft(id blockdev.ID, description []byte) error {
+	sealed, err := seal(string(id), description)
+	if err != nil {
+		return err
+	}
+	image, err := os.OpenFile(p.draft(id)+"/"+imageFile, os.O_RDWR, 0)
+	if err != nil {
+		return notFound(err)
+	}
+	defer image.Close()
+	if err := p.at("publish.description"); err != nil {
+		return err
+	}
+	if err := writeFile(p.draft(id)+"/"+descriptionFile, sealed, false); err != nil {
+		return err
+	}
+	if o := p.known(id); o != nil && o.kind == blockdev.Block {
+		if err := o.device.Flush(); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+			return err
+		}
+	}
+	if err := syncFile(image); err != nil {
+		return err
+	}
+	if err := syncPath(p.draft(id) + "/" + descriptionFile); err != nil {
+		return err
+	}
+	return syncDir(p.draft(id))
+}
+
+func syncPath(path string) error {
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return syncFile(f)
+}

@@ -1,0 +1,307 @@
+package sparse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"slices"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/loop"
+	"holdfast/internal/sys"
+)
+
+// opening is what this process knows of an open image. Of a block device the
+// kernel knows it as well, and is asked each time.
+type opening struct {
+	kind      blockdev.Kind
+	readOnly  bool
+	lease     string
+	device    loop.Device // of a Block
+	lock      *os.File    // beside the image, held while it is open
+	inherited bool        // an earlier process made it
+}
+
+// Open implements blockdev.Backend for the kinds File and Block. A Block is a
+// loop device with direct I/O that enforces ReadOnly itself and is found again
+// after a restart of the process. A File is the image's path: its opening ends
+// with the process, and a consumer that asked for ReadOnly must open it so.
+func (p *Pool) Open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
+	e, err := p.openImage(ctx, id, w)
+	return e, blockdev.Op("sparse.Open", id, err)
+}
+
+func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
+	if err := check(ctx, id); err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	if len(w.Kinds) == 0 {
+		return blockdev.Endpoint{}, fmt.Errorf("no kind of endpoint wanted: %w", blockdev.ErrInvalid)
+	}
+	dir, _, err := p.locate(id)
+	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	f, err := os.OpenFile(dir+"/"+imageFile, accessMode(w.ReadOnly), 0)
+	if err != nil {
+		return blockdev.Endpoint{}, notFound(err)
+	}
+	defer f.Close()
+
+	o, err := p.current(id, dir, f)
+	if err == nil && o == nil {
+		o, err = p.newOpening(id, dir, f, w)
+	}
+	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	if o.readOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.kind) {
+		return blockdev.Endpoint{}, fmt.Errorf("open as %s: %w", o.lease, blockdev.ErrBusy)
+	}
+	return o.endpoint(dir, f)
+}
+
+func accessMode(readOnly bool) int {
+	if readOnly {
+		return os.O_RDONLY
+	}
+	return os.O_RDWR
+}
+
+// endpoint describes the opening. A device that a crash left smaller than its
+// image is grown.
+func (o *opening) endpoint(dir string, f *os.File) (blockdev.Endpoint, error) {
+	status, err := sys.StatusOf(f)
+	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	e := blockdev.Endpoint{Kind: o.kind, Path: dir + "/" + imageFile, Size: status.Size, ReadOnly: o.readOnly, Lease: o.lease}
+	if o.kind == blockdev.Block {
+		e.Path, e.Size = o.device.Path, o.device.Size
+		if o.device.Size < status.Size {
+			e.Size, err = o.device.Grow()
+		}
+	}
+	return e, err
+}
+
+// current gives the opening that an image has now, nil for none. A device that
+// this process does not know of is adopted.
+func (p *Pool) current(id blockdev.ID, dir string, f *os.File) (*opening, error) {
+	if o := p.known(id); o != nil {
+		return o, nil
+	}
+	devices, err := loop.Find(f)
+	if err != nil || len(devices) == 0 {
+		return nil, err
+	}
+	if len(devices) > 1 || devices[0].Partial {
+		return nil, fmt.Errorf("%w: it has %d loop devices, the first is %s", blockdev.ErrBusy, len(devices), devices[0].Path)
+	}
+	return p.adopt(id, dir, devices[0])
+}
+
+// known gives the opening that this process knows of, nil for none. One whose
+// device is gone is forgotten.
+func (p *Pool) known(id blockdev.ID) *opening {
+	p.mu.Lock()
+	o := p.openings[id]
+	p.mu.Unlock()
+	if o == nil || o.kind != blockdev.Block {
+		return o
+	}
+	now, err := loop.Inspect(o.device.Path)
+	switch {
+	case err == nil && now.File == o.device.File && now.Sequence == o.device.Sequence:
+		fresh := *o
+		fresh.device = now
+		return &fresh
+	case err == nil || errors.Is(err, blockdev.ErrNotFound):
+		p.forget(id, o.lease)
+		return nil
+	}
+	return o
+}
+
+// adopt takes over a device that an earlier process, or a Detach cut short, left.
+func (p *Pool) adopt(id blockdev.ID, dir string, device loop.Device) (*opening, error) {
+	if device.Autoclear {
+		if err := device.Keep(); err != nil {
+			return nil, err
+		}
+	}
+	lock, err := takeLock(dir + "/" + lockFile)
+	if err != nil {
+		return nil, err
+	}
+	return p.remember(id, &opening{kind: blockdev.Block, readOnly: device.ReadOnly, device: device, lock: lock, inherited: true})
+}
+
+func (p *Pool) newOpening(id blockdev.ID, dir string, f *os.File, w blockdev.Want) (*opening, error) {
+	supported := slices.IndexFunc(w.Kinds, func(k blockdev.Kind) bool { return k == blockdev.File || k == blockdev.Block })
+	if supported < 0 {
+		return nil, fmt.Errorf("endpoint kinds %v: %w", w.Kinds, errors.ErrUnsupported)
+	}
+	lock, err := takeLock(dir + "/" + lockFile)
+	if err != nil {
+		return nil, err
+	}
+	o := &opening{kind: w.Kinds[supported], readOnly: w.ReadOnly, lock: lock}
+	if o.kind == blockdev.Block {
+		if err = p.at("open.attach"); err == nil {
+			o.device, err = loop.Attach(f, w.ReadOnly)
+		}
+		if err != nil {
+			lock.Close()
+			return nil, err
+		}
+	}
+	return p.remember(id, o)
+}
+
+// remember names an opening and keeps it. A device's name holds for this use of
+// it alone: a stale Close cannot meet a later one.
+func (p *Pool) remember(id blockdev.ID, o *opening) (*opening, error) {
+	mode := "rw"
+	if o.readOnly {
+		mode = "ro"
+	}
+	o.lease = fmt.Sprintf("%s-%s", o.kind, mode)
+	if o.kind == blockdev.Block {
+		boot, err := sys.BootID()
+		if err != nil {
+			o.lock.Close()
+			return nil, err
+		}
+		o.lease = fmt.Sprintf("%s-%s-%d", o.lease, boot, o.device.Sequence)
+	}
+	p.mu.Lock()
+	p.openings[id] = o
+	p.mu.Unlock()
+	return o, nil
+}
+
+func (p *Pool) forget(id blockdev.ID, lease string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.openings[id]; o != nil && o.lease == lease {
+		o.lock.Close()
+		delete(p.openings, id)
+	}
+}
+
+// Close implements blockdev.Backend.
+func (p *Pool) Close(ctx context.Context, id blockdev.ID, lease string) error {
+	return blockdev.Op("sparse.Close", id, p.close(ctx, id, lease))
+}
+
+func (p *Pool) close(ctx context.Context, id blockdev.ID, lease string) error {
+	if err := check(ctx, id); err != nil {
+		return err
+	}
+	o := p.known(id)
+	if o == nil || o.lease != lease {
+		return nil
+	}
+	return p.release(ctx, id, o)
+}
+
+// release flushes and ends an opening.
+func (p *Pool) release(ctx context.Context, id blockdev.ID, o *opening) error {
+	if err := p.at("close.flush"); err != nil {
+		return err
+	}
+	err := p.flushOpening(ctx, id, o)
+	if err == nil {
+		p.forget(id, o.lease)
+	}
+	return err
+}
+
+func (p *Pool) flushOpening(ctx context.Context, id blockdev.ID, o *opening) error {
+	if o.kind == blockdev.Block {
+		return o.device.Detach(ctx) // flushes, down to the image
+	}
+	dir, _, err := p.locate(id)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	f, err := os.Open(dir + "/" + imageFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return syncFile(f)
+}
+
+// closedForRemoval makes sure that nobody uses an image. A draft's device that
+// only a dead process had made does not count, and goes.
+func (p *Pool) closedForRemoval(ctx context.Context, id blockdev.ID, dir string, draft bool) error {
+	f, err := os.Open(dir + "/" + imageFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	o, err := p.current(id, dir, f)
+	if err != nil || o == nil {
+		return err
+	}
+	if draft && o.inherited {
+		return p.release(ctx, id, o)
+	}
+	return fmt.Errorf("open as %s: %w", o.lease, blockdev.ErrBusy)
+}
+
+// findOpenings learns from the kernel which images an earlier process left open.
+func (p *Pool) findOpenings(ctx context.Context) error {
+	devices, err := loop.List()
+	if err != nil || len(devices) == 0 {
+		return err
+	}
+	byFile := map[sys.FileID][]loop.Device{}
+	for _, device := range devices {
+		byFile[device.File] = append(byFile[device.File], device)
+	}
+	for _, parent := range []string{imagesDir, draftsDir} {
+		entries, err := os.ReadDir(p.path(parent))
+		if err != nil {
+			return err
+		}
+		for _, entry := range entries {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := p.findOpening(blockdev.ID(entry.Name()), p.path(parent, entry.Name()), byFile); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (p *Pool) findOpening(id blockdev.ID, dir string, byFile map[sys.FileID][]loop.Device) error {
+	status, err := sys.StatusAt(dir + "/" + imageFile)
+	if errors.Is(err, fs.ErrNotExist) || !id.Valid() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	devices := byFile[status.FileID]
+	if len(devices) != 1 || devices[0].Partial {
+		return nil // none, or not as we make them: Open and Remove will refuse
+	}
+	_, err = p.adopt(id, dir, devices[0])
+	return err
+}
