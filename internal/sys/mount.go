@@ -183,6 +183,19 @@ func SetAttr(mount *os.File, add MountAttr, p Propagation) error {
 	return wrap("mount_setattr", mount.Name(), err)
 }
 
+// MapOwners makes a mount that is nowhere yet show owners as a user namespace
+// does: who is user 0 on the filesystem is user 0 in there. EINVAL when the
+// filesystem's type cannot.
+func MapOwners(mount, userNS *os.File) error {
+	err := control(userNS, func(ns uintptr) error {
+		attr := unix.MountAttr{Attr_set: unix.MOUNT_ATTR_IDMAP, Userns_fd: uint64(ns)}
+		return control(mount, func(fd uintptr) error {
+			return unix.MountSetattr(int(fd), "", unix.AT_EMPTY_PATH, &attr)
+		})
+	})
+	return wrap("mount_setattr(idmap)", mount.Name(), err)
+}
+
 // MoveMount puts a mount at a place. A mount that is there already is covered.
 func MoveMount(mount, at *os.File) error {
 	err := control(mount, func(from uintptr) error {

@@ -17,6 +17,11 @@ func MountNamespace(pid int) (*os.File, error) {
 	return open("/proc/"+strconv.Itoa(pid)+"/ns/mnt", unix.O_RDONLY)
 }
 
+// UserNamespace opens the user namespace of a process; see MountNamespace.
+func UserNamespace(pid int) (*os.File, error) {
+	return open("/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY)
+}
+
 // SameNamespace reports whether two descriptors mean one namespace.
 func SameNamespace(a, b *os.File) (bool, error) {
 	pa, errA := PlaceOf(a)

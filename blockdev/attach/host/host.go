@@ -123,8 +123,8 @@ func (a *Attacher) detach(r attach.Request) error {
 		return err
 	}
 	at, err := a.open(r.Target.Path, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if leadsElsewhere(err) {
+		return a.moved(v, r, err)
 	}
 	if err != nil {
 		return err
@@ -132,12 +132,14 @@ func (a *Attacher) detach(r attach.Request) error {
 	defer at.close()
 	all, there, err := at.mounts()
 	switch {
-	case err != nil || there == nil:
+	case err != nil:
 		return err
+	case there == nil:
+		return a.moved(v, r, nil)
 	case !v.Is(*there) && v.Covered(all, there):
 		return fmt.Errorf("%w: something is mounted over it at %s", blockdev.ErrBusy, r.Target.Path)
 	case !v.Is(*there):
-		return nil
+		return a.moved(v, r, nil)
 	}
 	place, err := sys.PlaceOf(at.dir)
 	if err != nil {
@@ -170,8 +172,8 @@ func (a *Attacher) probe(r attach.Request) (attach.State, error) {
 		return "", err
 	}
 	at, err := a.open(r.Target.Path, false)
-	if errors.Is(err, fs.ErrNotExist) {
-		return attach.StateMissing, nil
+	if leadsElsewhere(err) {
+		return stateOf(a.moved(v, r, err))
 	}
 	if err != nil {
 		return "", err
@@ -184,7 +186,43 @@ func (a *Attacher) probe(r attach.Request) (attach.State, error) {
 	if there != nil && (v.Is(*there) || v.Covered(all, there)) {
 		return attach.StateAttached, nil
 	}
+	return stateOf(a.moved(v, r, nil))
+}
+
+func stateOf(moved error) (attach.State, error) {
+	switch {
+	case errors.Is(moved, blockdev.ErrBusy):
+		return attach.StateAttached, nil
+	case moved != nil:
+		return "", moved
+	}
 	return attach.StateMissing, nil
+}
+
+// leadsElsewhere reports whether a walk ended because names are not, or not any
+// more, what they were in Resolve.
+func leadsElsewhere(err error) bool {
+	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENOTDIR)
+}
+
+// moved is nil when a volume that is not at the target's path is not somewhere
+// else on this host either: whoever renames a directory above a mount moves the
+// mount. A volume has one writable attachment, so another writable mount is this
+// one. Read-only ones may belong to other readers: then only a path that cannot
+// be walked any more is reason for doubt, and the stage notices what is left.
+func (a *Attacher) moved(v attach.Volume, r attach.Request, walked error) error {
+	all, err := attach.Mounts()
+	if err != nil {
+		return err
+	}
+	doubt := walked != nil && !errors.Is(walked, fs.ErrNotExist)
+	for _, m := range v.Among(all) {
+		if m.Path != r.Mounted && m.ReadOnly == r.ReadOnly && (!r.ReadOnly || doubt) {
+			return fmt.Errorf("%w: the volume is not at %s but at %s, because a directory above it was renamed",
+				blockdev.ErrBusy, r.Target.Path, m.Path)
+		}
+	}
+	return nil
 }
 
 // place is an opened target.

@@ -11,6 +11,9 @@
 // without following any symbolic link. A tenant who swaps names meanwhile can
 // lose the volume in his own container, and reach nothing outside it.
 //
+// In a container with a user namespace the mount maps owners (an idmapped
+// mount), so a volume has the same owners in whatever sandbox it is.
+//
 // A sandbox with CAP_SYS_ADMIN (over its own user namespace suffices) can mount
 // the volume at more places, in namespaces of its own, and writable where
 // Request.ReadOnly made it read-only: only a read-only device is beyond its

@@ -17,7 +17,6 @@ type process struct {
 	pid       int
 	startTime uint64
 	pidfd     *os.File
-	ns        *os.File // its mount namespace, when asked for
 }
 
 // open opens the process of a resolved target. blockdev.ErrGone when it has
@@ -72,49 +71,66 @@ func (p *process) alive() error {
 	return err
 }
 
-// namespace opens the process's mount namespace, which must not be this host's.
-func (p *process) namespace() (*os.File, error) {
-	if p.ns != nil {
-		return p.ns, nil
+// namespace opens a namespace of the process with open, and tells whether it is
+// this daemon's as well.
+func (p *process) namespace(open func(pid int) (*os.File, error)) (ns *os.File, shared bool, err error) {
+	own, err := open(os.Getpid())
+	if err != nil {
+		return nil, false, err
 	}
-	ns, err := sys.MountNamespace(p.pid)
+	defer own.Close()
+	ns, err = open(p.pid)
 	if gone := p.alive(); gone != nil {
 		if err == nil {
 			ns.Close()
 		}
-		return nil, gone
+		return nil, false, gone
 	}
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
-	p.ns = ns
-	own, err := sys.MountNamespace(os.Getpid())
-	if err != nil {
-		return nil, err
+	if shared, err = sys.SameNamespace(ns, own); err != nil {
+		ns.Close()
+		return nil, false, err
 	}
-	defer own.Close()
-	same, err := sys.SameNamespace(ns, own)
-	if err == nil && same {
-		err = invalid("the container has no mount namespace of its own")
+	return ns, shared, nil
+}
+
+// mountNamespace opens the process's mount namespace, which must be its own.
+func (p *process) mountNamespace() (*os.File, error) {
+	ns, shared, err := p.namespace(sys.MountNamespace)
+	if err == nil && shared {
+		ns.Close()
+		return nil, invalid("the container has no mount namespace of its own")
 	}
 	return ns, err
 }
 
 // inside runs fn in the process's mount namespace.
 func (p *process) inside(fn func(in sys.Inside) error) error {
-	ns, err := p.namespace()
+	ns, err := p.mountNamespace()
 	if err != nil {
 		return err
 	}
+	defer ns.Close()
 	return sys.InMountNamespace(ns, fn)
 }
 
-func (p *process) close() {
-	p.pidfd.Close()
-	if p.ns != nil {
-		p.ns.Close()
+// mapOwners makes the files of a mount belong, inside a container with a user
+// namespace, to whom they belong on the volume.
+func (p *process) mapOwners(mount *os.File) error {
+	ns, shared, err := p.namespace(sys.UserNamespace)
+	if err != nil {
+		return err
 	}
+	defer ns.Close()
+	if shared {
+		return nil
+	}
+	return sys.MapOwners(mount, ns)
 }
+
+func (p *process) close() { p.pidfd.Close() }
 
 func isGone(err error) bool { return errors.Is(err, blockdev.ErrGone) }
 

@@ -88,9 +88,11 @@ func (a *Attacher) resolve(ctx context.Context, t attach.Target, mountPath strin
 		return t, err
 	}
 	defer p.close()
-	if _, err := p.namespace(); err != nil {
+	ns, err := p.mountNamespace()
+	if err != nil {
 		return t, err
 	}
+	ns.Close()
 	return attach.Target{
 		Type: Type, Container: t.Container, Root: root,
 		Pid: p.pid, StartTime: p.startTime, Boot: a.boot,
@@ -126,6 +128,9 @@ func (a *Attacher) attach(r attach.Request) error {
 		return err
 	}
 	defer clone.Close()
+	if err := p.mapOwners(clone); err != nil {
+		return err
+	}
 	err = p.inside(func(in sys.Inside) error { return put(in, clone, v, r) })
 	if err != nil {
 		return err
