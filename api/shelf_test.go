@@ -1,0 +1,305 @@
+package api_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"holdfast/api"
+	"holdfast/blockdev"
+	"holdfast/blockdev/blockdevtest"
+	"holdfast/templates"
+)
+
+// shelf is a library of templates in memory: revisions are numbers and sizes,
+// archives are only measured.
+type shelf struct {
+	w       *world
+	mu      sync.Mutex
+	all     map[string]*templates.Template // by workspace/name
+	uploads map[string]upload              // by id
+	hold    chan struct{}                  // closed: uploads go on; nil: at once
+	begun   chan struct{}                  // one for each upload that has begun
+}
+
+type upload struct {
+	template *templates.Template
+	index    int
+}
+
+func newShelf(w *world) *shelf {
+	return &shelf{w: w, all: map[string]*templates.Template{}, uploads: map[string]upload{}, begun: make(chan struct{}, 100)}
+}
+
+func (s *shelf) Put(_ context.Context, workspace, name string, c templates.Change, create bool) (templates.Template, bool, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	now := s.w.now()
+	t := s.all[workspace+"/"+name]
+	created := t == nil
+	if created {
+		if !create {
+			return templates.Template{}, false, templates.ErrNotFound
+		}
+		t = &templates.Template{Workspace: workspace, Name: name, NextNumber: 1, CreatedAt: now, CreatedBy: c.Actor}
+		s.all[workspace+"/"+name] = t
+	}
+	t.UpdatedAt, t.UpdatedBy = now, c.Actor
+	if c.DisplayName != nil {
+		t.DisplayName = *c.DisplayName
+	}
+	if c.Labels != nil {
+		t.Labels = c.Labels
+	}
+	if c.Description != nil {
+		t.Description = *c.Description
+	}
+	if c.DefaultSizeMiB != nil {
+		t.DefaultSizeMiB = *c.DefaultSizeMiB
+	}
+	return *t, created, nil
+}
+
+func (s *shelf) Template(workspace, name string) (templates.Template, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.all[workspace+"/"+name]
+	if t == nil {
+		return templates.Template{}, fmt.Errorf("%w: %q", templates.ErrNotFound, name)
+	}
+	return *t, nil
+}
+
+func (s *shelf) List(workspace string) (list []templates.Template, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, key := range slices.Sorted(maps.Keys(s.all)) {
+		if strings.HasPrefix(key, workspace+"/") {
+			list = append(list, *s.all[key])
+		}
+	}
+	return list, nil
+}
+
+func (s *shelf) Delete(_ context.Context, workspace, name, _ string) (templates.Template, error) {
+	t, err := s.Template(workspace, name)
+	if err != nil {
+		return t, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.all, workspace+"/"+name)
+	return t, nil
+}
+
+func (s *shelf) DeleteRevision(_ context.Context, workspace, name, version, _ string) (templates.Template, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.all[workspace+"/"+name]
+	if t == nil {
+		return templates.Template{}, templates.ErrNotFound
+	}
+	i := slices.IndexFunc(t.Revisions, func(r templates.Revision) bool { return r.Name == version })
+	switch {
+	case i < 0:
+		return templates.Template{}, fmt.Errorf("%w: version %q", templates.ErrNotFound, version)
+	case len(t.Revisions) == 1:
+		return templates.Template{}, templates.ErrLastRevision
+	}
+	t.Revisions = slices.Delete(slices.Clone(t.Revisions), i, i+1)
+	return *t, nil
+}
+
+func (s *shelf) BeginUpload(_ context.Context, workspace, name, version, _ string) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t := s.all[workspace+"/"+name]
+	number := t.NextNumber
+	t.NextNumber++
+	if version == "" {
+		version = strconv.Itoa(number)
+	}
+	id := blockdevtest.NewID(blockdev.PrefixRevision)
+	t.Revisions = append(slices.Clone(t.Revisions), templates.Revision{ID: id, Workspace: workspace, Template: name, Name: version, Number: number,
+		Status: templates.Created, CreatedAt: s.w.now()})
+	s.uploads[string(id)] = upload{t, len(t.Revisions) - 1}
+	return "/uploads/" + string(id) + "?expires=1&signature=good", nil
+}
+
+func (s *shelf) Ingest(ctx context.Context, id, _, signature string, length int64, body io.Reader) (templates.Revision, error) {
+	s.mu.Lock()
+	u, ok := s.uploads[id]
+	delete(s.uploads, id)
+	s.mu.Unlock()
+	if !ok || signature != "good" {
+		return templates.Revision{}, templates.ErrUploadGone
+	}
+	s.begun <- struct{}{}
+	if s.hold != nil {
+		select {
+		case <-s.hold:
+		case <-ctx.Done():
+			return templates.Revision{}, ctx.Err()
+		}
+	}
+	h := sha256.New()
+	n, err := io.Copy(h, body)
+	if err != nil || n != length {
+		return templates.Revision{}, fmt.Errorf("%w: it ends after %d of %d bytes", templates.ErrArchive, n, length)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := &u.template.Revisions[u.index]
+	r.Status, r.ContentBytes, r.MinimumBytes, r.Digest, r.ReadyAt = templates.Ready, n, 10<<20, "sha256:"+hex.EncodeToString(h.Sum(nil)), s.w.now()
+	return *r, nil
+}
+
+func (s *shelf) Resolve(_ context.Context, workspace, ref string) (templates.Template, templates.Revision, error) {
+	parsed, err := templates.ParseReference(ref)
+	if err != nil {
+		return templates.Template{}, templates.Revision{}, err
+	}
+	t, err := s.Template(workspace, parsed.Name)
+	if err != nil {
+		return t, templates.Revision{}, err
+	}
+	if r := t.Latest(); r != nil && (parsed.Version == "" || parsed.Version == templates.LatestVersion) {
+		return t, *r, nil
+	}
+	for _, r := range t.Revisions {
+		if r.Name == parsed.Version && r.Status == templates.Ready {
+			return t, r, nil
+		}
+	}
+	return t, templates.Revision{}, fmt.Errorf("%w: %q", templates.ErrNotFound, ref)
+}
+
+func (s *shelf) Hydrate(ctx context.Context, dst blockdev.ID, spec templates.SourceSpec) error {
+	if spec.Revision != "" && spec.Size < 10<<20 {
+		return fmt.Errorf("%w: it needs 10 MB", templates.ErrTooSmall)
+	}
+	s.w.fs.set("mem:"+string(dst), spec.Size)
+	return s.w.pool.Create(ctx, dst, spec.Size)
+}
+
+// access is keys and workspaces in memory.
+type access struct {
+	mu         sync.Mutex
+	principals map[string]api.Principal // by secret
+	keys       []api.Key
+	workspaces map[string]api.Workspace
+}
+
+func newAccess() *access {
+	a := &access{workspaces: map[string]api.Workspace{}, principals: map[string]api.Principal{
+		adminKey:   {KeyID: "key-admin", Name: "ann", Role: api.Admin, Workspace: "main"},
+		readerKey:  {KeyID: "key-reader", Name: "ron", Role: api.Reader, Workspace: "main"},
+		writerKey:  {KeyID: "key-writer", Name: "wes", Role: api.Writer, Workspace: "main"},
+		foreignKey: {KeyID: "key-foreign", Name: "fay", Role: api.Admin, Workspace: "other"},
+		nodeKey:    {KeyID: "key-node", Name: "ned", Role: api.Admin, ControlPlane: true},
+	}}
+	for _, name := range []string{"main", "other"} {
+		a.workspaces[name] = api.Workspace{ID: "ws-" + name, Name: name, CreatedAt: time.Unix(1, 0), UpdatedAt: time.Unix(1, 0)}
+	}
+	return a
+}
+
+func (a *access) Authenticate(r *http.Request) (api.Principal, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, h := range []string{"X-Blaxel-Authorization", "Authorization"} {
+		if secret, ok := strings.CutPrefix(r.Header.Get(h), "Bearer "); ok {
+			if p, ok := a.principals[secret]; ok {
+				return p, nil
+			}
+		}
+	}
+	return api.Principal{}, api.ErrUnauthorized
+}
+
+func (a *access) IssueToken(secret string) (string, time.Duration, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p, ok := a.principals[secret]
+	if !ok {
+		return "", 0, api.ErrUnauthorized
+	}
+	a.principals["token-of-"+secret] = p
+	return "token-of-" + secret, time.Hour, nil
+}
+
+func (a *access) CreateKey(_ context.Context, k api.NewKey) (api.Key, string, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	id := "key-" + strconv.Itoa(len(a.keys)+1)
+	made := api.Key{ID: id, Name: k.Name, Prefix: "hf_", Workspace: k.Workspace, Role: k.Role, ControlPlane: k.ControlPlane,
+		CreatedAt: time.Unix(2, 0), CreatedBy: k.Actor, ExpiresAt: k.ExpiresAt}
+	a.keys = append(a.keys, made)
+	secret := "hf_secret_" + id
+	a.principals[secret] = api.Principal{KeyID: id, Name: k.Name, Role: k.Role, Workspace: k.Workspace, ControlPlane: k.ControlPlane}
+	return made, secret, nil
+}
+
+func (a *access) Keys(workspace string) (list []api.Key, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, k := range a.keys {
+		if workspace == "" || k.Workspace == workspace {
+			list = append(list, k)
+		}
+	}
+	return list, nil
+}
+
+func (a *access) RevokeKey(_ context.Context, workspace, id, _ string) (api.Key, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i, k := range a.keys {
+		if k.ID == id && (workspace == "" || k.Workspace == workspace) {
+			a.keys[i].RevokedAt = time.Unix(3, 0)
+			delete(a.principals, "hf_secret_"+id)
+			return a.keys[i], nil
+		}
+	}
+	return api.Key{}, fmt.Errorf("%w: key %q", api.ErrMissing, id)
+}
+
+func (a *access) PutWorkspace(_ context.Context, name string, displayName *string, _ string) (api.Workspace, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w, ok := a.workspaces[name]
+	if !ok {
+		w = api.Workspace{ID: "ws-" + name, Name: name, CreatedAt: time.Unix(4, 0)}
+	}
+	w.UpdatedAt = time.Unix(5, 0)
+	if displayName != nil {
+		w.DisplayName = *displayName
+	}
+	a.workspaces[name] = w
+	return w, nil
+}
+
+func (a *access) Workspace(name string) (api.Workspace, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w, ok := a.workspaces[name]
+	if !ok {
+		return w, fmt.Errorf("%w: workspace %q", api.ErrMissing, name)
+	}
+	return w, nil
+}
+
+func (a *access) Workspaces() ([]api.Workspace, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.SortedFunc(maps.Values(a.workspaces), func(x, y api.Workspace) int { return strings.Compare(x.Name, y.Name) }), nil
+}

@@ -1,0 +1,375 @@
+package api_test
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"holdfast/api"
+	"holdfast/api/apitest"
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/filesystem"
+	"holdfast/engine"
+	"holdfast/metadata"
+)
+
+// world is a server over the real engine, whose pool is in memory.
+type world struct {
+	t       testing.TB
+	pool    *blockdevtest.Memory
+	fs      *toyFS
+	shelf   *shelf
+	engine  *engine.Engine
+	access  *access
+	audit   *auditLog
+	log     *syncBuffer
+	options api.Options
+	server  *api.Server
+	handler http.Handler // held against the OpenAPI document
+	local   http.Handler
+
+	mu    sync.Mutex
+	clock time.Time
+}
+
+// The keys of the world.
+const (
+	adminKey   = "hf_admin_of_main"
+	readerKey  = "hf_reader_of_main"
+	writerKey  = "hf_writer_of_main"
+	foreignKey = "hf_admin_of_other"
+	nodeKey    = "hf_control_plane"
+)
+
+func newWorld(t testing.TB, change ...func(*api.Options)) *world {
+	t.Helper()
+	w := &world{t: t, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 123456789, time.UTC), log: &syncBuffer{}, audit: &auditLog{}}
+	w.fs = &toyFS{pool: w.pool, sizes: map[string]int64{}, files: map[string]string{}}
+	w.shelf = newShelf(w)
+	w.access = newAccess()
+	store, err := metadata.Open(filepath.Join(t.TempDir(), "db"), metadata.Options{Log: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = store.Close() })
+	side, err := metadata.OpenSideLog(filepath.Join(t.TempDir(), "side.log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = side.Close() })
+	w.engine, err = engine.New(t.Context(), engine.Options{
+		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: &toyStage{mounted: map[blockdev.ID]bool{}},
+		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": toyAttacher{}}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
+		Log: slog.New(slog.DiscardHandler), DefaultRegion: "us-pdx-1", Now: w.now,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = w.engine.Close(context.Background()) })
+	if err := w.engine.Reconcile(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w.options = api.Options{
+		Engine: w.engine, Library: w.shelf, Auth: w.access, Audit: w.audit, Secret: bytes.Repeat([]byte("s"), 32), TenantsAttach: true,
+		Log: slog.New(slog.NewJSONHandler(w.log, nil)), Now: w.now, Version: "1.2.3",
+	}
+	for _, c := range change {
+		c(&w.options)
+	}
+	w.server, err = api.New(w.options)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.handler, w.local = apitest.Handler(t, w.server.Handler()), apitest.Handler(t, w.server.LocalHandler())
+	return w
+}
+
+// now ticks: no two records have the same time.
+func (w *world) now() time.Time {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clock = w.clock.Add(time.Microsecond)
+	return w.clock
+}
+
+func (w *world) pass(d time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.clock = w.clock.Add(d)
+}
+
+// reply is an answer, read.
+type reply struct {
+	t      testing.TB
+	what   string
+	Code   int
+	Header http.Header
+	Body   []byte
+}
+
+// request is a call in a test: "GET /v0/volumes", a body (nil: none), headers "Name: value".
+func (w *world) request(line string, body any, headers ...string) reply {
+	w.t.Helper()
+	return send(w.t, w.handler, line, body, append([]string{"Blaxel-Version: 2026-04-28", "Authorization: Bearer " + adminKey}, headers...)...)
+}
+
+func send(t testing.TB, h http.Handler, line string, body any, headers ...string) reply {
+	t.Helper()
+	method, target, _ := strings.Cut(line, " ")
+	var r io.Reader
+	switch b := body.(type) {
+	case nil:
+	case string:
+		r = strings.NewReader(b)
+	default:
+		raw, err := json.Marshal(b)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r = bytes.NewReader(raw)
+	}
+	req := httptest.NewRequest(method, target, r)
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	for _, h := range headers {
+		k, v, _ := strings.Cut(h, ": ")
+		if v == "" {
+			req.Header.Del(k)
+			continue
+		}
+		req.Header.Set(k, v)
+	}
+	rec := httptest.NewRecorder()
+	h.ServeHTTP(rec, req)
+	return reply{t, line, rec.Code, rec.Header(), rec.Body.Bytes()}
+}
+
+// is fails the test unless the answer has the status; it gives the answer back.
+func (r reply) is(status int) reply {
+	r.t.Helper()
+	if r.Code != status {
+		r.t.Fatalf("%s: status %d, want %d: %s", r.what, r.Code, status, r.Body)
+	}
+	return r
+}
+
+// refused checks an error's status, word and (a part of) its message.
+func (r reply) refused(status int, word, part string) reply {
+	r.t.Helper()
+	e := into[api.ErrorBody](r.is(status))
+	if e.Code != status || e.Error != word || !strings.Contains(e.Message, part) {
+		r.t.Fatalf("%s: %s, want code %d, error %s, message with %q", r.what, r.Body, status, word, part)
+	}
+	return r
+}
+
+func into[T any](r reply) (v T) {
+	r.t.Helper()
+	if err := json.Unmarshal(r.Body, &v); err != nil {
+		r.t.Fatalf("%s: %v: %s", r.what, err, r.Body)
+	}
+	return v
+}
+
+type object = map[string]any
+
+func newVolume(name string, spec object) object {
+	if spec == nil {
+		spec = object{"size": 1}
+	}
+	return object{"metadata": object{"name": name}, "spec": spec}
+}
+
+func (w *world) create(name string) api.Volume {
+	w.t.Helper()
+	return into[api.Volume](w.request("POST /v0/volumes", newVolume(name, nil)).is(200))
+}
+
+// toyFS knows the size of the filesystem in each image; xfs grows only mounted,
+// ext4 only unmounted.
+type toyFS struct {
+	pool  *blockdevtest.Memory
+	mu    sync.Mutex
+	sizes map[string]int64
+	files map[string]string // path in any volume -> content
+	fail  error             // of ReadFile, after the content
+}
+
+func (f *toyFS) set(path string, size int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sizes[path] = size
+}
+
+func (f *toyFS) Identify(context.Context, string, filesystem.Type, string) error { return nil }
+
+func (f *toyFS) Size(_ context.Context, path string, _ filesystem.Type) (int64, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.sizes[path], nil
+}
+
+func (f *toyFS) SizeMounted(ctx context.Context, dir string, t filesystem.Type) (int64, error) {
+	return f.Size(ctx, "mem:"+dir, t)
+}
+
+func (f *toyFS) Grow(_ context.Context, path string, t filesystem.Type) error {
+	if t != filesystem.Ext4 {
+		return filesystem.ErrNeedsMount
+	}
+	return f.grow(path)
+}
+
+func (f *toyFS) GrowMounted(_ context.Context, dir string, t filesystem.Type) error {
+	if t == filesystem.Ext4 {
+		return filesystem.ErrCannotGrowMounted
+	}
+	return f.grow("mem:" + dir)
+}
+
+func (f *toyFS) grow(path string) error {
+	image, err := f.pool.Image(path)
+	if err != nil {
+		return err
+	}
+	f.set(path, image.Size())
+	return nil
+}
+
+func (f *toyFS) ListDir(_ context.Context, _ string, _ filesystem.Type, dir string) (list []filesystem.Entry, err error) {
+	for file, content := range f.files {
+		if path.Dir(file) == dir {
+			list = append(list, filesystem.Entry{Name: path.Base(file), Mode: 0o644 | fs.ModeSetuid, Size: int64(len(content)), UID: 1000})
+		}
+	}
+	if len(list) == 0 && dir != "/" {
+		return nil, fmt.Errorf("%w: %s", filesystem.ErrNoFile, dir)
+	}
+	return list, nil
+}
+
+func (f *toyFS) ReadFile(_ context.Context, _ string, _ filesystem.Type, file string, to io.Writer) error {
+	content, ok := f.files[file]
+	if !ok {
+		return fmt.Errorf("%w: %s", filesystem.ErrNoFile, file)
+	}
+	if _, err := io.WriteString(to, content); err != nil {
+		return err
+	}
+	return f.fail
+}
+
+type toyStage struct {
+	mu      sync.Mutex
+	mounted map[blockdev.ID]bool
+}
+
+func (s *toyStage) Mount(_ context.Context, id blockdev.ID, _ blockdev.Endpoint, _ filesystem.Type) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.mounted[id] = true
+	return string(id), nil
+}
+
+func (s *toyStage) Unmount(_ context.Context, id blockdev.ID) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.mounted, id)
+	return nil
+}
+
+func (s *toyStage) Mounted(_ context.Context, id blockdev.ID) (string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.mounted[id] {
+		return string(id), nil
+	}
+	return "", nil
+}
+
+// toyAttacher puts volumes nowhere.
+type toyAttacher struct{}
+
+func (toyAttacher) Needs() attach.Needs { return attach.Needs{Mount: true} }
+func (toyAttacher) Resolve(_ context.Context, t attach.Target, _ string) (attach.Target, error) {
+	if t.Path == "" {
+		return t, blockdev.Op("host.Resolve", "", fmt.Errorf("%w: secret/path/of/the/host", blockdev.ErrInvalid))
+	}
+	return t, nil
+}
+func (toyAttacher) Attach(context.Context, attach.Request) error { return nil }
+func (toyAttacher) Detach(context.Context, attach.Request) error { return nil }
+func (toyAttacher) Probe(context.Context, attach.Request) (attach.State, error) {
+	return attach.StateAttached, nil
+}
+
+// auditLog keeps entries in memory.
+type auditLog struct {
+	mu      sync.Mutex
+	entries []api.Entry
+	fail    error
+}
+
+func (a *auditLog) Record(_ context.Context, e api.Entry) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.fail != nil {
+		return a.fail
+	}
+	a.entries = append(a.entries, e)
+	return nil
+}
+
+func (a *auditLog) Recent(_ context.Context, workspace string, limit int) (list []api.Entry, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for i := len(a.entries) - 1; i >= 0 && len(list) < limit; i-- {
+		if e := a.entries[i]; workspace == "" || e.Workspace == workspace {
+			list = append(list, e)
+		}
+	}
+	return list, nil
+}
+
+// last is the newest entry.
+func (a *auditLog) last(t testing.TB) api.Entry {
+	t.Helper()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.entries) == 0 {
+		t.Fatal("no audit entry")
+	}
+	return a.entries[len(a.entries)-1]
+}
+
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (b *syncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.Write(p)
+}
+
+func (b *syncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.b.String()
+}
