@@ -51,7 +51,7 @@ func (a *app) keyCreate() *cobra.Command {
 	}
 	f := c.Flags()
 	f.StringVar(&k.Name, "name", "", "what it is for; shows in createdBy and the audit log")
-	f.StringVar(&k.Role, "role", "admin", "reader, writer or admin")
+	f.StringVar(&k.Role, "role", "writer", "reader, writer or admin")
 	f.StringVar(&expires, "expires", "", "when it ends: a duration as 720h or 30d, or a time as 2027-01-31T00:00:00Z (default: never)")
 	f.BoolVar(&k.ControlPlane, "control-plane", false, "may act for any workspace and on the node")
 	_ = c.RegisterFlagCompletionFunc("role", cobra.FixedCompletions([]string{"reader", "writer", "admin"}, cobra.ShellCompDirectiveNoFileComp))

@@ -42,6 +42,7 @@ type Config struct {
 	HostPrefixes  []string
 	RuncRoot      string
 	RuncRoots     []string
+	TenantsAttach bool // with --dev always
 
 	RateLimit   float64 // requests per second and key; 0: no limit
 	RateBurst   int
@@ -104,6 +105,7 @@ func (c *Config) settings() []setting {
 		{"host_prefixes", "directories below which volumes may be attached on this host", listValue{&c.HostPrefixes}},
 		{"runc_root", "runc's state directory for containers whose target names none", textValue{&c.RuncRoot}},
 		{"runc_roots", "further state directories of runc that a target may name", listValue{&c.RuncRoots}},
+		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
 		{"rate_limit", "requests per second and key; 0: no limit", floatValue{&c.RateLimit}},
 		{"rate_burst", "requests of a key at once before the limit holds", intValue{&c.RateBurst}},
 		{"max_uploads", "template uploads at once", intValue{&c.MaxUploads}},
@@ -208,6 +210,7 @@ func (c *Config) complete() {
 	if c.PoolDir == "" {
 		c.PoolDir = c.StateDir
 	}
+	c.TenantsAttach = c.TenantsAttach || c.Dev
 	if c.Dev && len(c.HostPrefixes) == 0 {
 		c.HostPrefixes = []string{filepath.Join(c.StateDir, "attach")}
 	}

@@ -1,0 +1,135 @@
+package daemon
+
+import (
+	"context"
+	"runtime"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+)
+
+// scrapeTime bounds what a scrape waits for the pool.
+const scrapeTime = 5 * time.Second
+
+// collect registers everything that is not the API server's own. All is asked
+// when it is scraped, so that what is gone vanishes. No tenant's text is a label.
+func (n *node) collect(reg *prometheus.Registry) error {
+	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "holdfast_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "go"})
+	build.WithLabelValues(Version(), runtime.Version()).Set(1)
+	for _, c := range []prometheus.Collector{
+		build, &nodeCollector{n: n},
+		collectors.NewGoCollector(),
+		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
+	} {
+		if err := reg.Register(c); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// nodeCollector asks the engine, the pool and the record store.
+type nodeCollector struct{ n *node }
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("holdfast_"+name, help, labels, nil)
+}
+
+var (
+	poolCapacity    = desc("pool_capacity_bytes", "What the pool can hold.", "pool")
+	poolFree        = desc("pool_free_bytes", "Of the capacity, not occupied.", "pool")
+	poolAllocated   = desc("pool_allocated_bytes", "Of the capacity, occupied.", "pool")
+	poolShared      = desc("pool_shared_bytes", "Bytes that images share with others.", "pool")
+	poolTrash       = desc("pool_trash_bytes", "Occupied by removed images whose space is being reclaimed.", "pool")
+	poolProvisioned = desc("pool_provisioned_bytes", "Promised to volumes.", "pool")
+	poolOther       = desc("pool_other_bytes", "Held by what is not a volume: templates, sources, staging.", "pool")
+	poolReserve     = desc("pool_reserve_bytes", "Kept free for deletes and metadata.", "pool")
+	poolAvailable   = desc("pool_available_bytes", "What can still be promised.", "pool")
+	poolQuarantined = desc("pool_quarantined_images", "Images that nothing explains.", "pool")
+	volumes         = desc("volumes", "Volumes, by status.", "status")
+	attachments     = desc("attachments", "Attachments, by type of target.", "type")
+	storeRecords    = desc("metadata_records", "Records in all tables.")
+	storeUpdates    = desc("metadata_updates_total", "Updates that are durable, since the start.")
+	storeCommits    = desc("metadata_commits_total", "Synced commits, each shared by one or more updates.")
+	storeSeconds    = desc("metadata_commit_seconds_total", "Time spent in synced commits.")
+	storeTables     = desc("metadata_table_bytes", "Allocated by the store's tables.")
+	storeLogs       = desc("metadata_log_bytes", "Allocated by the store's logs.")
+	storeFree       = desc("metadata_free_bytes", "Free on the store's file system.")
+	healthy         = desc("healthy", "1 while the daemon can do its work.")
+	scrapeErrors    = desc("scrape_errors", "Parts that could not be asked in this scrape.")
+)
+
+// Describe implements prometheus.Collector.
+func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
+		volumes, attachments, storeRecords, storeUpdates, storeCommits, storeSeconds, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
+	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
+	defer cancel()
+	failed := 0
+	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.counts, c.store} {
+		err := ask(ctx, func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
+			ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
+		})
+		if err != nil {
+			failed++
+			c.n.log.Warn("a metric could not be read", "cause", err)
+		}
+	}
+	ch <- prometheus.MustNewConstMetric(scrapeErrors, prometheus.GaugeValue, float64(failed))
+}
+
+type emit = func(*prometheus.Desc, prometheus.ValueType, float64, ...string)
+
+func (c *nodeCollector) pools(ctx context.Context, out emit) error {
+	pools, err := c.n.engine.Pools(ctx)
+	for _, p := range pools {
+		for _, m := range []struct {
+			d *prometheus.Desc
+			v int64
+		}{
+			{poolCapacity, p.Capacity.Total}, {poolFree, p.Capacity.Free}, {poolAllocated, p.Capacity.Allocated},
+			{poolShared, p.Shared}, {poolTrash, p.Capacity.Trash}, {poolProvisioned, p.Provisioned}, {poolOther, p.Other},
+			{poolReserve, p.Reserve}, {poolAvailable, p.Available}, {poolQuarantined, int64(len(p.Quarantined))},
+		} {
+			out(m.d, prometheus.GaugeValue, float64(m.v), p.Name)
+		}
+	}
+	return err
+}
+
+func (c *nodeCollector) counts(ctx context.Context, out emit) error {
+	for status, count := range c.n.engine.CountByStatus() {
+		out(volumes, prometheus.GaugeValue, float64(count), string(status))
+	}
+	for kind, count := range c.n.engine.Attachments() {
+		out(attachments, prometheus.GaugeValue, float64(count), kind)
+	}
+	ok := 1.0
+	if c.n.healthy(ctx) != nil {
+		ok = 0
+	}
+	out(healthy, prometheus.GaugeValue, ok)
+	return nil
+}
+
+func (c *nodeCollector) store(_ context.Context, out emit) error {
+	s, err := c.n.store.Stats()
+	out(storeRecords, prometheus.GaugeValue, float64(s.Records))
+	out(storeUpdates, prometheus.CounterValue, float64(s.Updates))
+	out(storeCommits, prometheus.CounterValue, float64(s.Commits))
+	out(storeSeconds, prometheus.CounterValue, s.CommitTime.Seconds())
+	out(storeTables, prometheus.GaugeValue, float64(s.TableBytes))
+	out(storeLogs, prometheus.GaugeValue, float64(s.LogBytes))
+	out(storeFree, prometheus.GaugeValue, float64(s.FreeBytes))
+	return err
+}

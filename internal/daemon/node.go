@@ -1,0 +1,272 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"holdfast/api"
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/host"
+	"holdfast/blockdev/attach/runc"
+	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/sparse"
+	"holdfast/engine"
+	"holdfast/internal/preflight"
+	"holdfast/internal/sys"
+	"holdfast/metadata"
+	"holdfast/templates"
+)
+
+// node is everything that is open, in the order in which it was opened.
+type node struct {
+	c       Config
+	at      layout
+	log     *slog.Logger
+	lock    *Lock
+	checks  []preflight.Check
+	secret  []byte
+	pool    *sparse.Pool
+	poolDir string
+	store   *metadata.Store
+	side    *metadata.SideLog
+	ledger  *engine.Ledger
+	library *templates.Library
+	stage   *attach.Stage
+	engine  *engine.Engine
+
+	undo []func() error // closes what is open, last first
+}
+
+// claim takes the state directory for this process.
+func claim(c Config, log *slog.Logger, command string) (*node, error) {
+	n := &node{c: c, at: layout{c.StateDir}, log: log}
+	if err := makeDirs(c.StateDir); err != nil {
+		return nil, err
+	}
+	lock, err := LockState(c.StateDir, command)
+	if err != nil {
+		return nil, err
+	}
+	n.lock = lock
+	n.later("release the state directory", lock.Release)
+	return n, nil
+}
+
+// later notes how to close what was just opened.
+func (n *node) later(what string, closing func() error) {
+	n.undo = append(n.undo, func() error {
+		if err := closing(); err != nil {
+			return fmt.Errorf("%s: %w", what, err)
+		}
+		return nil
+	})
+}
+
+// close closes all that is open. Devices, mounts and sandboxes stay.
+func (n *node) close() error {
+	var errs []error
+	for i := len(n.undo) - 1; i >= 0; i-- {
+		errs = append(errs, n.undo[i]())
+	}
+	n.undo = nil
+	return errors.Join(errs...)
+}
+
+// open opens the stores and wires the packages, up to an engine that has not
+// reconciled yet. On error the caller closes what is open.
+func (n *node) open(ctx context.Context) error {
+	for _, step := range []struct {
+		what string
+		do   func(context.Context) error
+	}{
+		{"host", n.checkHost},
+		{"secrets", n.openSecrets},
+		{"pool", n.openPool},
+		{"metadata", n.openStore},
+		{"side log", n.openSideLog},
+		{"templates", n.openLibrary},
+		{"engine", n.openEngine},
+	} {
+		if err := step.do(ctx); err != nil {
+			return fmt.Errorf("start: %s: %w", step.what, err)
+		}
+	}
+	return nil
+}
+
+func (n *node) checkHost(ctx context.Context) error {
+	n.checks = preflight.Host(ctx)
+	logChecks(n.log, n.checks)
+	if failed := preflight.Failed(n.checks); len(failed) > 0 {
+		return fmt.Errorf("%w: %s: %s; %s", ErrHost, failed[0].Name, failed[0].Consequence, failed[0].Fix)
+	}
+	return nil
+}
+
+func (n *node) openSecrets(context.Context) (err error) {
+	n.secret, err = secret(n.at.secret())
+	return err
+}
+
+func (n *node) openPool(ctx context.Context) (err error) {
+	n.poolDir = filepath.Join(n.c.PoolDir, "pool")
+	n.pool, err = sparse.Open(ctx, n.poolDir, sparse.Options{Log: n.log})
+	if err != nil {
+		return err
+	}
+	n.later("pool", func() error { n.pool.Shutdown(); return nil })
+	return nil
+}
+
+func (n *node) openStore(context.Context) (err error) {
+	n.store, err = metadata.Open(n.at.store(), metadata.Options{
+		Log: n.log, OnFailure: failStop(n.log), SequenceFile: n.at.sequence(),
+	})
+	if err != nil {
+		return err
+	}
+	n.later("metadata", n.store.Close)
+	return nil
+}
+
+func (n *node) openSideLog(context.Context) (err error) {
+	n.side, err = metadata.OpenSideLog(n.at.sideLog())
+	if err != nil {
+		return err
+	}
+	n.later("side log", n.side.Close)
+	return nil
+}
+
+// openLibrary also makes the ledger, which the library reserves space of and
+// which in turn counts the library's images.
+func (n *node) openLibrary(ctx context.Context) error {
+	capacity, err := n.pool.Capacity(ctx)
+	if err != nil {
+		return err
+	}
+	n.ledger = engine.NewLedger(engine.LedgerOptions{
+		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: n.reserve(capacity.Total),
+		Other: n.other, Free: n.free,
+	})
+	n.library, err = templates.Open(ctx, templates.Options{
+		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
+		Filesystems: filesystem.NewTools(), Staging: filepath.Join(n.pool.Staging(), "uploads"),
+		Secret: n.secret, Log: n.log, MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
+	})
+	if err != nil {
+		return err
+	}
+	n.later("templates", n.library.Close)
+	return nil
+}
+
+// Of a pool a fiftieth is kept free, but no more than a GiB, which is enough
+// for deletes and metadata in a pool of any size.
+const (
+	reservePart = 50
+	reserveMost = 1 << 30
+)
+
+func (n *node) reserve(total int64) int64 {
+	if n.c.Reserve > 0 {
+		return n.c.Reserve
+	}
+	return min(total/reservePart, reserveMost)
+}
+
+// other is what the pool holds besides volumes. Under the ledger's lock, so it
+// only reads memory.
+func (n *node) other() int64 {
+	if n.library == nil {
+		return 0
+	}
+	return n.library.Bytes()
+}
+
+func (n *node) free() int64 {
+	s, err := sys.SpaceOf(n.poolDir)
+	if err != nil {
+		n.log.Warn("free space of the pool is not known: creates are refused", "cause", err)
+		return 0
+	}
+	return s.Free
+}
+
+func (n *node) openEngine(ctx context.Context) (err error) {
+	if n.stage, err = attach.NewStage(n.at.stage()); err != nil {
+		return err
+	}
+	attachers, err := n.attachers()
+	if err != nil {
+		return err
+	}
+	n.engine, err = engine.New(ctx, engine.Options{
+		Store: n.store, SideLog: n.side, Pool: n.pool, PoolName: "default", PoolKind: "sparse",
+		Library: n.library, Stage: n.stage, Filesystems: filesystem.NewTools(), Attachers: attachers,
+		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log),
+		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB,
+	})
+	if err != nil {
+		return err
+	}
+	n.later("engine", func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.DrainLimit)
+		defer cancel()
+		return n.engine.Close(ctx)
+	})
+	return nil
+}
+
+func (n *node) attachers() (map[string]attach.Attacher, error) {
+	if n.c.Dev {
+		if err := makeDirs(n.at.attach()); err != nil {
+			return nil, err
+		}
+	}
+	onHost, err := host.New(n.c.HostPrefixes)
+	if err != nil {
+		return nil, err
+	}
+	inRunc, err := runc.New(runc.Options{Root: n.c.RuncRoot, Roots: n.c.RuncRoots})
+	if err != nil {
+		return nil, err
+	}
+	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc}, nil
+}
+
+// healthy tells why the node cannot do its work, nil when it can.
+func (n *node) healthy(ctx context.Context) error {
+	if err := n.engine.Healthy(); err != nil {
+		return err
+	}
+	if _, err := n.pool.Capacity(ctx); err != nil {
+		return fmt.Errorf("pool: %w", err)
+	}
+	return nil
+}
+
+// doctor looks again at everything that can change while the daemon runs.
+func (n *node) doctor(ctx context.Context) []preflight.Check {
+	return append(preflight.Host(ctx), preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
+}
+
+// checksBody is doctor for the API.
+func (n *node) checksBody(ctx context.Context) []api.Check {
+	checks := n.doctor(ctx)
+	body := make([]api.Check, len(checks))
+	for i, c := range checks {
+		body[i] = api.Check{Name: c.Name, Status: string(c.Status), Found: c.Found, Consequence: c.Consequence, Fix: c.Fix}
+	}
+	return body
+}
+
+var (
+	_ blockdev.Cloner = (*sparse.Pool)(nil)
+	_ api.Engine      = (*engine.Engine)(nil)
+	_ api.Library     = (*templates.Library)(nil)
+)

@@ -1,0 +1,72 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+)
+
+// Rebuild makes new records from what the images and the side log say of
+// themselves. The old store is moved aside and kept. It needs the state
+// directory for itself: the daemon must not run.
+func Rebuild(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
+	log, err := newLog(c, errOut)
+	if err != nil {
+		return Usage(err)
+	}
+	n, err := claim(c, log, "rebuild")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	kept, err := n.moveStoreAside(time.Now())
+	if err != nil {
+		return err
+	}
+	if err := n.open(ctx); err != nil {
+		return err
+	}
+	report, err := n.engine.ReconcileReport(ctx)
+	if err != nil {
+		return err
+	}
+	for _, old := range kept {
+		fmt.Fprintln(out, "kept:", old)
+	}
+	fmt.Fprintf(out, "volumes: %d (%d restored from their own descriptions)\n", report.Volumes, report.Adopted)
+	fmt.Fprintf(out, "finished: %d interrupted creates and deletes\n", report.Finished)
+	fmt.Fprintf(out, "discarded: %d drafts of creates that were never acknowledged\n", report.Discarded)
+	return n.printQuarantine(ctx, out)
+}
+
+// moveStoreAside renames the store and its floor; absent ones are fine.
+func (n *node) moveStoreAside(now time.Time) (kept []string, err error) {
+	suffix := ".before-rebuild-" + now.UTC().Format(backupTime)
+	for _, path := range []string{n.at.store(), n.at.sequence()} {
+		err := os.Rename(path, path+suffix)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return kept, err
+		}
+		kept = append(kept, path+suffix)
+	}
+	return kept, nil
+}
+
+func (n *node) printQuarantine(ctx context.Context, out io.Writer) error {
+	all, err := n.pool.Quarantined(ctx)
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(out, "quarantined: %d\n", len(all))
+	for _, q := range all {
+		fmt.Fprintf(out, "  %s: %s (%d bytes)\n", q.Name, q.Reason, q.Bytes)
+	}
+	return nil
+}
