@@ -1,12 +1,18 @@
 package templates
 
 import (
+	"cmp"
 	"context"
-	"io"
+	"errors"
+	"fmt"
 	"log/slog"
+	"slices"
+	"strings"
+	"sync"
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
 	"holdfast/metadata"
 )
 
@@ -15,77 +21,291 @@ type Space interface {
 	Reserve(bytes int64, what string) (release func(), err error)
 }
 
+// Filesystems is what the library needs of filesystems. filesystem.Tools is one.
+type Filesystems interface {
+	// Make puts an empty filesystem on an image that reads as zero.
+	Make(ctx context.Context, path string, t filesystem.Type, o filesystem.MakeOptions) error
+	// Grow grows an unmounted filesystem to its device.
+	Grow(ctx context.Context, path string, t filesystem.Type) error
+	// Check returns nil when an unmounted filesystem is clean.
+	Check(ctx context.Context, path string, t filesystem.Type, repair bool) error
+}
+
 // Options are what a Library is made of; all required but the limits.
 type Options struct {
-	Store   *metadata.Store
-	SideLog *metadata.SideLog // template heads, so that a rebuild finds templates without revisions
-	Pool    blockdev.Backend
-	Space   Space
-	Staging string // directory in the pool for uploads; emptied at Open
-	Mounts  string // directory for the builder's private mounts
-	Secret  []byte // signs upload URLs
-	Log     *slog.Logger
-	Now     func() time.Time
+	Store       *metadata.Store
+	SideLog     *metadata.SideLog // template heads, so that a rebuild finds templates without revisions
+	Pool        blockdev.Backend  // gives files and block devices; a blockdev.Cloner where it can
+	Space       Space
+	Filesystems Filesystems // nil: filesystem.NewTools()
+	Staging     string      // directory in the pool for uploads, ours alone; emptied at Open
+	Secret      []byte      // signs upload URLs
+	Log         *slog.Logger
+	Now         func() time.Time // nil: time.Now
 
 	MaxArchiveBytes int64 // 0: 64 GiB
 	MaxEntries      int64 // 0: 2,000,000
 	MaxUploads      int   // at once; 0: 4
 	MaxSources      int   // cached sized images; 0: 64
-	KeepRevisions   int   // per template; 0: 100
+	KeepRevisions   int   // READY ones per template; 0: 100
 }
 
-// Library keeps templates and sources. It is safe for concurrent use.
-type Library struct{ o Options }
+func (o Options) withDefaults() Options {
+	o.MaxArchiveBytes = cmp.Or(o.MaxArchiveBytes, 64<<30)
+	o.MaxEntries = cmp.Or(o.MaxEntries, 2_000_000)
+	o.MaxUploads = cmp.Or(o.MaxUploads, 4)
+	o.MaxSources = cmp.Or(o.MaxSources, 64)
+	o.KeepRevisions = cmp.Or(o.KeepRevisions, 100)
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	if o.Filesystems == nil {
+		o.Filesystems = filesystem.NewTools()
+	}
+	return o
+}
 
-// Open reads all records, adopts or removes what a crash left, empties staging.
-func Open(ctx context.Context, o Options) (*Library, error) { return &Library{o: o}, nil }
+// Library keeps templates and sources. It is safe for concurrent use. Reading
+// goes to memory alone; what changes is durable when a method returns.
+type Library struct {
+	o       Options
+	locks   keyLocks // of templates; taken before mu
+	uploads chan struct{}
+	sources *sourceCache
+	images  imageBytes
+	convert sync.Mutex // one conversion at a time: they share the opening of a revision
 
-// Put creates or changes a template; created tells which.
+	mu        sync.RWMutex
+	records   map[string]*record     // by workspace/name
+	revisions map[blockdev.ID]string // to the record's key
+	active    map[blockdev.ID]bool   // uploads being ingested
+	pins      map[blockdev.ID]int    // revisions that a build reads
+	doomed    map[blockdev.ID]bool   // revisions whose images go with their last pin
+	tombs     map[string]*record     // deletions that could not be finished yet
+	stopping  context.Context        //nolint:containedctx // ends the builds of sources at Close
+	stop      context.CancelCauseFunc
+}
+
+// errClosed ends what is under way at Close.
+var errClosed = errors.New("the template library is closing")
+
+// Open reads all records, adopts or removes what a crash left in the pool and
+// empties staging. It needs the pool for itself: one Library per pool.
+func Open(ctx context.Context, o Options) (*Library, error) {
+	o = o.withDefaults()
+	l := &Library{o: o, uploads: make(chan struct{}, o.MaxUploads)}
+	l.stopping, l.stop = context.WithCancelCause(context.Background())
+	if err := l.load(ctx, false); err != nil {
+		return nil, fmt.Errorf("open templates: %w", err)
+	}
+	return l, nil
+}
+
+// Close ends builds of sources that are under way and waits for what runs in
+// the background. Callers end their own Ingests first, by their contexts.
+func (l *Library) Close() error {
+	l.stop(errClosed)
+	l.sources.close()
+	return nil
+}
+
+func (l *Library) now() time.Time { return l.o.Now().UTC().Round(0) }
+
+func (l *Library) lookup(key string) *record {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.records[key]
+}
+
+func (l *Library) tomb(key string) *record {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return l.tombs[key]
+}
+
+// replace puts a record into memory; mu is held.
+func (l *Library) replace(key string, next *record) {
+	if old := l.records[key]; old != nil {
+		for _, v := range old.Template.Revisions {
+			delete(l.revisions, v.ID)
+		}
+	}
+	delete(l.records, key)
+	if next == nil || next.Removed {
+		return
+	}
+	l.records[key] = next
+	for _, v := range next.Template.Revisions {
+		l.revisions[v.ID] = key
+	}
+}
+
+// Put creates a template or changes it; created tells which. Without create a
+// missing one is ErrNotFound. Bad fields are ErrInvalid.
 func (l *Library) Put(ctx context.Context, workspace, name string, c Change, create bool) (t Template, created bool, err error) {
-	return Template{}, false, ErrNotFound
+	if err := errors.Join(checkName(name), c.check()); err != nil {
+		return Template{}, false, err
+	}
+	r, err := l.change(ctx, keyOf(workspace, name), func(r *record) (*record, error) {
+		created = r == nil
+		now := l.now()
+		if r == nil {
+			if !create {
+				return nil, notFound(name)
+			}
+			r = &record{Template: Template{Workspace: workspace, Name: name, NextNumber: 1, CreatedAt: now, CreatedBy: c.Actor}}
+		}
+		c.apply(&r.Template)
+		r.Template.UpdatedAt, r.Template.UpdatedBy = now, c.Actor
+		return r, nil
+	})
+	if err != nil {
+		return Template{}, false, err
+	}
+	return r.Template.clone(), created, nil
 }
 
-// Template finds one; List gives all of a workspace by name.
-func (l *Library) Template(workspace, name string) (Template, error) { return Template{}, ErrNotFound }
+func (c Change) apply(t *Template) {
+	if c.DisplayName != nil {
+		t.DisplayName = *c.DisplayName
+	}
+	if c.Labels != nil {
+		t.Labels = c.Labels
+	}
+	if c.Description != nil {
+		t.Description = *c.Description
+	}
+	if c.DefaultSizeMiB != nil {
+		t.DefaultSizeMiB = *c.DefaultSizeMiB
+	}
+}
+
+func notFound(name string) error { return fmt.Errorf("%w: %.120q", ErrNotFound, name) }
+
+// Template finds one by name; ErrNotFound.
+func (l *Library) Template(workspace, name string) (Template, error) {
+	r := l.lookup(keyOf(workspace, name))
+	if r == nil {
+		return Template{}, notFound(name)
+	}
+	return r.Template.clone(), nil
+}
 
 // List gives all templates of a workspace, by name.
-func (l *Library) List(workspace string) ([]Template, error) { return nil, nil }
-
-// Delete removes a template and its revisions; volumes made from it stay.
-func (l *Library) Delete(ctx context.Context, workspace, name, actor string) (Template, error) {
-	return Template{}, ErrNotFound
-}
-
-// DeleteRevision removes one revision; ErrLastRevision for the only one.
-func (l *Library) DeleteRevision(ctx context.Context, workspace, name, version, actor string) (Template, error) {
-	return Template{}, ErrNotFound
-}
-
-// BeginUpload records a CREATED revision and gives the path and query of its
-// upload URL ("/uploads/ID?expires=...&signature=..."), to be put behind the
-// server's own base. version names the revision; empty: its number.
-func (l *Library) BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error) {
-	return "", ErrNotFound
-}
-
-// Ingest reads an archive for an upload that BeginUpload gave out, builds the
-// image and makes the revision READY, durably, before it returns. length is the
-// Content-Length (-1: unknown, which is refused as ErrInvalid).
-// ErrUploadGone for a forged, expired or used URL.
-func (l *Library) Ingest(ctx context.Context, uploadID, expires, signature string, length int64, body io.Reader) (Revision, error) {
-	return Revision{}, ErrUploadGone
+func (l *Library) List(workspace string) ([]Template, error) {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	list := []Template{}
+	for key, r := range l.records {
+		if strings.HasPrefix(key, workspace+"/") {
+			list = append(list, r.Template.clone())
+		}
+	}
+	slices.SortFunc(list, func(a, b Template) int { return strings.Compare(a.Name, b.Name) })
+	return list, nil
 }
 
 // Resolve finds a READY revision by "name", "name:latest", "name:N" or "name:version".
-func (l *Library) Resolve(ctx context.Context, workspace, ref string) (Template, Revision, error) {
-	return Template{}, Revision{}, ErrNotFound
+func (l *Library) Resolve(_ context.Context, workspace, ref string) (Template, Revision, error) {
+	reference, err := ParseReference(ref)
+	if err != nil {
+		return Template{}, Revision{}, err
+	}
+	r := l.lookup(keyOf(workspace, reference.Name))
+	if r == nil {
+		return Template{}, Revision{}, notFound(ref)
+	}
+	v := r.find(reference.Version)
+	switch {
+	case v == nil && reference.Version == "", v == nil && reference.Version == LatestVersion:
+		return Template{}, Revision{}, fmt.Errorf("%w: %q has no version that is ready", ErrNotFound, reference.Name)
+	case v == nil:
+		return Template{}, Revision{}, notFound(ref)
+	case v.Status != Ready:
+		return Template{}, Revision{}, fmt.Errorf("%w: version %q of %q is not ready but %s", ErrNotFound, v.Name, reference.Name, v.Status)
+	}
+	return r.Template.clone(), *v, nil
 }
 
-// Source gives a published image of exactly s.Size bytes to clone, made if the
-// cache has none. It is not removed until release is called.
-func (l *Library) Source(ctx context.Context, s SourceSpec) (id blockdev.ID, release func(), err error) {
-	return "", nil, ErrNotFound
+// Bytes tells the pool bytes that revisions and sources occupy, without asking
+// the pool: as of when each was made.
+func (l *Library) Bytes() int64 { return l.images.total() }
+
+// Stats are numbers for metrics.
+type Stats struct {
+	Templates     int
+	Revisions     int // READY
+	Sources       int // cached
+	RevisionBytes int64
+	SourceBytes   int64
+	Uploads       int    // being ingested now
+	Hits          uint64 // of Source, since Open
+	Misses        uint64
 }
 
-// Bytes tells the pool bytes that revisions and sources occupy.
-func (l *Library) Bytes() int64 { return 0 }
+// Stats counts what there is now.
+func (l *Library) Stats() Stats {
+	var s Stats
+	s.Sources, s.Hits, s.Misses = l.sources.stats()
+	s.RevisionBytes, s.SourceBytes = l.images.byKind()
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	s.Templates, s.Uploads = len(l.records), len(l.active)
+	for _, r := range l.records {
+		for _, v := range r.Template.Revisions {
+			if v.Status == Ready {
+				s.Revisions++
+			}
+		}
+	}
+	return s
+}
+
+// imageBytes is the account of what our images occupy.
+type imageBytes struct {
+	mu    sync.Mutex
+	bytes map[blockdev.ID]int64
+	sum   [2]int64 // of revisions, of sources
+}
+
+func kindIndex(id blockdev.ID) int {
+	if strings.HasPrefix(string(id), blockdev.PrefixSource) {
+		return 1
+	}
+	return 0
+}
+
+func (b *imageBytes) set(id blockdev.ID, bytes int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.bytes == nil {
+		b.bytes = map[blockdev.ID]int64{}
+	}
+	b.sum[kindIndex(id)] += bytes - b.bytes[id]
+	b.bytes[id] = bytes
+}
+
+func (b *imageBytes) remove(id blockdev.ID) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.sum[kindIndex(id)] -= b.bytes[id]
+	delete(b.bytes, id)
+}
+
+func (b *imageBytes) of(id blockdev.ID) int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.bytes[id]
+}
+
+func (b *imageBytes) total() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sum[0] + b.sum[1]
+}
+
+func (b *imageBytes) byKind() (revisions, sources int64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.sum[0], b.sum[1]
+}

@@ -18,6 +18,7 @@ var (
 	ErrNoSpace      = errors.New("pool is full")
 	ErrTooSmall     = errors.New("size is too small for the template")
 	ErrInUse        = errors.New("template is in use")
+	ErrBusy         = errors.New("too many uploads at once") // 429: try again later
 )
 
 // RevisionStatus is the state of a revision, in the contract's words.
@@ -42,6 +43,8 @@ type Revision struct {
 	ContentBytes int64          `json:"contentBytes"`     // file bytes in the archive
 	MinimumBytes int64          `json:"minimumBytes"`     // the smallest volume that holds it (ext4)
 	Entries      int64          `json:"entries"`          // inodes
+	DataBytes    int64          `json:"dataBytes"`        // what the contents occupy, in blocks of 4 KiB
+	LongestLink  int64          `json:"longestLink"`      // bytes of the longest symbolic link's text
 	CreatedAt    time.Time      `json:"createdAt"`
 	ReadyAt      time.Time      `json:"readyAt,omitzero"`
 }
@@ -83,7 +86,7 @@ type Change struct {
 
 // SourceSpec asks for an image to clone a volume from.
 type SourceSpec struct {
-	Filesystem filesystem.Type // not None
-	Size       int64           // bytes, of the volume
-	Revision   blockdev.ID     // empty: a blank
+	Filesystem filesystem.Type `json:"filesystem"`         // not None
+	Size       int64           `json:"size"`               // bytes, of the volume
+	Revision   blockdev.ID     `json:"revision,omitempty"` // empty: a blank
 }

@@ -1,0 +1,41 @@
+package templates
+
+import (
+	"context"
+	"errors"
+
+	"holdfast/blockdev"
+)
+
+// Hydrate makes a draft dst of exactly s.Size bytes that holds a clean
+// filesystem: a clone of the source for s, or where the pool cannot share bytes a
+// copy of its data. A draft that is there is made anew. The draft has the
+// source's UUID until it is given its own. ErrTooSmall when the revision does
+// not fit.
+func (l *Library) Hydrate(ctx context.Context, dst blockdev.ID, s SourceSpec) error {
+	src, release, err := l.Source(ctx, s)
+	if err != nil {
+		return err
+	}
+	defer release()
+	if cloner, ok := l.o.Pool.(blockdev.Cloner); ok {
+		if err := cloner.Clone(ctx, dst, src, s.Size); !errors.Is(err, errors.ErrUnsupported) {
+			return err
+		}
+	}
+	return l.copyData(ctx, dst, src, s.Size)
+}
+
+// copyData makes a draft with the data of a published image. One at a time: an
+// image has one opening, which the copies would share.
+func (l *Library) copyData(ctx context.Context, dst, src blockdev.ID, size int64) error {
+	if err := l.o.Pool.Create(ctx, dst, size); err != nil {
+		return err
+	}
+	l.convert.Lock()
+	defer l.convert.Unlock()
+	readOnly := blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: true}
+	return l.withEndpoint(ctx, src, readOnly, func(from string) error {
+		return l.withFile(ctx, dst, func(to string) error { return copyImage(ctx, to, from) })
+	})
+}

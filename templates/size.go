@@ -1,0 +1,71 @@
+package templates
+
+import (
+	"holdfast/blockdev/filesystem"
+	"holdfast/templates/archive"
+)
+
+// The size class of ext4 that has blocks of 1 KiB and no journal ends here; see
+// filesystem.Tools.Make.
+const smallExt4 = 16 * filesystem.MiB
+
+// ext4Size is the size in bytes, in whole MiB, of an ext4 image that holds
+// what was counted. The builder tries a larger one should it be too small.
+func ext4Size(c archive.Counts) int64 {
+	if c.LargestAttributes < 900 { // they have to fit into one block
+		contents := c.Bytes(1024)
+		inodes := (c.Entries + c.Replaced + 16) * 256
+		groups := 1 + contents/(8<<20)
+		size := roundUp(contents+max(inodes, contents/(64<<10)*256, 128*256)+groups*32<<10+contents/64, filesystem.MiB)
+		if size < smallExt4 {
+			return size
+		}
+	}
+	contents := c.Bytes(4096)
+	size := contents
+	for range 4 { // overhead is a share of the size, which it enlarges
+		size = contents + ext4Overhead(size, c.Entries+c.Replaced+16)
+	}
+	return max(smallExt4, roundUp(size, filesystem.MiB))
+}
+
+// ext4Overhead is what a filesystem of a size with blocks of 4 KiB needs for
+// itself: inode tables, the journal, bitmaps and descriptors for each group of
+// 128 MiB, room for descriptors of later groups, and what the kernel keeps back.
+func ext4Overhead(size, inodes int64) int64 {
+	groups := 1 + size/(128<<20)
+	inodes = max(inodes+inodes/32, min(size/(16<<10), 2*size/(32<<10)))
+	return inodes*256 + journalBytes(size) + groups*16<<10 + (2+groups/8)*(600<<10) + size/40 + 256<<10
+}
+
+func journalBytes(size int64) int64 {
+	switch {
+	case size < 256*filesystem.MiB:
+		return 4 * filesystem.MiB
+	case size < 2<<30:
+		return 8 * filesystem.MiB
+	case size < 8<<30:
+		return 32 * filesystem.MiB
+	case size < 64<<30:
+		return 64 * filesystem.MiB
+	default:
+		return 128 * filesystem.MiB
+	}
+}
+
+// MinimumFor is the smallest size in bytes, in whole MiB, of a volume with a
+// filesystem of type t that holds the revision.
+func (v Revision) MinimumFor(t filesystem.Type) int64 {
+	switch t {
+	case filesystem.XFS:
+		// Inodes of 512 bytes in chunks, a log of 64 MiB or 1/2048, free space btrees.
+		data := v.DataBytes + v.Entries*600
+		return max(t.Minimum(), roundUp(data+data/50+max(64*filesystem.MiB, data/2048)+8*filesystem.MiB, filesystem.MiB))
+	case filesystem.Btrfs:
+		// Metadata twice (DUP), in chunks of up to 256 MiB; small files live in it.
+		data := v.DataBytes + v.Entries*2048
+		return max(t.Minimum(), roundUp(data+data/10+80*filesystem.MiB, filesystem.MiB))
+	default:
+		return v.MinimumBytes
+	}
+}

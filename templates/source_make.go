@@ -1,0 +1,177 @@
+package templates
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/extent"
+	"holdfast/blockdev/filesystem"
+	"holdfast/internal/run"
+	"holdfast/internal/sys"
+)
+
+// makeSource makes and publishes the image for a spec.
+func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID, err error) {
+	id = newID(blockdev.PrefixSource, l.now())
+	if s.Revision != "" {
+		if _, err := l.pin(s.Revision); err != nil {
+			return "", err
+		}
+		defer l.unpin(s.Revision)
+	}
+	release, err := l.reserve(sourceNeed(s, l.images.of(s.Revision)), "source "+string(id))
+	if err != nil {
+		return "", err
+	}
+	defer release()
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.o.Pool.Remove(context.WithoutCancel(ctx), id))
+			id = ""
+		}
+	}()
+	shared, err := l.fillSource(ctx, id, s)
+	if err != nil {
+		return id, err
+	}
+	info, err := l.o.Pool.Stat(ctx, id)
+	if err != nil {
+		return id, err
+	}
+	own := max(info.Allocated-shared, 1<<20)
+	return id, l.publish(ctx, id, description{Kind: kindSource, Source: &s, Recipe: sourceRecipe, Bytes: own})
+}
+
+// sourceNeed is about what a source will occupy at most while it is made.
+func sourceNeed(s SourceSpec, revision int64) int64 {
+	need := 8*filesystem.MiB + s.Size/1024
+	switch s.Filesystem {
+	case filesystem.XFS:
+		need += max(64*filesystem.MiB, s.Size/2048) + revision
+	case filesystem.Btrfs:
+		need += 16*filesystem.MiB + 2*revision
+	default:
+		need += min(128*filesystem.MiB, s.Size/64)
+	}
+	return min(need, s.Size)
+}
+
+// fillSource makes the draft and tells how many of its bytes are shared with
+// the revision's image.
+func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec) (shared int64, err error) {
+	switch {
+	case s.Revision == "":
+		return 0, l.makeBlank(ctx, id, s)
+	case s.Filesystem == filesystem.Ext4:
+		return l.growRevision(ctx, id, s)
+	default:
+		return 0, l.convertRevision(ctx, id, s)
+	}
+}
+
+func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec) error {
+	if err := l.o.Pool.Create(ctx, id, s.Size); err != nil {
+		return err
+	}
+	return l.withFile(ctx, id, func(path string) error {
+		return l.o.Filesystems.Make(ctx, path, s.Filesystem, filesystem.MakeOptions{})
+	})
+}
+
+// growRevision clones a revision's image to a size and grows the filesystem in it.
+func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec) (shared int64, err error) {
+	err = errors.ErrUnsupported
+	if cloner, ok := l.o.Pool.(blockdev.Cloner); ok {
+		err = cloner.Clone(ctx, id, s.Revision, s.Size)
+		shared = l.images.of(s.Revision)
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		shared, err = 0, l.copyData(ctx, id, s.Revision, s.Size)
+	}
+	if err != nil {
+		return 0, err
+	}
+	err = l.withFile(ctx, id, func(path string) error { return l.o.Filesystems.Grow(ctx, path, filesystem.Ext4) })
+	return shared, err
+}
+
+func copyImage(ctx context.Context, to, from string) (err error) {
+	src, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, src.Close()) }()
+	dst, err := os.OpenFile(to, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, dst.Close()) }()
+	_, err = extent.Copy(ctx, dst, src)
+	return err
+}
+
+// convertRevision copies the tree of a revision (ext4) into a fresh filesystem
+// of another type.
+func (l *Library) convertRevision(ctx context.Context, id blockdev.ID, s SourceSpec) error {
+	if err := l.makeBlank(ctx, id, s); err != nil {
+		return err
+	}
+	l.convert.Lock()
+	defer l.convert.Unlock()
+	return l.withMountAs(ctx, s.Revision, filesystem.Ext4, true, func(from *os.File) error {
+		return l.withMount(ctx, id, s.Filesystem, func(to *os.File) error {
+			return copyTree(ctx, from, to)
+		})
+	})
+}
+
+// copyTimeout bounds the copying of one tree.
+const copyTimeout = 2 * time.Hour
+
+// classifyCopy reads the error of cp.
+func classifyCopy(err error) error {
+	var e *run.Error
+	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left on device") {
+		return fmt.Errorf("%w: a larger size is needed: %w", ErrTooSmall, err)
+	}
+	return err
+}
+
+// copyTree copies all below one mount to another. Both are descriptors of
+// ours, and what is copied into was empty: nothing in the tree can lead the
+// tool elsewhere, it follows no links.
+func copyTree(ctx context.Context, from, to *os.File) error {
+	_, err := run.Run(ctx, run.Cmd{
+		Args:       []string{"cp", "-dR", "--preserve=mode,ownership,timestamps,links,xattr", "--sparse=auto", "--reflink=never", "/proc/self/fd/3/.", "/proc/self/fd/4/."},
+		ExtraFiles: []*os.File{from, to},
+		Timeout:    copyTimeout,
+	})
+	if err != nil {
+		return classifyCopy(err)
+	}
+	if err := dropLostAndFound(from, to); err != nil {
+		return err
+	}
+	return sys.SyncFilesystem(to)
+}
+
+// dropLostAndFound removes ext4's own directory from a copy; it stays when an
+// archive put something into it. The root keeps its time.
+func dropLostAndFound(from, to *os.File) (err error) {
+	info, err := from.Stat()
+	if err != nil {
+		return err
+	}
+	root, err := sys.TreeRoot(to)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, root.Close()) }()
+	_ = root.RemoveDir("lost+found")
+	return root.Self().SetTimes(info.ModTime())
+}

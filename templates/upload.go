@@ -1,0 +1,266 @@
+package templates
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/templates/archive"
+)
+
+// maxPending bounds the revisions of a template that have no image: clients ask
+// for a new URL at each retry. The oldest goes first.
+const maxPending = 32
+
+// BeginUpload records a CREATED revision and gives the path and query of its
+// upload URL ("/uploads/ID?expires=...&signature=..."), to be put behind the
+// server's own base; it is good for an hour and for one archive. version names
+// the revision; empty: its number, which is given out here, so numbers of
+// uploads that never came are missing later.
+func (l *Library) BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error) {
+	now := l.now()
+	v := Revision{ID: newID(blockdev.PrefixRevision, now), Workspace: workspace, Template: name, Status: Created, CreatedAt: now}
+	expires := now.Add(uploadLifetime)
+	_, err = l.change(ctx, keyOf(workspace, name), func(r *record) (*record, error) {
+		if r == nil {
+			return nil, notFound(name)
+		}
+		v.Number = r.Template.NextNumber
+		v.Name = cmp.Or(version, strconv.Itoa(v.Number))
+		if err := checkVersion(v.Name, v.Number); err != nil {
+			return nil, err
+		}
+		if err := l.makeRoom(r, v.Name, now); err != nil {
+			return nil, err
+		}
+		r.insert(v)
+		r.setPending(v.ID, pending{Expires: expires})
+		r.Template.UpdatedBy = actor
+		return r, nil
+	})
+	if err != nil {
+		return "", err
+	}
+	return l.uploadURL(v.ID, expires), nil
+}
+
+// makeRoom drops what came to nothing: expired uploads, the oldest of too many,
+// and an unfinished one of the name that is wanted now.
+func (l *Library) makeRoom(r *record, version string, now time.Time) error {
+	for _, v := range slices.Clone(r.Template.Revisions) {
+		p, isPending := r.Pending[v.ID]
+		droppable := isPending && !p.Lost && !l.isActive(v.ID)
+		switch {
+		case droppable && (v.Name == version || v.Status == Created && !now.Before(p.Expires)):
+			r.drop(v.ID)
+		case v.Name == version:
+			return invalid("version: %q has a version %q already", r.Template.Name, version)
+		}
+	}
+	for _, v := range slices.Clone(r.Template.Revisions) {
+		if len(r.Pending) < maxPending {
+			break
+		}
+		if p, isPending := r.Pending[v.ID]; isPending && !p.Lost && !l.isActive(v.ID) {
+			r.drop(v.ID)
+		}
+	}
+	return nil
+}
+
+// Ingest reads an archive for an upload that BeginUpload gave out, builds the
+// image and makes the revision READY, durably, before it returns. length is the
+// Content-Length (-1: unknown, which is refused as ErrInvalid).
+//
+// ErrUploadGone for a forged, expired or used URL; ErrArchive, with the entry
+// and the rule, for an archive that cannot become a template: the revision is
+// FAILED then. After every other error (ErrInvalid for a body that is not of
+// length bytes, ErrNoSpace, ErrBusy, the context's) the URL can be used again.
+func (l *Library) Ingest(ctx context.Context, uploadID, expires, signature string, length int64, body io.Reader) (Revision, error) {
+	if err := l.checkURL(uploadID, expires, signature); err != nil {
+		return Revision{}, err
+	}
+	switch {
+	case length < 0:
+		return Revision{}, invalid("Content-Length is required")
+	case length > l.o.MaxArchiveBytes:
+		return Revision{}, invalid("an archive of %d bytes: the most is %d", length, l.o.MaxArchiveBytes)
+	}
+	select {
+	case l.uploads <- struct{}{}:
+		defer func() { <-l.uploads }()
+	default:
+		return Revision{}, ErrBusy
+	}
+	id := blockdev.ID(uploadID)
+	key, err := l.claim(id)
+	if err != nil {
+		return Revision{}, err
+	}
+	defer l.unclaim(id)
+	v, err := l.ingest(ctx, key, id, length, body)
+	if errors.Is(err, archive.ErrRefused) {
+		err = fmt.Errorf("%w: %w", ErrArchive, err)
+		err = errors.Join(err, l.recordFailure(context.WithoutCancel(ctx), key, id, err.Error()))
+	}
+	return v, err
+}
+
+// claim begins the one upload that a URL is good for.
+func (l *Library) claim(id blockdev.ID) (key string, err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	key, known := l.revisions[id]
+	switch {
+	case !known:
+		return "", fmt.Errorf("%w: its version was deleted or replaced", ErrUploadGone)
+	case l.active[id]:
+		return "", fmt.Errorf("%w: an upload to it is under way", ErrUploadGone)
+	case l.records[key].revision(id).Status != Created:
+		return "", fmt.Errorf("%w: it was used already", ErrUploadGone)
+	}
+	l.active[id] = true
+	return key, nil
+}
+
+func (l *Library) unclaim(id blockdev.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.active, id)
+}
+
+func (l *Library) recordFailure(ctx context.Context, key string, id blockdev.ID, why string) error {
+	if len(why) > 500 {
+		why = why[:500] + "..."
+	}
+	_, err := l.change(ctx, key, func(r *record) (*record, error) {
+		if r == nil || r.revision(id) == nil {
+			return nil, ErrUploadGone
+		}
+		v := r.revision(id)
+		v.Status, v.Failure = Failed, why
+		return r, nil
+	})
+	return err
+}
+
+func (l *Library) ingest(ctx context.Context, key string, id blockdev.ID, length int64, body io.Reader) (Revision, error) {
+	release, err := l.reserve(length, "upload "+string(id))
+	if err != nil {
+		return Revision{}, err
+	}
+	defer release()
+	s, err := l.spool(ctx, id, length, body)
+	if err != nil {
+		return Revision{}, err
+	}
+	defer s.remove()
+	size, err := l.build(ctx, id, s)
+	if err != nil {
+		return Revision{}, err
+	}
+	// From here on the work is worth finishing whoever waits for it.
+	return l.finish(context.WithoutCancel(ctx), key, id, s, size)
+}
+
+// finish publishes the image, which makes the revision exist, and records it.
+func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spooled, size int64) (Revision, error) {
+	lock := l.locks.lock(key)
+	defer lock.Unlock()
+	r := l.lookup(key)
+	if r == nil || r.revision(id) == nil { // claim and delete exclude each other
+		return Revision{}, errors.Join(ErrUploadGone, l.o.Pool.Remove(ctx, id))
+	}
+	v := *r.revision(id)
+	v.Status, v.Failure, v.Digest = Ready, "", s.digest
+	v.ContentBytes, v.Entries, v.DataBytes = s.counts.FileBytes, s.counts.Entries, s.counts.Bytes(4096)
+	v.LongestLink, v.MinimumBytes, v.ReadyAt = s.counts.LongestLink, size, l.now()
+	if err := l.publish(ctx, id, describe(r, v)); err != nil {
+		return Revision{}, errors.Join(err, l.o.Pool.Remove(ctx, id))
+	}
+	var old []blockdev.ID
+	next, err := l.changeLocked(ctx, key, func(r *record) (*record, error) {
+		*r.revision(id) = v
+		delete(r.Pending, id)
+		old = l.prune(r, v)
+		return r, nil
+	})
+	if err != nil {
+		return Revision{}, err // Open adopts the image
+	}
+	for _, gone := range old {
+		if err := l.retire(ctx, next, gone); err != nil {
+			l.o.Log.Error("an old version's image stays until the next start", "image", gone, "error", err)
+		}
+	}
+	return v, nil
+}
+
+// publish makes a draft an image and takes it into the account.
+func (l *Library) publish(ctx context.Context, id blockdev.ID, d description) error {
+	if err := l.o.Pool.Publish(ctx, id, d.encode()); err != nil {
+		return l.noSpace(err)
+	}
+	own := d.Bytes
+	if own == 0 {
+		info, err := l.o.Pool.Stat(ctx, id)
+		if err != nil {
+			return err
+		}
+		own = info.Allocated
+	}
+	l.images.set(id, own)
+	return nil
+}
+
+// prune drops, now that v is READY, uploads before it that came to nothing, and
+// READY revisions beyond those that are kept, oldest first. It tells whose
+// images are to go.
+func (l *Library) prune(r *record, v Revision) (old []blockdev.ID) {
+	ready := 0
+	for _, other := range slices.Clone(r.Template.Revisions) {
+		p, isPending := r.Pending[other.ID]
+		switch {
+		case other.Status == Ready:
+			ready++
+		case isPending && !p.Lost && other.Number < v.Number && !l.isActive(other.ID):
+			r.drop(other.ID)
+		}
+	}
+	for _, other := range slices.Clone(r.Template.Revisions) {
+		if ready <= l.o.KeepRevisions {
+			break
+		}
+		if other.Status == Ready && other.ID != v.ID {
+			r.remove(other.ID)
+			old = append(old, other.ID)
+			ready--
+		}
+	}
+	return old
+}
+
+func (l *Library) reserve(bytes int64, what string) (release func(), err error) {
+	release, err = l.o.Space.Reserve(bytes, what)
+	if err != nil && l.sources.shrink() { // the cache gives way
+		release, err = l.o.Space.Reserve(bytes, what)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return release, nil
+}
+
+// noSpace gives an error of a full pool the package's own name.
+func (l *Library) noSpace(err error) error {
+	if errors.Is(err, blockdev.ErrNoSpace) {
+		return fmt.Errorf("%w: %w", ErrNoSpace, err)
+	}
+	return err
+}
