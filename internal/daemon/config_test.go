@@ -1,0 +1,142 @@
+package daemon
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func file(t *testing.T, text string) string {
+	t.Helper()
+	name := filepath.Join(t.TempDir(), "holdfastd.toml")
+	must(t, os.WriteFile(name, []byte(text), 0o600))
+	return name
+}
+
+func environment(pairs map[string]string) func(string) (string, bool) {
+	return func(key string) (string, bool) {
+		v, ok := pairs[key]
+		return v, ok
+	}
+}
+
+func TestDefaultsAreValid(t *testing.T) {
+	c, err := Load(Sources{})
+	must(t, err)
+	if c.Socket != "/var/lib/holdfast/holdfastd.sock" || c.PoolDir != c.StateDir {
+		t.Errorf("derived settings are %q, %q", c.Socket, c.PoolDir)
+	}
+}
+
+func TestFlagsBeatEnvironmentBeatsFile(t *testing.T) {
+	f := file(t, `
+state_dir = "/from/file"
+pool_size = "20GiB"
+rate_limit = 5
+overprovision = 1.5
+drain_timeout = "5s"
+regions = ["us-pdx-1", "eu-lon-1"]
+tenants_attach = true
+`)
+	c, err := Load(Sources{
+		File:   f,
+		Getenv: environment(map[string]string{"HOLDFAST_STATE_DIR": "/from/env", "HOLDFAST_DRAIN_TIMEOUT": "6s", "HOLDFAST_MAX_SIZE": "1TiB"}),
+		Flags:  map[string]string{"drain_timeout": "7s"},
+	})
+	must(t, err)
+	for what, ok := range map[string]bool{
+		"file":                c.PoolSize == 20<<30 && c.RateLimit == 5 && c.Overprovision == 1.5 && c.TenantsAttach,
+		"list":                reflect.DeepEqual(c.Regions, []string{"us-pdx-1", "eu-lon-1"}),
+		"environment":         c.StateDir == "/from/env" && c.MaxSize == 1<<40,
+		"flag":                c.DrainLimit == 7*time.Second,
+		"default region":      c.DefaultRegion == "us-pdx-1",
+		"socket follows":      c.Socket == "/from/env/holdfastd.sock",
+		"others keep default": c.MaxUploads == DefaultConfig().MaxUploads,
+	} {
+		if !ok {
+			t.Errorf("%s: got %+v", what, c)
+		}
+	}
+}
+
+func TestMistakesAreNamed(t *testing.T) {
+	for name, c := range map[string]struct {
+		s    Sources
+		want string
+	}{
+		"unknown key":            {Sources{File: file(t, "pool_sise = \"1GiB\"\n")}, `unknown key "pool_sise"`},
+		"unknown table":          {Sources{File: file(t, "[pool]\nsize = 1\n")}, `"pool"`},
+		"two unknown keys":       {Sources{File: file(t, "alpha = 1\nbeta = 2\n")}, `unknown key "beta"`},
+		"not TOML":               {Sources{File: file(t, "state_dir = \n")}, "holdfastd.toml"},
+		"no such file":           {Sources{File: "/nonexistent/x.toml"}, "/nonexistent/x.toml"},
+		"size in file":           {Sources{File: file(t, "pool_size = \"20 bananas\"\n")}, "pool_size"},
+		"size in environment":    {Sources{Getenv: environment(map[string]string{"HOLDFAST_POOL_SIZE": "1.5GiB"})}, "HOLDFAST_POOL_SIZE"},
+		"duration in flag":       {Sources{Flags: map[string]string{"idle_timeout": "2"}}, "--idle-timeout"},
+		"negative number":        {Sources{Flags: map[string]string{"max_uploads": "-1"}}, "--max-uploads"},
+		"word":                   {Sources{Flags: map[string]string{"pool_mode": "zfs"}}, "auto, reflink, image, copy"},
+		"dev on all addresses":   {Sources{Flags: map[string]string{"dev": "true", "listen": "0.0.0.0:80"}}, "loopback"},
+		"dev on any host":        {Sources{Flags: map[string]string{"dev": "true", "listen": ":80"}}, "loopback"},
+		"keys in clear":          {Sources{Flags: map[string]string{"listen": "10.0.0.1:80"}}, "tls_cert"},
+		"certificate alone":      {Sources{Flags: map[string]string{"tls_cert": "/x"}}, "both or neither"},
+		"no place to listen":     {Sources{Flags: map[string]string{"listen": "none", "socket": "none"}}, "one of them"},
+		"broken promise":         {Sources{Flags: map[string]string{"overprovision": "0.5"}}, "overprovision"},
+		"not a number":           {Sources{Flags: map[string]string{"overprovision": "NaN"}}, "overprovision"},
+		"prefix of everything":   {Sources{Flags: map[string]string{"host_prefixes": "/"}}, "below /"},
+		"prefix that climbs":     {Sources{Flags: map[string]string{"host_prefixes": "/srv/../etc"}}, "clean"},
+		"default region unknown": {Sources{Flags: map[string]string{"regions": "a,b", "default_region": "c"}}, `"c"`},
+		"socket name too long":   {Sources{Flags: map[string]string{"state_dir": "/" + strings.Repeat("x", 120)}}, "socket"},
+		"public URL":             {Sources{Flags: map[string]string{"public_url": "holdfast.example"}}, "public_url"},
+		"pool too small":         {Sources{Flags: map[string]string{"pool_size": "1MiB"}}, "pool_size"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Load(c.s)
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("error is %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}
+
+func TestAllMistakesAtOnce(t *testing.T) {
+	_, err := Load(Sources{Flags: map[string]string{"pool_size": "x", "overprovision": "0"}})
+	if err == nil || !strings.Contains(err.Error(), "pool-size") || !strings.Contains(err.Error(), "overprovision") {
+		t.Errorf("error is %v", err)
+	}
+}
+
+func TestWrittenConfigurationIsReadBack(t *testing.T) {
+	c, err := Load(Sources{Flags: map[string]string{
+		"dev": "true", "state_dir": "/tmp/x", "pool_size": "3GiB", "regions": "a,b", "rate_limit": "1e6", "host_prefixes": "/srv/a,/srv/b",
+	}})
+	must(t, err)
+	var b bytes.Buffer
+	must(t, c.Write(&b))
+	back, err := Load(Sources{File: file(t, b.String())})
+	must(t, err)
+	// An empty list is written as [], which is not nil.
+	if c.RuncRoots == nil {
+		c.RuncRoots = []string{}
+	}
+	if !reflect.DeepEqual(c, back) {
+		t.Errorf("read back:\n%+v\nwritten:\n%+v", back, c)
+	}
+}
+
+func TestDevHasAPlaceToAttach(t *testing.T) {
+	c, err := Load(Sources{Flags: map[string]string{"dev": "true", "state_dir": "/tmp/x"}})
+	must(t, err)
+	if !reflect.DeepEqual(c.HostPrefixes, []string{"/tmp/x/attach"}) || !c.TenantsAttach {
+		t.Errorf("got %v, %v", c.HostPrefixes, c.TenantsAttach)
+	}
+}
