@@ -132,6 +132,7 @@ func (s *Store) commit() error {
 	}
 	s.head = b.head
 	s.floor.raise(b.head.Sequence)
+	s.tidy.wrote(b.bytes)
 	s.count(b, time.Since(start))
 	return nil
 }

@@ -27,7 +27,7 @@ func (l *badgerLog) Errorf(format string, args ...any) {
 
 func (l *badgerLog) Warningf(format string, args ...any) {
 	l.log.Warn("badger: " + text(format, args))
-	if strings.HasPrefix(format, "While running doCompact") {
+	if strings.HasPrefix(format, "While running doCompact") && !strings.Contains(text(format, args), nothingToDo) {
 		l.report(fmt.Errorf("badger: %s", text(format, args)))
 	}
 }

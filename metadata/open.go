@@ -102,6 +102,7 @@ func open(dir string, o Options) (_ *Store, err error) {
 		return nil, errors.Join(fmt.Errorf("%w: %w", ErrDamaged, first), db.Close())
 	}
 	floor.raise(h.Sequence)
+	s.tidy = startCompactor(db, func(err error) { _ = s.fail(fmt.Errorf("compaction: %w", err)) })
 	return s, nil
 }
 
@@ -171,5 +172,5 @@ func badgerOptions(dir string, log badger.Logger) badger.Options {
 		WithBlockCacheSize(0).
 		WithMetricsEnabled(false).
 		WithNumGoroutines(2).
-		WithNumCompactors(2)
+		WithNumCompactors(0)
 }

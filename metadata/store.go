@@ -23,6 +23,7 @@ type Store struct {
 	db    *badger.DB
 	floor *floor
 	lock  *os.File
+	tidy  *compactor
 
 	turn  turn
 	batch *batch // open for more updates; nil: none. The turn's holder's
@@ -173,6 +174,7 @@ func (s *Store) Close() error {
 		s.idle.Wait()
 	}
 	s.mu.Unlock()
+	s.tidy.stop()
 	err := errors.Join(s.floor.close(), s.db.Close(), s.lock.Close())
 	if err != nil {
 		return fmt.Errorf("close metadata store: %w", err)
