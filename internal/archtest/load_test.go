@@ -39,6 +39,12 @@ func (p pkg) ours() bool {
 // room is the import path within the module: "blockdev/loop".
 func (p pkg) room() string { return strings.TrimPrefix(p.ImportPath, module+"/") }
 
+// forTests tells whether the package exists for tests: by its name ("apitest"),
+// or as one of the rigs.
+func (p pkg) forTests() bool {
+	return strings.HasSuffix(p.ImportPath, "test") || p.room() == "internal/powercut"
+}
+
 func (p pkg) testImports() []string {
 	return append(append([]string{}, p.TestImports...), p.XTestImports...)
 }
