@@ -96,41 +96,38 @@ func unmount(in sys.Inside, v attach.Volume, m attach.Mount) error {
 	}
 	defer parent.Close()
 	name := path.Base(m.Path)
-	stDev, err := topIs(in, v, parent, name)
-	if err != nil {
+	if err := topIs(in, v, parent, name); err != nil {
 		return moved(m, err)
 	}
 	err = in.UnmountAt(parent, name)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
-		return fmt.Errorf("%w: %s is in use in the container%s: %w", blockdev.ErrBusy, m.Path, attach.Holders(stDev), err)
+		return fmt.Errorf("%w: %s is in use in the container: %w", blockdev.ErrBusy, m.Path, err)
 	case errors.Is(err, syscall.EINVAL), errors.Is(err, fs.ErrNotExist): // unmounted or renamed meanwhile
 		return nil
 	}
 	return err
 }
 
-// topIs checks that the topmost mount at a place is of the volume, and tells its
-// st_dev.
-func topIs(in sys.Inside, v attach.Volume, parent *os.File, name string) (uint64, error) {
+// topIs checks that the topmost mount at a place is of the volume.
+func topIs(in sys.Inside, v attach.Volume, parent *os.File, name string) error {
 	dir, err := sys.OpenBeneath(parent, name, sys.Walk{})
 	if err != nil {
-		return 0, err
+		return err
 	}
 	defer dir.Close() // else it is busy
 	all, err := mounts(in)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	there, err := attach.MountIn(all, dir)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	if there == nil || !v.Is(*there) {
-		return 0, fmt.Errorf("%w: the container has mounted something over it", blockdev.ErrBusy)
+		return fmt.Errorf("%w: the container has mounted something over it", blockdev.ErrBusy)
 	}
-	place, err := sys.PlaceOf(dir)
-	return place.Device, err
+	return nil
 }
 
 // moved explains that a mount is not where the kernel's table had it.

@@ -2,10 +2,12 @@ package runc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path"
 	"slices"
+	"syscall"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -163,10 +165,25 @@ func (a *Attacher) detach(r attach.Request) error {
 		return err
 	}
 	err = p.inside(func(in sys.Inside) error { return takeAway(in, v, r.MountPath) })
-	if err != nil && isGone(p.alive()) {
+	switch {
+	case err == nil:
 		return nil
+	case isGone(p.alive()):
+		return nil
+	case errors.Is(err, syscall.EBUSY):
+		return fmt.Errorf("%w%s", err, holders(r.Mounted))
 	}
 	return err
+}
+
+// holders names who uses the volume mounted at dir. It looks at the host's
+// /proc, so it is not for use inside.
+func holders(dir string) string {
+	place, err := sys.PlaceAt(dir)
+	if err != nil || !place.MountRoot {
+		return ""
+	}
+	return attach.Holders(place.Device)
 }
 
 // Probe asks whether the container lives and has the volume mounted anywhere in

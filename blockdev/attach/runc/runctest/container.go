@@ -44,6 +44,7 @@ type Container struct {
 
 	t    testing.TB
 	runc *runc.Runc
+	caps []string // given to every process besides the default ones
 }
 
 // Start starts a container; when the test ends it is deleted, and the test
@@ -57,6 +58,7 @@ func Start(t testing.TB, o Options) *Container {
 		Root:   filepath.Join(bundle, "state"),
 		Rootfs: filepath.Join(bundle, "rootfs"),
 		t:      t,
+		caps:   o.Capabilities,
 	}
 	c.runc = &runc.Runc{Root: c.Root, Log: filepath.Join(bundle, "runc.log")}
 	if err := makeBundle(bundle, o); err != nil {
@@ -106,7 +108,7 @@ func (c *Container) Exec(args ...string) (string, error) {
 	var copying sync.WaitGroup
 	copying.Go(func() { _, _ = out.ReadFrom(pipes.Stdout()) })
 	copying.Go(func() { _, _ = errOut.ReadFrom(pipes.Stderr()) })
-	err = c.runc.Exec(ctx, c.ID, *process(args, nil), &runc.ExecOpts{IO: pipes})
+	err = c.runc.Exec(ctx, c.ID, *process(args, c.caps), &runc.ExecOpts{IO: pipes})
 	copying.Wait()
 	pipes.Close()
 	text := out.String() + errOut.String()
@@ -144,7 +146,7 @@ func (c *Container) Background(line string) int {
 	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
 	defer cancel()
 	pidFile := filepath.Join(filepath.Dir(c.Rootfs), "pid-"+randomText())
-	err = c.runc.Exec(ctx, c.ID, *process([]string{"sh", "-c", line}, nil),
+	err = c.runc.Exec(ctx, c.ID, *process([]string{"sh", "-c", line}, c.caps),
 		&runc.ExecOpts{IO: null, Detach: true, PidFile: pidFile})
 	if err != nil {
 		c.t.Fatal(err)
