@@ -79,6 +79,7 @@ type VolumeQuery struct {
 	Cursor     string // of the page before
 	Sort       string // "createdAt:desc", "createdAt:asc", "name:asc", "name:desc"
 	Search     string
+	Anchor     string // "end": the last page; createdAt sorts only
 	ExternalID string
 	Status     []string
 	Labels     map[string]string
@@ -162,6 +163,7 @@ func (q VolumeQuery) values() url.Values {
 	set("cursor", q.Cursor)
 	set("sort", q.Sort)
 	set("q", q.Search)
+	set("anchor", q.Anchor)
 	set("externalId", q.ExternalID)
 	set("status", strings.Join(q.Status, ","))
 	for k, label := range q.Labels {
