@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -57,12 +58,10 @@ func (a *app) command() *cobra.Command {
 	root := &cobra.Command{
 		Use: "holdfast", Short: "Drive a Holdfast daemon", Long: rootHelp,
 		SilenceUsage: true, SilenceErrors: true,
-		PersistentPreRunE: func(*cobra.Command, []string) error {
-			if err := checkFormat(a.output); err != nil {
-				return err
-			}
-			a.parsed = true
-			return nil
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			err := errors.Join(checkFormat(a.output), cmd.ValidateRequiredFlags(), cmd.ValidateFlagGroups())
+			a.parsed = err == nil
+			return err
 		},
 	}
 	f := root.PersistentFlags()
