@@ -23,6 +23,8 @@ import (
 const (
 	// stateTime bounds one "runc state", which takes some 30 ms.
 	stateTime = 15 * time.Second
+	// findTries: a guess, runc's answer, and one container replaced meanwhile.
+	findTries = 3
 	// longest is the kernel's bound on a path (PATH_MAX, with its final NUL).
 	longest = 4095
 )
@@ -58,39 +60,39 @@ func validMountPath(p string) error {
 	return nil
 }
 
-// find finds a container's first process. The pid that runc tells may be used
-// again before it is opened, so the process is opened first, by the pid in
-// runc's own state file, and is the right one if runc then says the same pid
-// and the process still lives. Only runc's answer counts: the file is a hint,
-// and without it runc is asked twice.
-func (a *Attacher) find(ctx context.Context, root, id string) (*process, error) {
-	pid := hintedPid(root, id)
-	if pid == 0 {
+// find finds a container's first process. By the time that runc has told a pid,
+// that may be somebody else's; so a process is opened first, and is the right one
+// if runc then tells its pid and it still lives. The first guess is the hint.
+func (a *Attacher) find(ctx context.Context, root, id string, hint int) (*process, error) {
+	for range findTries {
+		var p *process
+		var openErr error
+		if hint > 0 {
+			p, openErr = openProcess(hint)
+		}
 		c, err := a.state(ctx, root, id)
+		switch {
+		case err == nil && c.Pid == hint && openErr != nil:
+			err = openErr
+		case err == nil && c.Pid == hint:
+			if err = p.alive(); err == nil {
+				return p, nil
+			}
+		}
+		if p != nil {
+			p.close()
+		}
 		if err != nil {
 			return nil, err
 		}
-		pid = c.Pid
+		hint = c.Pid
 	}
-	p, openErr := openProcess(pid)
-	c, err := a.state(ctx, root, id)
-	if err == nil {
-		err = openErr
-	}
-	if err == nil && c.Pid != pid {
-		err = fmt.Errorf("%w: container %s is being replaced", blockdev.ErrBusy, id)
-	}
-	if err == nil {
-		err = p.alive()
-	}
-	if err != nil && openErr == nil {
-		p.close()
-	}
-	return p, err
+	return nil, fmt.Errorf("%w: container %s is being replaced", blockdev.ErrBusy, id)
 }
 
 // hintedPid reads a container's pid from the file in which runc keeps its state
-// (init_process_pid of BaseState, libcontainer/container.go); 0 when it cannot.
+// (init_process_pid of BaseState, libcontainer/container.go); 0 when it cannot,
+// which costs one more call of runc and nothing else.
 func hintedPid(root, id string) int {
 	text, err := os.ReadFile(filepath.Join(root, id, "state.json"))
 	if err != nil {

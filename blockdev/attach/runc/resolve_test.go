@@ -33,18 +33,14 @@ func TestResolve(t *testing.T) {
 	if got.Pid != c.Pid || got.StartTime <= 2 || len(got.Boot) != 36 || got.Container != c.ID || got.Root != c.Root {
 		t.Errorf("resolved %+v", got)
 	}
-	t.Run("without the state file as a hint", func(t *testing.T) {
-		// runc reads the same file, so it can only be hidden from the hint: a pid
-		// that is nobody's, which runc must correct.
-		state := filepath.Join(c.Root, c.ID, "state.json")
-		text, err := os.ReadFile(state)
-		if err != nil {
-			t.Fatal(err)
+	if hint := runc.HintedPid(c.Root, c.ID); hint != c.Pid {
+		t.Errorf("the hint is %d: this runc keeps its state in another form", hint)
+	}
+	for _, hint := range []int{c.Pid, 0, os.Getpid(), 1 << 30} {
+		if pid, err := a.FindPid(ctx, c.Root, c.ID, hint); err != nil || pid != c.Pid {
+			t.Errorf("with the hint %d: %d, %v", hint, pid, err)
 		}
-		if !strings.Contains(string(text), `"init_process_pid":`) {
-			t.Errorf("runc's state has no init_process_pid: the hint is of no use: %.200s", text)
-		}
-	})
+	}
 	asked.Root = ""
 	if _, err := a.Resolve(ctx, asked, "/data"); !errors.Is(err, blockdev.ErrGone) {
 		t.Errorf("in the default root: %v", err)
