@@ -158,7 +158,7 @@ func (c *call) done() {
 	if c.err != nil {
 		attrs = append(attrs, slog.String("cause", c.err.Error()))
 	}
-	if status >= 500 {
+	if status >= 500 && !errors.Is(c.err, context.Canceled) { // of a client that left
 		level = slog.LevelError
 	}
 	c.s.log.LogAttrs(context.WithoutCancel(c.r.Context()), level, "request", attrs...)

@@ -9,10 +9,12 @@ import (
 	"strconv"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
 	"holdfast/blockdev/filesystem"
 	"holdfast/engine"
 	"holdfast/metadata"
 	"holdfast/templates"
+	"holdfast/templates/archive"
 )
 
 // Sentinels of this package.
@@ -82,13 +84,18 @@ var answers = []answer{
 	{templates.ErrTooSmall, 400, "INVALID_REQUEST", false},
 	{templates.ErrInUse, 409, "VOLUME_TEMPLATE_IN_USE", false},
 	{templates.ErrNoSpace, 507, "POOL_FULL", false},
+	{templates.ErrBusy, 429, "TOO_MANY_REQUESTS", false},
+	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},
 
 	{filesystem.ErrNoFile, 404, "NOT_FOUND", false},
 	{filesystem.ErrTooSmall, 400, "INVALID_REQUEST", true},
 	{filesystem.ErrNeedsMount, 409, "UNSUPPORTED", true},
 	{filesystem.ErrCannotGrowMounted, 409, "UNSUPPORTED", true},
+	{filesystem.ErrDirty, 409, "VOLUME_NEEDS_RECOVERY", true},
+	{filesystem.ErrReadOnly, 409, "UNSUPPORTED", true},
 	{filesystem.ErrDamaged, 500, "VOLUME_DAMAGED", true},
 
+	{attach.ErrNeedsRecovery, 409, "VOLUME_NEEDS_RECOVERY", true},
 	{blockdev.ErrBusy, 409, "VOLUME_BUSY", true},
 	{blockdev.ErrGone, 409, "SANDBOX_GONE", true},
 	{blockdev.ErrInvalid, 400, "INVALID_REQUEST", true},
@@ -100,6 +107,11 @@ var answers = []answer{
 
 	{metadata.ErrNoSpace, 507, "METADATA_FULL", true},
 	{metadata.ErrFailed, 503, "STORAGE_FAILED", true},
+	{metadata.ErrClosed, 503, "SERVICE_UNAVAILABLE", true},
+	{metadata.ErrDamaged, 503, "STORAGE_FAILED", true},
+	{metadata.ErrRolledBack, 503, "STORAGE_FAILED", true},
+	{metadata.ErrLocked, 503, "SERVICE_UNAVAILABLE", true},
+	{metadata.ErrTooLarge, 500, "INTERNAL_ERROR", true},
 	{metadata.ErrNotFound, 500, "INTERNAL_ERROR", true},
 
 	{errors.ErrUnsupported, 409, "UNSUPPORTED", true},
