@@ -39,7 +39,7 @@ func startDaemon(ctx context.Context, bin, state string, args ...string) (*daemo
 
 func (d *daemon) start(ctx context.Context) error {
 	_ = os.Remove(filepath.Join(d.state, "listen")) // of the run before
-	args := append([]string{d.bin, "--dev", "--state-dir", d.state, "--listen", "127.0.0.1:0", "--rate", "0"}, d.args...)
+	args := append([]string{d.bin, "--dev", "--state-dir", d.state, "--listen", "127.0.0.1:0", "--rate-limit", "0"}, d.args...)
 	process, err := run.Start(args, d.log, d.log)
 	if err != nil {
 		return err

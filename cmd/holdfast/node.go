@@ -2,7 +2,6 @@ package main
 
 import (
 	"fmt"
-	"runtime/debug"
 	"strconv"
 
 	"github.com/spf13/cobra"
@@ -119,30 +118,16 @@ func (a *app) auditCommand() *cobra.Command {
 	return c
 }
 
-// release is set by the linker for releases.
-var release = "dev"
-
-func version() string {
-	if release != "dev" {
-		return release
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-				return "dev-" + s.Value[:12]
-			}
-		}
-	}
-	return release
-}
+// version is set by the linker.
+var version = "unknown"
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version of this program and of the API it speaks", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
-			v := map[string]string{"version": version(), "api": client.Version}
+			v := map[string]string{"version": version, "api": client.Version}
 			return a.show(v, func(r *rows) {
-				r.add(fmt.Sprintf("holdfast %s, API %s", version(), client.Version))
+				r.add(fmt.Sprintf("holdfast %s, API %s", version, client.Version))
 			})
 		},
 	}

@@ -45,7 +45,7 @@ func (s *serverFlags) env(names ...string) string {
 
 // options settles where to go.
 func (s *serverFlags) options() client.Options {
-	o := client.Options{UserAgent: "holdfast/" + version(), Key: s.key, Workspace: s.workspace}
+	o := client.Options{UserAgent: "holdfast/" + version, Key: s.key, Workspace: s.workspace}
 	if o.Workspace == "" {
 		o.Workspace = s.env("HOLDFAST_WORKSPACE", "BL_WORKSPACE")
 	}

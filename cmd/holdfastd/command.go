@@ -33,7 +33,9 @@ type flags struct {
 }
 
 func (f *flags) load() (daemon.Config, error) {
-	return daemon.Load(daemon.Sources{Flags: f.given, Getenv: daemon.Getenv, File: f.file})
+	c, err := daemon.Load(daemon.Sources{Flags: f.given, Getenv: daemon.Getenv, File: f.file})
+	c.Version = version
+	return c, err
 }
 
 func command() *cobra.Command {
@@ -61,7 +63,7 @@ func command() *cobra.Command {
 		}
 	})
 	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return daemon.Usage(err) })
-	root.AddCommand(configCommand(f), rebuildCommand(f), doctorCommand(f), versionCommand())
+	root.AddCommand(configCommand(f), rebuildCommand(f), doctorCommand(f), uninstallCommand(f), versionCommand())
 	for _, c := range append(root.Commands(), root) {
 		c.Args = usageArgs(c.Args)
 	}
@@ -122,6 +124,28 @@ func rebuildCommand(f *flags) *cobra.Command {
 	return c
 }
 
+func uninstallCommand(f *flags) *cobra.Command {
+	var yes bool
+	c := &cobra.Command{
+		Use: "uninstall", Short: "Unmount what the daemon leaves mounted, so that its directories can be removed", Args: cobra.NoArgs,
+		Long: "Unmount the stage, the pool's image and the metadata's, and give their loop devices back.\n" +
+			"Refused while a volume is attached or the daemon runs. No file is removed: everything can\n" +
+			"be started again, or deleted by hand.",
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.load()
+			if err != nil {
+				return daemon.Usage(err)
+			}
+			if !yes {
+				return daemon.Usage(fmt.Errorf("this unmounts everything below %s: say --yes", c.StateDir))
+			}
+			return daemon.Uninstall(cmd.Context(), c, cmd.ErrOrStderr())
+		},
+	}
+	c.Flags().BoolVar(&yes, "yes", false, "really")
+	return c
+}
+
 func doctorCommand(f *flags) *cobra.Command {
 	return &cobra.Command{
 		Use: "doctor", Short: "Say what this host has and lacks", Args: cobra.NoArgs,
@@ -139,7 +163,7 @@ func versionCommand() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintln(cmd.OutOrStdout(), "holdfastd "+daemon.Version())
+			_, err := fmt.Fprintln(cmd.OutOrStdout(), "holdfastd "+version)
 			return err
 		},
 	}

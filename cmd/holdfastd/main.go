@@ -12,6 +12,9 @@ import (
 	"holdfast/internal/daemon"
 )
 
+// version is set by the linker.
+var version = "unknown"
+
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	// From the first signal on the default handling is back: a second one ends

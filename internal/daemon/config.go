@@ -19,6 +19,8 @@ import (
 // name (settings, below): as a flag with dashes, in the environment in capitals
 // behind HOLDFAST_, in the TOML file as it is.
 type Config struct {
+	Version string // of this build; no setting
+
 	StateDir  string
 	Listen    string
 	Socket    string // "": StateDir/holdfastd.sock; "none": no socket
@@ -246,8 +248,8 @@ func (c *Config) check() []error {
 	if c.MaxSize < 1<<20 || c.MaxSize%(1<<20) != 0 {
 		bad("max_size: must be whole MiB, at least 1MiB")
 	}
-	if c.PoolSize != 0 && c.PoolSize < 512<<20 {
-		bad("pool_size: must be at least 512MiB")
+	if c.PoolSize != 0 && c.PoolSize < 300<<20 {
+		bad("pool_size: must be at least 300MiB")
 	}
 	if len(c.Regions) > 0 && !slices.Contains(c.Regions, c.DefaultRegion) {
 		bad("default_region: %q is not in regions", c.DefaultRegion)

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"log/slog"
 	"os"
-	"runtime/debug"
 )
 
 // The exit codes of holdfastd; its help documents them.
@@ -59,22 +58,4 @@ func failStop(log *slog.Logger) func(error) {
 		log.LogAttrs(context.Background(), slog.LevelError, "storage failed: ending the process", slog.Any("cause", err))
 		os.Exit(exitStorage)
 	}
-}
-
-// release is set by the linker for releases.
-var release = "dev"
-
-// Version names this build.
-func Version() string {
-	if release != "dev" {
-		return release
-	}
-	if info, ok := debug.ReadBuildInfo(); ok {
-		for _, s := range info.Settings {
-			if s.Key == "vcs.revision" && len(s.Value) >= 12 {
-				return "dev-" + s.Value[:12]
-			}
-		}
-	}
-	return release
 }

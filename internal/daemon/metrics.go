@@ -17,7 +17,7 @@ const scrapeTime = 5 * time.Second
 func (n *node) collect(reg *prometheus.Registry) error {
 	build := prometheus.NewGaugeVec(prometheus.GaugeOpts{
 		Name: "holdfast_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "go"})
-	build.WithLabelValues(Version(), runtime.Version()).Set(1)
+	build.WithLabelValues(n.c.Version, runtime.Version()).Set(1)
 	for _, c := range []prometheus.Collector{
 		build, &nodeCollector{n: n},
 		collectors.NewGoCollector(),

@@ -2,10 +2,14 @@ package daemon
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
+	"strings"
 
 	"holdfast/api"
 	"holdfast/blockdev"
@@ -33,6 +37,7 @@ type node struct {
 	poolDir string
 	store   *metadata.Store
 	side    *metadata.SideLog
+	space   *space
 	ledger  *engine.Ledger
 	library *templates.Library
 	stage   *attach.Stage
@@ -112,17 +117,43 @@ func (n *node) openSecrets(context.Context) (err error) {
 	return err
 }
 
-func (n *node) openPool(ctx context.Context) (err error) {
-	n.poolDir = filepath.Join(n.c.PoolDir, "pool")
-	n.pool, err = sparse.Open(ctx, n.poolDir, sparse.Options{Log: n.log})
+func (n *node) openPool(ctx context.Context) error {
+	place, err := sparse.Prepare(ctx, n.c.PoolDir, sparse.Mode(n.c.PoolMode), n.c.PoolSize)
 	if err != nil {
+		return err
+	}
+	n.poolDir = place.Dir
+	n.log.Info("pool", "dir", place.Dir, "mode", place.Mode, "image", place.Image, "size", place.Size)
+	if place.Mode == sparse.Copy {
+		n.log.Warn("the pool cannot share bytes: each volume copies what its template holds")
+	}
+	id, err := n.hostID()
+	if err != nil {
+		return err
+	}
+	if n.pool, err = sparse.Open(ctx, place.Dir, sparse.Options{Host: id, Log: n.log}); err != nil {
 		return err
 	}
 	n.later("pool", func() error { n.pool.Shutdown(); return nil })
 	return nil
 }
 
-func (n *node) openStore(context.Context) (err error) {
+// hostID names this host in what pools and volumes say of themselves.
+func (n *node) hostID() (string, error) {
+	b, err := os.ReadFile(n.at.host())
+	if errors.Is(err, fs.ErrNotExist) {
+		id := strings.ToLower(rand.Text())
+		return id, writeFile(n.at.host(), []byte(id+"\n"))
+	}
+	return strings.TrimSpace(string(b)), err
+}
+
+func (n *node) openStore(ctx context.Context) error {
+	place, err := sparse.PrepareMetadata(ctx, n.c.StateDir, n.poolDir)
+	if err != nil {
+		return err
+	}
+	n.log.Info("metadata", "dir", place.Dir, "mode", place.Mode)
 	n.store, err = metadata.Open(n.at.store(), metadata.Options{
 		Log: n.log, OnFailure: failStop(n.log), SequenceFile: n.at.sequence(),
 	})
@@ -149,9 +180,12 @@ func (n *node) openLibrary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if n.space, err = newSpace(ctx, n.pool, n.poolDir, n.log); err != nil {
+		return err
+	}
 	n.ledger = engine.NewLedger(engine.LedgerOptions{
-		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: n.reserve(capacity.Total),
-		Other: n.other, Free: n.free,
+		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: reserve(n.c, capacity.Total),
+		Other: n.space.other, Free: n.space.free,
 	})
 	n.library, err = templates.Open(ctx, templates.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
@@ -161,40 +195,9 @@ func (n *node) openLibrary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.space.library.Store(n.library)
 	n.later("templates", n.library.Close)
 	return nil
-}
-
-// Of a pool a fiftieth is kept free, but no more than a GiB, which is enough
-// for deletes and metadata in a pool of any size.
-const (
-	reservePart = 50
-	reserveMost = 1 << 30
-)
-
-func (n *node) reserve(total int64) int64 {
-	if n.c.Reserve > 0 {
-		return n.c.Reserve
-	}
-	return min(total/reservePart, reserveMost)
-}
-
-// other is what the pool holds besides volumes. Under the ledger's lock, so it
-// only reads memory.
-func (n *node) other() int64 {
-	if n.library == nil {
-		return 0
-	}
-	return n.library.Bytes()
-}
-
-func (n *node) free() int64 {
-	s, err := sys.SpaceOf(n.poolDir)
-	if err != nil {
-		n.log.Warn("free space of the pool is not known: creates are refused", "cause", err)
-		return 0
-	}
-	return s.Free
 }
 
 func (n *node) openEngine(ctx context.Context) (err error) {
@@ -240,14 +243,12 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 }
 
 // healthy tells why the node cannot do its work, nil when it can.
-func (n *node) healthy(ctx context.Context) error {
+func (n *node) healthy(context.Context) error {
 	if err := n.engine.Healthy(); err != nil {
 		return err
 	}
-	if _, err := n.pool.Capacity(ctx); err != nil {
-		return fmt.Errorf("pool: %w", err)
-	}
-	return nil
+	_, err := sys.SpaceOf(n.poolDir)
+	return err
 }
 
 // doctor looks again at everything that can change while the daemon runs.

@@ -64,7 +64,7 @@ func (n *node) server(ctx context.Context) (*server, error) {
 	s.api, err = api.New(api.Options{
 		Engine: n.engine, Library: n.library, Auth: n.auth(), Metrics: registry,
 		Log: n.log, Secret: n.secret, Limits: limits, PublicURL: n.c.PublicURL,
-		Ready: n.healthy, Doctor: n.checksBody, TenantsAttach: n.c.TenantsAttach, Version: Version(),
+		Ready: n.healthy, Doctor: n.checksBody, TenantsAttach: n.c.TenantsAttach, Version: n.c.Version,
 	})
 	if err != nil {
 		return nil, err
@@ -109,6 +109,7 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 	defer stop()
 	s.start("engine", func() error { return s.n.engine.Run(working) })
 	s.start("backups", func() error { return s.n.backups(working) })
+	s.start("space", func() error { s.n.space.watch(working); return nil })
 	s.start("watchdog", func() error {
 		watchdog(working, watchdogInterval(), s.n.healthy, func(err error) { s.n.log.Error("no sign of life for the watchdog", "cause", err) })
 		return nil
@@ -138,17 +139,17 @@ func (s *server) announce(out io.Writer) error {
 	if err := s.n.lock.Listening(url); err != nil {
 		return err
 	}
-	if s.at.tcp != nil {
-		if err := writeFile(s.n.at.listen(), []byte(s.at.tcp.Addr().String()+"\n")); err != nil {
-			return err
-		}
-	}
-	s.n.log.Info("ready", "url", url, "socket", s.n.c.Socket, "pool", s.n.poolDir, "version", Version())
 	if s.n.c.Dev {
 		if err := s.n.dev(out, url); err != nil {
 			return err
 		}
 	}
+	if s.at.tcp != nil {
+		if err := writeFile(s.n.at.listen(), []byte(s.at.tcp.Addr().String()+"\n")); err != nil {
+			return err
+		}
+	}
+	s.n.log.Info("ready", "url", url, "socket", s.n.c.Socket, "pool", s.n.poolDir, "version", s.n.c.Version)
 	if err := notify("READY=1"); err != nil {
 		s.n.log.Warn("systemd was not told that the daemon is ready", "cause", err)
 	}

@@ -1,0 +1,40 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"os"
+
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/sparse"
+)
+
+// Uninstall takes away the mounts and loop devices that the daemon leaves for
+// its successor. No file is removed. blockdev.ErrBusy while a volume is attached.
+func Uninstall(ctx context.Context, c Config, errOut io.Writer) (err error) {
+	log, err := newLog(c, errOut)
+	if err != nil {
+		return Usage(err)
+	}
+	if _, err := os.Stat(c.StateDir); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	n, err := claim(c, log, "uninstall")
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, n.close()) }()
+	stage, err := attach.NewStage(n.at.stage())
+	if err != nil {
+		return err
+	}
+	if err := stage.Teardown(ctx); err != nil {
+		return err
+	}
+	if c.PoolDir != c.StateDir {
+		err = sparse.Unprepare(ctx, c.PoolDir)
+	}
+	return errors.Join(err, sparse.Unprepare(ctx, c.StateDir))
+}
