@@ -204,14 +204,13 @@ func takeDown(dir, device string) error {
 		return err
 	}
 	var errs []error
+	// A device that is mounted goes with its last mount, and only then lets go of
+	// the file, which may lie on the next mount to be taken down.
+	for _, l := range loops {
+		errs = append(errs, command("losetup", "-d", l))
+	}
 	for _, p := range points {
 		errs = append(errs, unmount(p))
-	}
-	for _, l := range loops {
-		// One that was told to go with its last mount is gone already.
-		if _, err := os.Stat(filepath.Join("/sys/block", filepath.Base(l), "loop")); err == nil {
-			errs = append(errs, command("losetup", "-d", l))
-		}
 	}
 	return errors.Join(errs...)
 }
