@@ -174,28 +174,23 @@ func (p *Pool) flushDraft(id blockdev.ID, description []byte) error {
 	if err := p.at("publish.description"); err != nil {
 		return err
 	}
-	if err := writeFile(p.draft(id)+"/"+descriptionFile, sealed, false); err != nil {
-		return err
+	described, err := os.OpenFile(p.draft(id)+"/"+descriptionFile, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return noSpace(err)
+	}
+	defer described.Close()
+	if _, err := described.Write(sealed); err != nil {
+		return noSpace(err)
 	}
 	if o := p.known(id); o != nil && o.kind == blockdev.Block {
 		if err := o.device.Flush(); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 			return err
 		}
 	}
-	if err := syncFile(image); err != nil {
-		return err
-	}
-	if err := syncPath(p.draft(id) + "/" + descriptionFile); err != nil {
-		return err
+	for _, flush := range []func(*os.File) error{sys.StartWriteback, syncFile} { // the writing overlaps
+		if err := errors.Join(flush(image), flush(described)); err != nil {
+			return err
+		}
 	}
 	return syncDir(p.draft(id))
-}
-
-func syncPath(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return syncFile(f)
 }

@@ -104,7 +104,7 @@ func (p *Pool) replaceEnvelope(dir, name, of string, payload []byte) error {
 		return err
 	}
 	path, fresh := dir+"/"+name, dir+"/"+name+".new"
-	if err := writeFile(fresh, sealed, true); err != nil {
+	if err := writeFile(fresh, sealed); err != nil {
 		return err
 	}
 	if err := p.at("describe.rename"); err != nil {
@@ -119,14 +119,15 @@ func (p *Pool) replaceEnvelope(dir, name, of string, payload []byte) error {
 	return syncDir(dir)
 }
 
-// writeFile makes a file with this content, in the place of an older one.
-func writeFile(path string, content []byte, sync bool) error {
+// writeFile makes a file with this content, in the place of an older one, and
+// flushes it.
+func writeFile(path string, content []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return noSpace(err)
 	}
 	_, err = f.Write(content)
-	if err == nil && sync {
+	if err == nil {
 		err = syncFile(f)
 	}
 	return noSpace(errors.Join(err, f.Close()))

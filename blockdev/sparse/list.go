@@ -72,7 +72,7 @@ func (p *Pool) putAside(path, reason string) error {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return noSpace(err)
 	}
-	if err := writeFile(dir+"/"+reasonName, []byte(reason+"\n"), true); err != nil {
+	if err := writeFile(dir+"/"+reasonName, []byte(reason+"\n")); err != nil {
 		return err
 	}
 	if err := p.at("quarantine.rename"); err != nil {

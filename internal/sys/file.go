@@ -64,3 +64,12 @@ func RenameNew(from, to string) error {
 	}
 	return nil
 }
+
+// StartWriteback asks the kernel to begin writing what is dirty of f, and does
+// not wait: a flush that follows has less to do. It promises nothing by itself.
+func StartWriteback(f *os.File) error {
+	err := control(f, func(fd uintptr) error {
+		return retry(func() error { return unix.SyncFileRange(int(fd), 0, 0, unix.SYNC_FILE_RANGE_WRITE) })
+	})
+	return os.NewSyscallError("sync_file_range", err)
+}
