@@ -74,7 +74,7 @@ func (l *Library) buildSize(ctx context.Context, id blockdev.ID, s *spooled, siz
 		if err := l.o.Filesystems.Check(ctx, path, filesystem.Ext4, false); err != nil {
 			return fmt.Errorf("the image just made: %w", err)
 		}
-		return punchUnused(ctx, path)
+		return settleSpace(ctx, path)
 	})
 }
 
@@ -133,64 +133,6 @@ var mountOptions = map[filesystem.Type][]string{
 	filesystem.Ext4:  {"noinit_itable"}, // inode tables stay holes until they are used
 	filesystem.XFS:   {"nouuid"},
 	filesystem.Btrfs: nil,
-}
-
-func allocate(path string, size int64) (err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	err = sys.Allocate(f, 0, size)
-	if sys.IsNoSpace(err) {
-		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
-	}
-	if errors.Is(err, errors.ErrUnsupported) {
-		return nil // a pool that is no sparse file, or cannot
-	}
-	return err
-}
-
-// punchUnused gives back the space of an image that was allocated and never
-// written. What was written and is zero stays: the pieces would cost more than
-// the space is worth.
-func punchUnused(ctx context.Context, path string) (err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
-	}
-	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
-		return err
-	}
-	for at := int64(0); at < info.Size(); {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		data, found, err := sys.NextData(f, at)
-		if err != nil {
-			return err
-		}
-		if !found {
-			data = info.Size()
-		}
-		if data > at {
-			if err := sys.PunchHole(f, at, data-at); err != nil {
-				return err
-			}
-		}
-		if data == info.Size() {
-			break
-		}
-		if at, err = sys.NextHole(f, data); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // uuidFrom makes a UUID (version 8, RFC 9562) of a digest.

@@ -26,7 +26,7 @@ const bufferSize = 1 << 20
 // in it, or refuses it (ErrRefused) with the entry and the rule. Other errors are
 // r's and the context's. What it accepts Extract can write.
 func Check(ctx context.Context, r io.Reader, limits Limits) (Counts, error) {
-	c := checker{limits: limits, seed: maphash.MakeSeed(), nodes: map[uint64]*node{}, buffer: make([]byte, bufferSize)}
+	c := checker{ctx: ctx, limits: limits, seed: maphash.MakeSeed(), nodes: map[uint64]*node{}, buffer: make([]byte, bufferSize)}
 	c.root = &node{kind: directory}
 	in := newReader(r)
 	for {
@@ -60,6 +60,7 @@ type node struct {
 // hashes: two million of them are to fit in memory, and a tenant cannot choose
 // colliding ones without the key. Extract does not rely on it for safety.
 type checker struct {
+	ctx    context.Context //nolint:containedctx // of the one Check
 	limits Limits
 	seed   maphash.Seed
 	nodes  map[uint64]*node
@@ -186,6 +187,9 @@ func (c *checker) contents(e entry, in *reader) error {
 	file := fileCount{counts: &c.counts}
 	var size int64
 	for {
+		if err := c.ctx.Err(); err != nil {
+			return err
+		}
 		n, err := io.ReadFull(in, c.buffer)
 		size += int64(n)
 		file.add(c.buffer[:n])

@@ -11,7 +11,7 @@ import (
 )
 
 // ErrRefused is in the chain of every error that is the archive's own fault.
-var ErrRefused = errors.New("refused")
+var ErrRefused = errors.New("archive refused")
 
 // The rules for a single entry. Sizes are in bytes.
 const (
@@ -107,10 +107,9 @@ func (r *reader) next() (entry, error) {
 func (r *reader) end() error {
 	switch {
 	case r.tail.total == 0:
-		return fmt.Errorf("%w: the archive is empty (0 bytes)", ErrRefused)
+		return refused("the archive is empty (0 bytes)")
 	case !r.tail.zero():
-		return fmt.Errorf("%w: the archive ends after %s without the two zero blocks that end a tar: it was cut off",
-			ErrRefused, quote(r.last))
+		return refused("the archive ends after %s without the two zero blocks that end a tar: it was cut off", quote(r.last))
 	}
 	return io.EOF
 }
@@ -121,20 +120,20 @@ func (r *reader) damaged(err error) error {
 	if r.count > 0 {
 		where = fmt.Sprintf("after entry %d (%s)", r.count, quote(r.last))
 	}
+	format := r.tail.format()
 	switch {
 	case r.tail.err != nil && !errors.Is(r.tail.err, io.EOF):
 		return r.tail.err // not the archive's fault
+	case r.count == 0 && format != "":
+		return refused("this is a %s file: send a plain tar, not compressed", format)
 	case errors.Is(err, io.ErrUnexpectedEOF):
-		return fmt.Errorf("%w: the archive is cut off %s", ErrRefused, where)
+		return refused("the archive is cut off %s", where)
 	case errors.Is(err, tar.ErrFieldTooLong):
-		return fmt.Errorf("%w: a header is longer than 1 MiB %s", ErrRefused, where)
+		return refused("a header is longer than 1 MiB %s", where)
 	case errors.Is(err, tar.ErrHeader):
-		if format := r.tail.format(); r.count == 0 && format != "" {
-			return fmt.Errorf("%w: this is a %s file: send a plain tar, not compressed", ErrRefused, format)
-		}
-		return fmt.Errorf("%w: not a tar header %s", ErrRefused, where)
+		return refused("not a tar header %s", where)
 	}
-	return fmt.Errorf("%w: %w %s", ErrRefused, err, where)
+	return refused("%w %s", err, where)
 }
 
 // globalHeader accepts what "git archive" writes, and nothing that would have to
@@ -308,9 +307,16 @@ func checkAttr(name string, k kind) error {
 		quote(name), k)
 }
 
+// refusal is an error that is the archive's own fault.
+type refusal struct{ error }
+
+func (r refusal) Unwrap() []error { return []error{ErrRefused, r.error} }
+
+func refused(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
+
 // refuse says which entry breaks which rule.
 func refuse(path, format string, args ...any) error {
-	return fmt.Errorf("%w: entry %s: %w", ErrRefused, quote(path), fmt.Errorf(format, args...))
+	return refused("entry %s: %w", quote(path), fmt.Errorf(format, args...))
 }
 
 // quote shows a tenant's text in a message: escaped, and not too long.

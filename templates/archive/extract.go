@@ -23,7 +23,7 @@ func Extract(ctx context.Context, r io.Reader, root *os.File) (err error) {
 	if err != nil {
 		return err
 	}
-	x := extractor{root: top, buffer: make([]byte, bufferSize), mode: impliedMode}
+	x := extractor{ctx: ctx, root: top, buffer: make([]byte, bufferSize), mode: impliedMode}
 	defer func() { err = errors.Join(err, x.close()) }()
 	in := newReader(r)
 	for {
@@ -57,6 +57,7 @@ func (e *entryError) Unwrap() error { return e.err }
 // extractor writes entries. The directories from the root to the last entry's
 // are kept open, since archives are mostly made by walking a tree.
 type extractor struct {
+	ctx    context.Context //nolint:containedctx // of the one Extract
 	root   sys.Dir
 	path   []level
 	buffer []byte
@@ -162,6 +163,9 @@ func (x *extractor) file(dir sys.Dir, name string, e entry, in *reader) (err err
 func (x *extractor) contents(f sys.TreeFile, e entry, in *reader) error {
 	var offset, end int64 // end: what has been written up to
 	for offset < e.size {
+		if err := x.ctx.Err(); err != nil {
+			return err
+		}
 		n, err := io.ReadFull(in, x.buffer[:min(int64(len(x.buffer)), e.size-offset)])
 		if err != nil {
 			return in.damaged(err)
