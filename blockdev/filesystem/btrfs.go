@@ -111,15 +111,15 @@ func (x Tools) makeBtrfs(ctx context.Context, path string, o MakeOptions) error 
 		args = append(args, "-L", o.Label)
 	}
 	_, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.MakeTimeout})
-	return classifyTool(err)
+	return err
 }
 
-func (x Tools) checkBtrfs(ctx context.Context, path string, repair bool) error {
+// checkBtrfs only checks: btrfs-progs warns of its own repair.
+func (x Tools) checkBtrfs(ctx context.Context, path string) error {
 	if _, err := readBtrfsSuper(path); err != nil {
 		return err
 	}
-	_, err := run.Run(ctx, run.Cmd{Args: []string{"btrfs", "check", "--readonly", path}, Timeout: x.CheckTimeout})
-	return classifyCheck(err)
+	return classifyCheck(x.tool(ctx, "btrfs", "check", "--readonly", path))
 }
 
 // identifyBtrfs uses the feature metadata_uuid: the superblocks get a new fsid,

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"holdfast/internal/run"
 )
@@ -17,16 +18,24 @@ const (
 	fsckUncorrected = 4
 )
 
+// checkExt4 does not judge a filesystem without repair while its journal holds
+// what belongs into it: that is ErrDirty.
 func (x Tools) checkExt4(ctx context.Context, path string, repair bool) error {
-	if _, err := readExt4Super(path); err != nil && !repair {
-		return err
+	s, damage := readExt4Super(path)
+	if damage != nil && (!repair || !errors.Is(damage, ErrDamaged)) {
+		return damage
 	}
-	mode := "-n"
-	ok := []int(nil)
-	if repair {
+	mode, ok := "-n", []int(nil)
+	switch {
+	case repair:
 		mode, ok = "-y", []int{fsckCorrected, fsckCorrected | fsckReboot, fsckReboot}
+	case s.dirty():
+		return ErrDirty
 	}
 	_, err := run.Run(ctx, run.Cmd{Args: []string{"e2fsck", "-f", mode, path}, Timeout: x.CheckTimeout, OKCodes: ok})
+	if err != nil && damage != nil {
+		return errors.Join(damage, err)
+	}
 	return classifyCheck(err)
 }
 
@@ -54,7 +63,7 @@ func (x Tools) growExt4(ctx context.Context, path string) error {
 	if s.size() > device {
 		return damaged("ext4 of %d bytes on a device of %d bytes", s.size(), device)
 	}
-	if s.grown(device) {
+	if s.grown(device) { // the check repaired what was left to do
 		return syncDevice(path)
 	}
 	if err := markExt4(path, false); err != nil {
@@ -67,24 +76,40 @@ func (x Tools) growExt4(ctx context.Context, path string) error {
 }
 
 // enlargeExt4 makes a checked filesystem fill its device and gives it the
-// journal that its size class has and a small one was made without.
+// journal of its size class: a small one was made without, or with a small one.
 func (x Tools) enlargeExt4(ctx context.Context, path string, s *ext4Super, device int64) error {
 	if !s.fills(device) {
 		// -f: the filesystem is marked not clean by us, and was checked just now.
 		blocks := strconv.FormatInt(device/s.blockSize, 10)
-		_, err := run.Run(ctx, run.Cmd{Args: []string{"resize2fs", "-f", path, blocks}, Timeout: x.CheckTimeout})
-		if err != nil {
-			return classifyTool(err)
+		if err := x.tool(ctx, "resize2fs", "-f", path, blocks); err != nil {
+			return classifyResize(err)
 		}
 	}
-	if journal := ext4JournalFor(device); journal != 0 && !s.hasJournal() {
-		size := fmt.Sprintf("size=%d", journal/MiB)
-		_, err := run.Run(ctx, run.Cmd{Args: []string{"tune2fs", "-J", size, path}, Timeout: x.CheckTimeout})
-		if err != nil {
-			return classifyTool(err)
+	if !s.wantsJournal(device) {
+		return nil
+	}
+	if s.hasJournal() {
+		if err := x.tool(ctx, "tune2fs", "-O", "^has_journal", path); err != nil {
+			return err
 		}
 	}
-	return nil
+	return x.tool(ctx, "tune2fs", "-J", fmt.Sprintf("size=%d", ext4JournalFor(device)/MiB), path)
+}
+
+func (x Tools) tool(ctx context.Context, args ...string) error {
+	_, err := run.Run(ctx, run.Cmd{Args: args, Timeout: x.CheckTimeout})
+	return err
+}
+
+// classifyResize knows the one thing that resize2fs cannot do: 1 KiB blocks, of
+// small filesystems, end below 2 TiB.
+func classifyResize(err error) error {
+	var e *run.Error
+	if errors.As(err, &e) && strings.Contains(e.Stderr, "too many block group descriptors") {
+		return fmt.Errorf("%w: an ext4 made with less than %d MiB cannot become so large (%w)",
+			errors.ErrUnsupported, ext4JournalFrom/MiB, err)
+	}
+	return err
 }
 
 // markExt4 durably sets or clears the mark that the filesystem is consistent,
@@ -120,7 +145,14 @@ func markExt4(path string, clean bool) error {
 
 // grown reports that there is nothing to do.
 func (s *ext4Super) grown(device int64) bool {
-	return s.clean() && s.fills(device) && (s.hasJournal() || ext4JournalFor(device) == 0)
+	return s.clean() && s.fills(device) && !s.wantsJournal(device)
+}
+
+// wantsJournal reports that the journal is missing or a quarter, or less, of
+// what the device's size class has.
+func (s *ext4Super) wantsJournal(device int64) bool {
+	want := ext4JournalFor(device)
+	return want != 0 && s.journalSize*4 <= want
 }
 
 // fills reports that the filesystem has all blocks of the device that it can
@@ -173,9 +205,6 @@ func hasSuperCopy(g int64) bool {
 	}
 	return false
 }
-
-// classifyTool reads the error of mkfs, resize2fs and tune2fs.
-func classifyTool(err error) error { return err }
 
 // classifyCheck reads the error of a checker: an exit that reports damage is
 // ErrDamaged, one that reports trouble of its own is not.

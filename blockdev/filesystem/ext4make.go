@@ -86,7 +86,7 @@ func (x Tools) makeExt4(ctx context.Context, path string, size int64, o MakeOpti
 		env = append(env, "SOURCE_DATE_EPOCH="+sec, "E2FSPROGS_FAKE_TIME="+sec)
 	}
 	_, err = run.Run(ctx, run.Cmd{Args: args, Env: env, Timeout: x.MakeTimeout})
-	return classifyTool(err)
+	return err
 }
 
 func ext4MakeArgs(path string, size int64, o MakeOptions) ([]string, error) {

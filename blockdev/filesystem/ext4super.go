@@ -31,6 +31,7 @@ type ext4Super struct {
 	blocksPerGroup int64
 	inodesPerGroup int64
 	inodeSize      int64
+	journalSize    int64 // bytes, as the superblock's copy of the journal's inode tells; 0: none
 	reservedGDT    int64 // blocks in each descriptor copy, kept for growth
 	state          uint16
 	compat         uint32
@@ -62,6 +63,7 @@ func parseExt4Super(b []byte) (*ext4Super, error) {
 	return s, nil
 }
 
+// parseExt4SuperUnsummed is for a superblock that the kernel works on.
 func parseExt4SuperUnsummed(b []byte) (*ext4Super, error) {
 	if len(b) != ext4SuperBytes {
 		return nil, damaged("superblock of %d bytes", len(b))
@@ -93,6 +95,9 @@ func parseExt4SuperUnsummed(b []byte) (*ext4Super, error) {
 	if s.incompat&ext4Incompat64bit != 0 {
 		s.blocks |= int64(le.Uint32(b[0x150:])) << 32
 		s.freeBlocks |= int64(le.Uint32(b[0x158:])) << 32
+	}
+	if s.hasJournal() {
+		s.journalSize = int64(le.Uint32(b[0x14C:])) | int64(le.Uint32(b[0x148:]))<<32
 	}
 	if s.blocks <= 0 || s.blocks > 1<<48 || s.blocksPerGroup == 0 || s.inodesPerGroup == 0 {
 		return nil, damaged("ext4 superblock with %d blocks, %d a group", s.blocks, s.blocksPerGroup)

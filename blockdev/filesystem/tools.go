@@ -137,9 +137,11 @@ func (x Tools) Grow(ctx context.Context, path string, t Type) error {
 	return failed("grow", t, errors.ErrUnsupported)
 }
 
-// Check runs the type's checker on an unmounted filesystem. With repair it may
-// write (a dirty journal is recovered, an interrupted growth repaired). It
-// returns nil when the filesystem is clean afterwards, else ErrDamaged.
+// Check runs the type's checker on an unmounted filesystem and returns nil when
+// it is clean afterwards, else ErrDamaged. With repair an ext4 is recovered from
+// its journal and repaired; XFS is repaired; btrfs is only checked. ErrDirty when
+// a journal stands in the way: without repair, and for XFS, which only a mount
+// recovers.
 func (x Tools) Check(ctx context.Context, path string, t Type, repair bool) error {
 	switch t {
 	case Ext4:
@@ -147,7 +149,7 @@ func (x Tools) Check(ctx context.Context, path string, t Type, repair bool) erro
 	case XFS:
 		return failed("check", t, x.checkXFS(ctx, path, repair))
 	case Btrfs:
-		return failed("check", t, x.checkBtrfs(ctx, path, repair))
+		return failed("check", t, x.checkBtrfs(ctx, path))
 	}
 	return failed("check", t, errors.ErrUnsupported)
 }

@@ -124,7 +124,7 @@ func (x Tools) makeXFS(ctx context.Context, path string, size int64, o MakeOptio
 		args = append(args, "-L", o.Label)
 	}
 	if _, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.MakeTimeout}); err != nil {
-		return classifyTool(err)
+		return err
 	}
 	return punchXFSLog(path)
 }
@@ -171,16 +171,20 @@ func punchXFSLog(path string) error {
 	return err
 }
 
+// checkXFS leaves a dirty log alone (ErrDirty): only a mount recovers it.
 func (x Tools) checkXFS(ctx context.Context, path string, repair bool) error {
-	if _, err := readXFSSuper(path); err != nil && !repair {
+	dirty, err := dirtyXFS(path)
+	if err != nil && (!repair || !errors.Is(err, ErrDamaged)) {
 		return err
+	}
+	if dirty {
+		return ErrDirty
 	}
 	args := []string{"xfs_repair"}
 	if !repair {
 		args = append(args, "-n")
 	}
-	_, err := run.Run(ctx, run.Cmd{Args: append(args, path), Timeout: x.CheckTimeout})
-	return classifyCheck(err)
+	return classifyCheck(x.tool(ctx, append(args, path)...))
 }
 
 // dirtyXFS reports a log whose last record is not that of an unmount.

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"fmt"
-	"os"
+	"io"
 )
 
 // identifyXFS uses the feature meta_uuid: the superblocks of all groups get a new
@@ -43,7 +43,7 @@ func identifyXFS(path string, id UUID) error {
 }
 
 // readXFSSupers reads and compares the superblocks of all allocation groups.
-func readXFSSupers(f *os.File) ([]*xfsSuper, error) {
+func readXFSSupers(f io.ReaderAt) ([]*xfsSuper, error) {
 	b, err := readAt(f, 0, 4096)
 	if err != nil {
 		return nil, err
@@ -113,7 +113,7 @@ type logRecord struct {
 
 // readUnmountRecord finds the record at the log's head; nil for a log that was
 // never written. ErrDirty when the log does not end with an unmount.
-func readUnmountRecord(f *os.File, s *xfsSuper) (*logRecord, error) {
+func readUnmountRecord(f io.ReaderAt, s *xfsSuper) (*logRecord, error) {
 	log, err := s.internalLog()
 	if err != nil {
 		return nil, err
@@ -216,7 +216,7 @@ func (s *xfsSuper) internalLog() (*logArea, error) {
 
 // find gives the log's head: the block after the last that was written. Blocks
 // before it carry a cycle, those after it the cycle before (0: never written).
-func (l *logArea) find(f *os.File) (int64, error) {
+func (l *logArea) find(f io.ReaderAt) (int64, error) {
 	first, err := l.cycle(f, 0)
 	if err != nil {
 		return 0, err
@@ -252,7 +252,7 @@ func (l *logArea) find(f *os.File) (int64, error) {
 }
 
 // cycle reads the cycle number of a log block.
-func (l *logArea) cycle(f *os.File, block int64) (uint32, error) {
+func (l *logArea) cycle(f io.ReaderAt, block int64) (uint32, error) {
 	b, err := readAt(f, l.offset+block*logBlockBytes, 8)
 	if err != nil {
 		return 0, err

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"os"
 	"time"
 )
 
@@ -44,7 +43,7 @@ type xfsReader struct {
 	inodeLog  uint // bits of an inode number that count within a block
 }
 
-func newXFSReader(f *os.File) (*xfsReader, error) {
+func newXFSReader(f io.ReaderAt) (*xfsReader, error) {
 	b, err := readAt(f, 0, 4096)
 	if err != nil {
 		return nil, err
