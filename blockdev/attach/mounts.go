@@ -106,7 +106,8 @@ func ByID(all []Mount, id uint64) *Mount {
 	return nil
 }
 
-// Volume is how mounts of one volume are recognised in any namespace.
+// Volume is how mounts of one volume are recognised in any namespace. The zero
+// value is a volume that is not known, and is recognised nowhere.
 type Volume struct {
 	Device uint64 // of the superblock, or of the block device
 	// Source is set when only the block device is known: a btrfs superblock has
@@ -116,7 +117,7 @@ type Volume struct {
 
 // VolumeOf asks the kernel for the identity of a request's volume: of the
 // filesystem mounted on the stage or, when it is not mounted there, of the
-// endpoint's device. blockdev.ErrInvalid when there is neither.
+// endpoint's device. A volume that is neither mounted nor open is not known.
 func VolumeOf(r Request) (Volume, error) {
 	if r.Mounted != "" {
 		m, err := mountAt(r.Mounted)
@@ -127,22 +128,34 @@ func VolumeOf(r Request) (Volume, error) {
 			return Volume{Device: m.Device}, nil
 		}
 	}
-	if r.Endpoint.Kind != blockdev.Block || r.Endpoint.Path == "" {
-		return Volume{}, fmt.Errorf("%w: the volume is neither on the stage nor a block device", blockdev.ErrInvalid)
+	if r.Endpoint.Path == "" {
+		return Volume{}, nil
 	}
 	place, err := sys.PlaceBehind(r.Endpoint.Path)
 	if err != nil {
 		return Volume{}, err
 	}
-	if !place.IsBlock() {
+	if r.Endpoint.Kind != blockdev.Block || !place.IsBlock() {
 		return Volume{}, fmt.Errorf("%w: %s is not a block device", blockdev.ErrInvalid, r.Endpoint.Path)
 	}
 	return Volume{Device: place.RDevice, Source: r.Endpoint.Path}, nil
 }
 
+// Known reports whether the volume can be recognised.
+func (v Volume) Known() bool { return v != Volume{} }
+
+// NotKnown is why nobody can say whether what is mounted at a path is a volume
+// that is not known. It does not happen in the life of an attachment: while one
+// exists, its volume is on the stage.
+func NotKnown(there *Mount) error {
+	return fmt.Errorf("%w: something (%s) is mounted at %s, and the volume is not on the stage to be compared with it",
+		blockdev.ErrBusy, there.Type, there.Path)
+}
+
 // Is reports whether m is a mount of the volume.
 func (v Volume) Is(m Mount) bool {
-	return m.Device == v.Device || v.Source != "" && m.Type == "btrfs" && m.Source == v.Source
+	return v.Known() && m.Device == v.Device ||
+		v.Source != "" && m.Type == "btrfs" && m.Source == v.Source
 }
 
 // Among gives the mounts of the volume.

@@ -131,7 +131,7 @@ func TestStageUnmountWaitsForOtherNamespaces(t *testing.T) {
 			s := attachtest.Stage(t)
 			dir := v.Mount(t, s)
 			write(t, filepath.Join(dir, "file"), "kept")
-			end := namespaceCopy(t, "private")
+			end := namespaceCopy(t, s, "private")
 			for range 2 {
 				err := s.Unmount(ctx, v.ID)
 				if !errors.Is(err, blockdev.ErrBusy) || !strings.Contains(err.Error(), "namespaces of processes") {
@@ -160,7 +160,7 @@ func TestStageIsNotHeldByServices(t *testing.T) {
 			v := attachtest.New(t, filesystem.Ext4)
 			s := attachtest.Stage(t)
 			v.Mount(t, s)
-			end := namespaceCopy(t, propagation)
+			end := namespaceCopy(t, s, propagation)
 			defer end()
 			if err := s.Unmount(context.Background(), v.ID); err != nil {
 				t.Error(err)
@@ -243,11 +243,19 @@ func TestStageRefuses(t *testing.T) {
 	}
 }
 
-// namespaceCopy starts a process in a mount namespace of its own and returns
-// what ends it.
-func namespaceCopy(t *testing.T, propagation string) (end func()) {
+// namespaceCopy starts a process in a mount namespace of its own, which begins
+// with a copy of all mounts, and returns what ends it. Other tests' mounts are
+// let go at once, so that these are not held.
+func namespaceCopy(t *testing.T, s *attach.Stage, propagation string) (end func()) {
 	t.Helper()
-	cmd := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-c", "echo ready; exec cat")
+	const script = `while read -r _ _ _ _ path _; do
+		case $path in
+		"$1"|"$1"/*) ;;
+		/tmp/*) mount --make-private "$path"; umount -l "$path" ;;
+		esac
+	done </proc/self/mountinfo 2>/dev/null
+	echo ready; exec cat`
+	cmd := exec.Command("unshare", "--mount", "--propagation", propagation, "sh", "-c", script, "sh", s.Dir())
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

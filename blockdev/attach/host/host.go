@@ -136,6 +136,8 @@ func (a *Attacher) detach(r attach.Request) error {
 		return err
 	case there == nil:
 		return a.moved(v, r, nil)
+	case !v.Known():
+		return attach.NotKnown(there)
 	case !v.Is(*there) && v.Covered(all, there):
 		return fmt.Errorf("%w: something is mounted over it at %s", blockdev.ErrBusy, r.Target.Path)
 	case !v.Is(*there):
@@ -183,7 +185,10 @@ func (a *Attacher) probe(r attach.Request) (attach.State, error) {
 	if err != nil {
 		return "", err
 	}
-	if there != nil && (v.Is(*there) || v.Covered(all, there)) {
+	switch {
+	case there != nil && !v.Known():
+		return "", attach.NotKnown(there)
+	case there != nil && (v.Is(*there) || v.Covered(all, there)):
 		return attach.StateAttached, nil
 	}
 	return stateOf(a.moved(v, r, nil))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -148,6 +149,9 @@ func TestWithoutStageTheDeviceIdentifies(t *testing.T) {
 			if err := a.Attach(context.Background(), r); err != nil {
 				t.Fatal(err)
 			}
+			if out, err := exec.Command("umount", r.Mounted).CombinedOutput(); err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
 			r.Mounted = ""
 			expect(t, a, r, attach.StateAttached)
 			if err := a.Attach(context.Background(), r); err != nil { // it is there
@@ -161,6 +165,33 @@ func TestWithoutStageTheDeviceIdentifies(t *testing.T) {
 			}
 		})
 	}
+}
+
+// After a reboot nothing is mounted or open: the volume is not there, and only
+// where something else is mounted by now nobody can say.
+func TestVolumeThatIsNotOpen(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	ctx := context.Background()
+	other := attachtest.New(t, filesystem.Ext4)
+	a, prefix := attacher(t)
+	target := resolve(t, a, filepath.Join(prefix, "data"))
+	r := attach.Request{Volume: blockdevtest.NewID(blockdev.PrefixVolume), Target: target}
+	expect(t, a, r, attach.StateMissing)
+	detach(t, a, r)
+	if err := a.Attach(ctx, r); err == nil {
+		t.Error("attached what is not on the stage")
+	}
+	there := other.Request(other.Mount(t, attachtest.Stage(t)), target, "")
+	if err := a.Attach(ctx, there); err != nil {
+		t.Fatal(err)
+	}
+	if state, err := a.Probe(ctx, r); err == nil {
+		t.Errorf("probe: %q", state)
+	}
+	if err := a.Detach(ctx, r); !errors.Is(err, blockdev.ErrBusy) {
+		t.Errorf("detach: %v", err)
+	}
+	detach(t, a, there)
 }
 
 func TestResolveRefuses(t *testing.T) {

@@ -48,26 +48,38 @@ func walk(in sys.Inside, p string, create bool) (*os.File, error) {
 // relative makes an absolute path relative to the root.
 func relative(p string) string { return path.Clean("./" + p) }
 
+// lookFor finds the mounts of the volume in the namespace. A volume that is not
+// known is nowhere if nothing is mounted at the mount path.
+func lookFor(in sys.Inside, v attach.Volume, mountPath string) ([]attach.Mount, error) {
+	all, err := mounts(in)
+	if err != nil || v.Known() {
+		return v.Among(all), err
+	}
+	for i := range all {
+		if all[i].Path == mountPath {
+			return nil, attach.NotKnown(&all[i])
+		}
+	}
+	return nil, nil
+}
+
 // takeAway unmounts all mounts of the volume in the namespace, that at the
 // mount path last, so that it is still there while others cannot go.
 func takeAway(in sys.Inside, v attach.Volume, mountPath string) error {
-	all, err := mounts(in)
+	found, err := lookFor(in, v, mountPath)
 	if err != nil {
 		return err
 	}
-	found := v.Among(all)
 	for _, m := range lastFirst(found, mountPath) {
 		if err := unmount(in, v, m); err != nil {
 			return err
 		}
 	}
-	if all, err = mounts(in); err != nil {
-		return err
+	left, err := lookFor(in, v, mountPath)
+	if err == nil && len(left) > 0 {
+		err = fmt.Errorf("%w: the container mounts the volume again (at %s)", blockdev.ErrBusy, left[0].Path)
 	}
-	if left := v.Among(all); len(left) > 0 {
-		return fmt.Errorf("%w: the container mounts the volume again (at %s)", blockdev.ErrBusy, left[0].Path)
-	}
-	return nil
+	return err
 }
 
 // lastFirst orders mounts: the last made first (it may lie upon an earlier one),

@@ -209,10 +209,9 @@ func (a *Attacher) probe(r attach.Request) (attach.State, error) {
 	if err != nil {
 		return "", err
 	}
-	var found int
-	err = p.inside(func(in sys.Inside) error {
-		all, err := mounts(in)
-		found = len(v.Among(all))
+	var found []attach.Mount
+	err = p.inside(func(in sys.Inside) (err error) {
+		found, err = lookFor(in, v, r.MountPath)
 		return err
 	})
 	switch gone := p.alive(); {
@@ -222,7 +221,7 @@ func (a *Attacher) probe(r attach.Request) (attach.State, error) {
 		return "", err
 	case gone != nil:
 		return "", gone
-	case found > 0:
+	case len(found) > 0:
 		return attach.StateAttached, nil
 	}
 	return attach.StateMissing, nil

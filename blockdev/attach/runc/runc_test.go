@@ -236,6 +236,30 @@ func TestUnresolvedTargetIsRefused(t *testing.T) {
 	}
 }
 
+// The stage is not mounted and nothing is open, but the container lives.
+func TestVolumeThatIsNotOpen(t *testing.T) {
+	f := setUp(t, filesystem.Ext4, runctest.Options{})
+	full := f.r
+	f.r = attach.Request{Volume: full.Volume, Target: full.Target, MountPath: full.MountPath}
+	f.expect(attach.StateMissing)
+	f.detach()
+	if err := f.a.Attach(context.Background(), f.r); err == nil {
+		t.Error("attached what is not on the stage")
+	}
+	f.r = full
+	f.attach()
+	f.r.Mounted, f.r.Endpoint = "", blockdev.Endpoint{}
+	if state, err := f.a.Probe(context.Background(), f.r); err == nil {
+		t.Errorf("probe: %q", state)
+	}
+	f.detachIsBusy("not on the stage")
+	f.r = full
+	f.r.Mounted = "" // the device alone tells
+	f.expect(attach.StateAttached)
+	f.detach()
+	f.expect(attach.StateMissing)
+}
+
 func TestNoSymbolicLinkIsFollowed(t *testing.T) {
 	f := setUp(t, filesystem.Ext4, runctest.Options{})
 	f.c.Shell("ln -s /etc /data; mkdir /real; ln -s /real /link; ln -s /proc/1/root /magic; echo >/file")
@@ -482,7 +506,7 @@ func blocksInside(f *fixture) int64 {
 
 func TestBeforeTheContainerStarts(t *testing.T) {
 	f := setUp(t, filesystem.Ext4, runctest.Options{
-		OnlyCreate: true, Args: []string{"sh", "-c", "echo begun >/data/begun; exec sleep 1000"},
+		OnlyCreate: true, Args: []string{"sh", "-c", "echo begun >/data/file; mkdir /data/begun; exec sleep 1000"},
 	})
 	f.attach()
 	f.c.Start()
