@@ -129,8 +129,13 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 		err := p.replaceEnvelope(p.image(id), descriptionFile, string(id), description)
 		return errors.Join(err, syncDir(p.path(imagesDir)))
 	}
-	if err := p.flushDraft(id, description); err != nil {
-		return p.spoiled(id, err)
+	err = p.flushDraft(id, description)
+	if errors.Is(err, blockdev.ErrFailed) {
+		// A second flush of this draft could succeed without its data: it goes.
+		err = errors.Join(err, p.discard(p.draft(id)))
+	}
+	if err != nil {
+		return err
 	}
 	if err := p.at("publish.rename"); err != nil {
 		return err
@@ -145,19 +150,6 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 		return err
 	}
 	return syncDir(p.path(draftsDir))
-}
-
-// spoiled throws a draft away whose flush failed, because a second flush could
-// succeed without its data. If it failed for want of space only this draft has
-// lost bytes, and nothing was said about those.
-func (p *Pool) spoiled(id blockdev.ID, err error) error {
-	if !errors.Is(err, blockdev.ErrFailed) {
-		return err
-	}
-	if sys.IsNoSpace(err) {
-		err = fmt.Errorf("%w: flushing the draft: %v", blockdev.ErrNoSpace, err)
-	}
-	return errors.Join(err, p.discard(p.draft(id)))
 }
 
 // flushDraft makes a draft's bytes, its description and its directory durable.

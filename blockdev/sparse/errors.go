@@ -11,9 +11,10 @@ import (
 	"holdfast/internal/sys"
 )
 
-// noSpace gives a full pool its sentinel.
+// noSpace gives a full pool its sentinel. A flush that failed for want of space
+// has lost bytes and stays blockdev.ErrFailed.
 func noSpace(err error) error {
-	if err != nil && sys.IsNoSpace(err) && !errors.Is(err, blockdev.ErrNoSpace) {
+	if err != nil && sys.IsNoSpace(err) && !errors.Is(err, blockdev.ErrNoSpace) && !errors.Is(err, blockdev.ErrFailed) {
 		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
 	}
 	return err
