@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"encoding/json"
+	"strings"
 	"time"
 
 	"holdfast/engine"
@@ -32,7 +33,7 @@ func (s *Server) sealCursor(p engine.Position, binding []byte) string {
 // openCursor gives the position back; ErrBadCursor for every other text.
 func (s *Server) openCursor(text string, binding []byte) (*engine.Position, error) {
 	raw, err := base64.RawURLEncoding.Strict().DecodeString(text)
-	if err != nil || len(raw) <= sha256.Size {
+	if err != nil || len(raw) <= sha256.Size || strings.ContainsAny(text, "\r\n") { // which base64 skips
 		return nil, refuse(ErrBadCursor, "cursor: not one that this query was given")
 	}
 	mac, payload := raw[:sha256.Size], raw[sha256.Size:]
