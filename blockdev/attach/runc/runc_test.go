@@ -37,6 +37,7 @@ type fixture struct {
 
 func setUp(t *testing.T, fs filesystem.Type, o runctest.Options) *fixture {
 	t.Helper()
+	t.Parallel() // much of the time is waiting for processes to end
 	blockdevtest.LeakCheck(t)
 	f := &fixture{T: t, v: attachtest.New(t, fs), stage: attachtest.Stage(t)}
 	f.c = runctest.Start(t, o)
