@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"holdfast/api"
+	"holdfast/api/auth"
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/host"
@@ -37,6 +38,7 @@ type node struct {
 	poolDir string
 	store   *metadata.Store
 	side    *metadata.SideLog
+	auth    *auth.Auth
 	space   *space
 	ledger  *engine.Ledger
 	library *templates.Library
@@ -93,6 +95,7 @@ func (n *node) open(ctx context.Context) error {
 		{"pool", n.openPool},
 		{"metadata", n.openStore},
 		{"side log", n.openSideLog},
+		{"keys", n.openAuth},
 		{"templates", n.openLibrary},
 		{"engine", n.openEngine},
 	} {
@@ -171,6 +174,11 @@ func (n *node) openSideLog(context.Context) (err error) {
 	}
 	n.later("side log", n.side.Close)
 	return nil
+}
+
+func (n *node) openAuth(ctx context.Context) (err error) {
+	n.auth, err = auth.Open(ctx, auth.Options{Store: n.store, SideLog: n.side, Secret: n.secret, Log: n.log})
+	return err
 }
 
 // openLibrary also makes the ledger, which the library reserves space of and

@@ -62,7 +62,7 @@ func (n *node) server(ctx context.Context) (*server, error) {
 	}
 	var err error
 	s.api, err = api.New(api.Options{
-		Engine: n.engine, Library: n.library, Auth: n.auth(), Metrics: registry,
+		Engine: n.engine, Library: n.library, Auth: n.auth, Metrics: registry,
 		Log: n.log, Secret: n.secret, Limits: limits, PublicURL: n.c.PublicURL,
 		Ready: n.healthy, Doctor: n.checksBody, TenantsAttach: n.c.TenantsAttach, Version: n.c.Version,
 	})
@@ -114,7 +114,7 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 		watchdog(working, watchdogInterval(), s.n.healthy, func(err error) { s.n.log.Error("no sign of life for the watchdog", "cause", err) })
 		return nil
 	})
-	err := s.announce(out)
+	err := s.announce(ctx, out)
 	if err == nil {
 		select {
 		case <-ctx.Done():
@@ -134,14 +134,16 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 }
 
 // announce tells everybody that the API is there.
-func (s *server) announce(out io.Writer) error {
+func (s *server) announce(ctx context.Context, out io.Writer) error {
 	url := s.at.url(s.n.c)
 	if err := s.n.lock.Listening(url); err != nil {
 		return err
 	}
+	var key string
 	if s.n.c.Dev {
-		if err := s.n.dev(out, url); err != nil {
-			return err
+		var err error
+		if key, err = s.n.devKey(ctx); err != nil {
+			return fmt.Errorf("development key: %w", err)
 		}
 	}
 	if s.at.tcp != nil {
@@ -152,6 +154,9 @@ func (s *server) announce(out io.Writer) error {
 	s.n.log.Info("ready", "url", url, "socket", s.n.c.Socket, "pool", s.n.poolDir, "version", s.n.c.Version)
 	if err := notify("READY=1"); err != nil {
 		s.n.log.Warn("systemd was not told that the daemon is ready", "cause", err)
+	}
+	if s.n.c.Dev {
+		return s.n.printDev(out, url, key)
 	}
 	return nil
 }

@@ -1,0 +1,238 @@
+package main_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/api/client"
+	"holdfast/blockdev/blockdevtest"
+)
+
+// The programs under test, built once.
+var holdfastd, holdfast string
+
+func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+
+func testMain(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "holdfast-e2e-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(dir)
+	holdfastd, holdfast = filepath.Join(dir, "holdfastd"), filepath.Join(dir, "holdfast")
+	for program, pkg := range map[string]string{holdfastd: "holdfast/cmd/holdfastd", holdfast: "holdfast/cmd/holdfast"} {
+		out, err := exec.Command("go", "build", "-o", program, pkg).CombinedOutput()
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "build %s: %v\n%s", pkg, err, out)
+			return 1
+		}
+	}
+	return m.Run()
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// patience bounds every wait for something that takes milliseconds when quiet.
+const patience = 60 * time.Second
+
+// node is a daemon with its state directory, which is taken down at the test's end.
+type node struct {
+	t     testing.TB
+	state string
+	args  []string
+	cmd   *exec.Cmd
+	ended chan error
+	log   *tail
+	*client.Client
+}
+
+// newNode starts a daemon on a fresh state directory with a small pool.
+func newNode(t testing.TB, args ...string) *node {
+	t.Helper()
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+	blockdevtest.LeakCheck(t)
+	n := &node{t: t, state: filepath.Join(t.TempDir(), "state")}
+	n.args = append([]string{"--dev", "--state-dir", n.state, "--listen", "127.0.0.1:0", "--pool-mode", "image", "--pool-size", "1GiB", "--rate-limit", "0"}, args...)
+	cl, err := client.New(client.Options{Socket: filepath.Join(n.state, "holdfastd.sock"), Workspace: "main"})
+	must(t, err)
+	n.Client = cl
+	t.Cleanup(n.remove)
+	n.start()
+	return n
+}
+
+// start starts the daemon and returns when it says that it is ready.
+func (n *node) start() {
+	n.t.Helper()
+	if err := n.tryStart(); err != nil {
+		n.t.Fatalf("start: %v\n%s", err, n.log)
+	}
+}
+
+func (n *node) tryStart() error {
+	ready, w, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer ready.Close()
+	n.log = &tail{}
+	n.cmd = exec.Command(holdfastd, n.args...)
+	n.cmd.Stderr = n.log
+	n.cmd.Stdout = w // what --dev prints once the API listens
+	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := n.cmd.Start(); err != nil {
+		return errors.Join(err, w.Close())
+	}
+	_ = w.Close()
+	n.ended = make(chan error, 1)
+	go func(cmd *exec.Cmd, ended chan<- error) { ended <- cmd.Wait() }(n.cmd, n.ended)
+	_ = ready.SetReadDeadline(time.Now().Add(patience))
+	b := make([]byte, 256)
+	if _, err := ready.Read(b); err != nil {
+		return fmt.Errorf("it ended before it was ready: %w", err)
+	}
+	return nil
+}
+
+// stop drains the daemon; it must end well.
+func (n *node) stop() {
+	n.t.Helper()
+	must(n.t, n.cmd.Process.Signal(syscall.SIGTERM))
+	if err := n.wait(); err != nil {
+		n.t.Fatalf("the daemon did not stop as asked: %v\n%s", err, n.log)
+	}
+}
+
+// kill is SIGKILL, at this moment.
+func (n *node) kill() {
+	_ = n.cmd.Process.Kill()
+	_ = n.wait()
+}
+
+func (n *node) wait() error {
+	if n.ended == nil {
+		return nil
+	}
+	select {
+	case err := <-n.ended:
+		n.ended = nil
+		n.CloseIdle()
+		return err
+	case <-time.After(patience):
+		return errors.New("it does not end")
+	}
+}
+
+// CloseIdle forgets connections to a daemon that has ended.
+func (n *node) CloseIdle() { n.Client.Close() }
+
+// remove detaches everything, stops the daemon and takes its mounts away.
+func (n *node) remove() {
+	if n.ended == nil {
+		if err := n.tryStart(); err != nil {
+			n.t.Errorf("restart to clean up: %v\n%s", err, n.log)
+		}
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	for v, err := range n.Volumes(ctx, client.VolumeQuery{}) {
+		if err != nil {
+			n.t.Errorf("list: %v", err)
+			break
+		}
+		if v.State.AttachedTo == "" {
+			continue
+		}
+		all, err := n.Attachments(ctx, v.Metadata.Name)
+		for _, a := range all {
+			if _, detach := n.Detach(ctx, v.Metadata.Name, a.ID); detach != nil {
+				err = errors.Join(err, detach)
+			}
+		}
+		if err != nil {
+			n.t.Errorf("detach %s: %v", v.Metadata.Name, err)
+		}
+	}
+	_ = n.cmd.Process.Signal(syscall.SIGTERM)
+	if err := n.wait(); err != nil {
+		n.t.Errorf("stop: %v\n%s", err, n.log)
+	}
+	n.Client.Close()
+	n.uninstall()
+	if n.t.Failed() {
+		n.t.Logf("log of the last daemon:\n%s", n.log)
+	}
+}
+
+// uninstall takes the mounts away. A mount namespace that another process on this
+// machine made meanwhile may hold a copy of one for a while.
+func (n *node) uninstall() {
+	deadline := time.Now().Add(patience)
+	for {
+		out, err := exec.Command(holdfastd, append([]string{"uninstall", "--yes"}, n.args...)...).CombinedOutput()
+		if err == nil {
+			return
+		}
+		if !strings.Contains(string(out), "in use") || time.Now().After(deadline) {
+			n.t.Errorf("uninstall: %v\n%s", err, out)
+			return
+		}
+	}
+}
+
+// tail keeps the end of a log.
+type tail struct {
+	mu sync.Mutex
+	b  []byte
+}
+
+const tailBytes = 64 << 10
+
+func (l *tail) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.b = append(l.b, p...)
+	if extra := len(l.b) - tailBytes; extra > 0 {
+		l.b = append(l.b[:0], l.b[extra:]...)
+	}
+	return len(p), nil
+}
+
+func (l *tail) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return string(l.b)
+}
+
+func (l *tail) has(text string) bool { return strings.Contains(l.String(), text) }
+
+// command runs a program to its end.
+func command(t testing.TB, program string, args ...string) (code int, out string) {
+	t.Helper()
+	var b bytes.Buffer
+	cmd := exec.Command(program, args...)
+	cmd.Stdout, cmd.Stderr = &b, &b
+	cmd.Env = append(os.Environ(), "HOLDFAST_URL=", "BL_API_URL=", "HOLDFAST_SOCKET=")
+	err := cmd.Run()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return cmd.ProcessState.ExitCode(), b.String()
+}
