@@ -42,9 +42,9 @@ func TestAcknowledgedSurvivesPowerCuts(t *testing.T) {
 	rig := powercut.Start(t, diskSize)
 	program, mounts := build(t), t.TempDir()
 	d := start(t, program, filepath.Join(rig.Dir, "state"), mounts)
-	j := &journal{rig: rig, objects: map[string][]fact{}}
+	j := &journal{rig: rig, mounts: mounts, objects: map[string][]fact{}}
 	ready := rig.Mark()
-	work(t, d.client(t), j, mounts)
+	work(t, d.client(t), j)
 	d.kill(t)
 	rig.Stop(t)
 
@@ -158,7 +158,8 @@ type fact struct {
 
 // journal is what the clients have been told, for each object in order.
 type journal struct {
-	rig *powercut.Rig
+	rig    *powercut.Rig
+	mounts string // where volumes are attached
 
 	mu      sync.Mutex
 	objects map[string][]fact
@@ -217,7 +218,7 @@ func (j *journal) check(t *testing.T, c *client.Client, at powercut.Moment) {
 	sure := 0
 	for _, object := range slices.Sorted(maps.Keys(j.objects)) {
 		want := possible(j.objects[object], at)
-		got, err := look(t.Context(), c, object)
+		got, err := j.look(t.Context(), c, object)
 		if err != nil {
 			t.Errorf("%s: %v; it should be one of %q", object, err, want)
 			continue
@@ -243,7 +244,7 @@ func (j *journal) check(t *testing.T, c *client.Client, at powercut.Moment) {
 
 // look reads the state of an object: "volume NAME", "template NAME", "key ID",
 // or "file VOLUME PATH".
-func look(ctx context.Context, c *client.Client, object string) (string, error) {
+func (j *journal) look(ctx context.Context, c *client.Client, object string) (string, error) {
 	part := strings.Fields(object)
 	switch part[0] {
 	case "volume":
@@ -267,7 +268,7 @@ func look(ctx context.Context, c *client.Client, object string) (string, error) 
 		}
 		return absent, err
 	default:
-		return readFile(ctx, c, part[1], part[2])
+		return j.readFile(ctx, c, part[1], part[2])
 	}
 }
 
@@ -291,7 +292,7 @@ func digest(content string) string {
 
 // readFile tells of a file of a volume, which it takes from its sandbox first: the
 // machine that the sandbox was on has lost its power.
-func readFile(ctx context.Context, c *client.Client, volume, file string) (string, error) {
+func (j *journal) readFile(ctx context.Context, c *client.Client, volume, file string) (string, error) {
 	attachments, err := c.Attachments(ctx, volume)
 	if client.IsNotFound(err) {
 		return absent, nil
@@ -303,6 +304,17 @@ func readFile(ctx context.Context, c *client.Client, volume, file string) (strin
 	}
 	var b bytes.Buffer
 	err = c.ReadFile(ctx, volume, file, &b)
+	if client.IsConflict(err) {
+		// Its detach was cut short: the next mount recovers the filesystem.
+		a, failed := c.Attach(ctx, volume, client.Attachment{Holder: "sandbox:doctor", Target: client.Target{Type: "host", Path: filepath.Join(j.mounts, volume)}})
+		if failed == nil {
+			_, failed = c.Detach(ctx, volume, a.ID)
+		}
+		if failed != nil {
+			return "", errors.Join(err, failed)
+		}
+		err = c.ReadFile(ctx, volume, file, &b)
+	}
 	if client.IsNotFound(err) {
 		return absent, nil
 	}
@@ -310,13 +322,13 @@ func readFile(ctx context.Context, c *client.Client, volume, file string) (strin
 }
 
 // work lets several clients change things at once.
-func work(t *testing.T, c *client.Client, j *journal, mounts string) {
+func work(t *testing.T, c *client.Client, j *journal) {
 	t.Helper()
 	var group sync.WaitGroup
 	for _, job := range []func(){
 		func() { lives(t, c, j, "one", "ext4", 16) },
 		func() { lives(t, c, j, "two", "xfs", 300) },
-		func() { writes(t, c, j, mounts) },
+		func() { writes(t, c, j) },
 		func() { pushes(t, c, j) },
 		func() { keys(t, c, j) },
 	} {
@@ -359,11 +371,11 @@ func lives(t *testing.T, c *client.Client, j *journal, prefix, filesystem string
 
 // writes is a sandbox that writes to its volume and is told by fsync that the
 // data are there.
-func writes(t *testing.T, c *client.Client, j *journal, mounts string) {
+func writes(t *testing.T, c *client.Client, j *journal) {
 	ctx := t.Context()
 	for i := range tasks {
 		name := fmt.Sprintf("data-%d", i)
-		mount := filepath.Join(mounts, name)
+		mount := filepath.Join(j.mounts, name)
 		if _, err := c.CreateVolume(ctx, client.Volume{
 			Metadata: client.VolumeMetadata{Name: name}, Spec: client.VolumeSpec{Size: 16},
 		}, ""); err != nil {
