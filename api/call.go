@@ -199,11 +199,11 @@ func (c *call) deadlines() {
 		_ = rc.SetWriteDeadline(time.Time{}) // renewed by each read or write
 		return
 	}
+	now := time.Now()
 	// The handler's own time-out comes first, and its answer must get through.
-	end := time.Now().Add(l.Request + 10*time.Second)
-	_ = rc.SetWriteDeadline(end)
+	_ = rc.SetWriteDeadline(now.Add(l.Request + 10*time.Second))
 	if c.r.ContentLength != 0 {
-		_ = rc.SetReadDeadline(end)
+		_ = rc.SetReadDeadline(now.Add(l.Request))
 	}
 }
 

@@ -30,11 +30,11 @@ type CreatedKey struct {
 
 // KeyRequest is the body of POST.
 type KeyRequest struct {
-	Name         string    `json:"name"`
-	Workspace    string    `json:"workspace"`
-	Role         Role      `json:"role"`
-	ControlPlane bool      `json:"controlPlane"`
-	ExpiresAt    time.Time `json:"expiresAt"`
+	Name         string `json:"name"`
+	Workspace    string `json:"workspace"`
+	Role         Role   `json:"role"`
+	ControlPlane bool   `json:"controlPlane"`
+	ExpiresAt    string `json:"expiresAt"` // RFC 3339; empty: never
 }
 
 func keyBody(k Key) KeyBody {
@@ -53,13 +53,14 @@ func createKey(c *call) error {
 		return err
 	}
 	c.resource = clip(b.Name, 64)
+	expires, err := c.future("expiresAt", b.ExpiresAt)
 	switch {
+	case err != nil:
+		return err
 	case b.Role.rank() == 0:
 		return invalid("role", "must be reader, writer or admin")
 	case utf8.RuneCountInString(b.Name) > maxDisplayName:
 		return invalid("name", "must have at most %d characters", maxDisplayName)
-	case !b.ExpiresAt.IsZero() && !b.ExpiresAt.After(c.s.now()):
-		return invalid("expiresAt", "must be in the future")
 	case b.ControlPlane && !c.principal.ControlPlane:
 		return refuse(ErrForbidden, "only a control-plane principal makes control-plane keys")
 	case b.Workspace != "" && b.Workspace != c.workspace && !c.principal.ControlPlane:
@@ -77,13 +78,28 @@ func createKey(c *call) error {
 		c.workspace = b.Workspace
 	}
 	k, secret, err := c.s.o.Auth.CreateKey(c.r.Context(), NewKey{
-		Name: b.Name, Workspace: b.Workspace, Role: b.Role, ControlPlane: b.ControlPlane, ExpiresAt: b.ExpiresAt, Actor: c.principal.actor(),
+		Name: b.Name, Workspace: b.Workspace, Role: b.Role, ControlPlane: b.ControlPlane, ExpiresAt: expires, Actor: c.principal.actor(),
 	})
 	if err != nil {
 		return err
 	}
 	c.resource = k.ID
 	return c.json(CreatedKey{KeyBody: keyBody(k), Secret: secret})
+}
+
+// future reads a time that is yet to come; empty is the zero time.
+func (c *call) future(field, text string) (time.Time, error) {
+	if text == "" {
+		return time.Time{}, nil
+	}
+	at, err := time.Parse(time.RFC3339Nano, text)
+	if err != nil {
+		return at, invalid(field, "must be a time as 2027-01-31T00:00:00Z (RFC 3339), not %q", clip(text, 40))
+	}
+	if !at.After(c.s.now()) {
+		return at, invalid(field, "must be in the future")
+	}
+	return at, nil
 }
 
 func listKeys(c *call) error {
