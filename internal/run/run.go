@@ -18,7 +18,8 @@ const (
 	DefaultTimeout = 2 * time.Minute
 	// DefaultOutputLimit bounds what is kept of stdout, and of stderr, in bytes.
 	DefaultOutputLimit = 1 << 20
-	// killDelay is how long a cancelled command has between SIGTERM and SIGKILL.
+	// killDelay is how long Run waits, after a command was killed or has ended, for
+	// others that still hold its output open.
 	killDelay = 2 * time.Second
 )
 
@@ -31,7 +32,8 @@ type Cmd struct {
 	Dir         string        // working directory
 	Env         []string      // KEY=VALUE added to PATH, HOME and LC_ALL=C
 	Stdin       io.Reader     // nil: /dev/null
-	Stdout      io.Writer     // nil: kept in Result.Stdout, up to OutputLimit
+	Stdout      io.Writer     // nil: kept in Result.Stdout, up to OutputLimit; an *os.File where a child outlives the command
+	Stderr      io.Writer     // nil: kept in Result.Stderr and in the error, up to OutputLimit
 	ExtraFiles  []*os.File    // become descriptors 3, 4, ...
 	Timeout     time.Duration // 0: DefaultTimeout
 	OutputLimit int           // bytes kept of each stream; 0: DefaultOutputLimit
@@ -80,7 +82,11 @@ func Run(ctx context.Context, c Cmd) (Result, error) {
 		limit = DefaultOutputLimit
 	}
 	stdout, stderr := &head{limit: limit}, &head{limit: limit}
-	cmd := exec.CommandContext(ctx, c.Args[0], c.Args[1:]...)
+	program, err := find(c.Args[0])
+	if err != nil {
+		return Result{Code: -1}, &Error{Args: c.Args, Code: -1, Err: err}
+	}
+	cmd := exec.CommandContext(ctx, program, c.Args[1:]...)
 	cmd.Dir = c.Dir
 	cmd.Env = append(environment(), c.Env...)
 	cmd.Stdin = c.Stdin
@@ -89,13 +95,16 @@ func Run(ctx context.Context, c Cmd) (Result, error) {
 		cmd.Stdout = c.Stdout
 	}
 	cmd.Stderr = stderr
+	if c.Stderr != nil {
+		cmd.Stderr = c.Stderr
+	}
 	cmd.ExtraFiles = c.ExtraFiles
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = killDelay
 
-	err := cmd.Run()
-	res := Result{Stdout: stdout.Bytes(), Stderr: stderr.Bytes(), Code: -1, Truncated: stdout.cut || stderr.cut}
+	err = cmd.Run()
+	res := Result{Stdout: stdout.buf.Bytes(), Stderr: stderr.buf.Bytes(), Code: -1, Truncated: stdout.cut || stderr.cut}
 	if cmd.ProcessState != nil {
 		res.Code = cmd.ProcessState.ExitCode()
 	}
@@ -114,11 +123,8 @@ func classify(ctx context.Context, c Cmd, res Result, err error) error {
 			}
 		}
 	}
-	switch {
-	case ctx.Err() != nil:
+	if ctx.Err() != nil {
 		err = ctx.Err()
-	case errors.Is(err, exec.ErrNotFound):
-		err = fmt.Errorf("%w: install it (%w)", ErrNotFound, err)
 	}
 	text := strings.TrimSpace(string(res.Stderr))
 	if len(text) > 2048 {
@@ -141,7 +147,9 @@ func searchPath() string {
 	return system
 }
 
-// Look tells where a program is, or an error wrapping ErrNotFound.
+// Look tells where a program is, or an error wrapping ErrNotFound. Where the
+// system keeps its tools is searched even if PATH does not name it, as an
+// ordinary user's does not.
 func Look(name string) (string, error) {
 	p, err := exec.LookPath(name)
 	if err == nil {
@@ -152,22 +160,30 @@ func Look(name string) (string, error) {
 			return p, nil
 		}
 	}
-	return "", fmt.Errorf("%s: %w", name, ErrNotFound)
+	return "", fmt.Errorf("%s: %w: install it", name, ErrNotFound)
 }
 
-// head keeps the first limit bytes and swallows the rest.
+// find is Look for a program that may be named by its path.
+func find(program string) (string, error) {
+	if strings.Contains(program, "/") {
+		return program, nil
+	}
+	return Look(program)
+}
+
+// head keeps the first limit bytes and swallows the rest. The buffer is no
+// embedded field: its ReadFrom would go around Write.
 type head struct {
-	bytes.Buffer
+	buf   bytes.Buffer
 	limit int
 	cut   bool
 }
 
 func (h *head) Write(p []byte) (int, error) {
-	room := h.limit - h.Len()
+	room := max(h.limit-h.buf.Len(), 0)
 	if room < len(p) {
 		h.cut = true
-		h.Buffer.Write(p[:max(room, 0)])
-		return len(p), nil
 	}
-	return h.Buffer.Write(p)
+	h.buf.Write(p[:min(room, len(p))])
+	return len(p), nil
 }
