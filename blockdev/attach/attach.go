@@ -50,7 +50,9 @@ type Attacher interface {
 	// blockdev.ErrInvalid, with the rule, for a target that can never work;
 	// blockdev.ErrGone for a sandbox that is not there.
 	Resolve(ctx context.Context, t Target, mountPath string) (Target, error)
-	// Attach makes the volume visible. blockdev.ErrGone when the sandbox died.
+	// Attach makes the volume visible. blockdev.ErrGone when the sandbox died;
+	// blockdev.ErrBusy when something else is at that place, or the volume in
+	// another mode.
 	Attach(ctx context.Context, r Request) error
 	// Detach takes it away and returns nil only when it is no longer visible in
 	// the sandbox. blockdev.ErrBusy while it is in use there (open files); then

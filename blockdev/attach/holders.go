@@ -18,9 +18,13 @@ const (
 )
 
 // Holders names, for an error message, the processes of this host that have
-// files or a working directory on the filesystem with a st_dev: " by processes
-// 12, 34", or "" when none was found in the time that such a search may take.
+// files or a working directory on the filesystem with a st_dev (0: not known):
+// " by processes 12, 34", or "" when none was found in the time that such a search
+// may take.
 func Holders(stDev uint64) string {
+	if stDev == 0 {
+		return ""
+	}
 	return describePids(" by processes ", search(func(pid int) bool { return uses(pid, stDev) }))
 }
 

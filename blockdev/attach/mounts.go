@@ -1,8 +1,10 @@
 package attach
 
 import (
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 	"strings"
@@ -75,25 +77,25 @@ func optional(list, prefix string) string {
 	return ""
 }
 
-// mountAt finds what is mounted at a path of this namespace; nil when the path
-// does not exist or is not a mount point.
+// mountAt finds what is mounted at a path of this namespace that leads through
+// no symbolic link; nil when the path does not exist or is not a mount point.
 func mountAt(path string) (*Mount, error) {
+	// Asked first because it is quick. A filesystem that has shut down answers
+	// with an error: only the table tells then.
 	place, err := sys.PlaceAt(path)
-	if err != nil {
-		return nil, ignoreNotExist(err)
-	}
-	if !place.MountRoot {
+	if errors.Is(err, fs.ErrNotExist) || err == nil && !place.MountRoot {
 		return nil, nil
 	}
-	all, err := Mounts()
-	if err != nil {
-		return nil, err
+	all, tableErr := Mounts()
+	if tableErr != nil {
+		return nil, tableErr
 	}
-	m := ByID(all, place.MountID)
-	if m == nil {
-		return nil, fmt.Errorf("mount %d at %s is not in mountinfo", place.MountID, path)
+	for i := len(all) - 1; i >= 0; i-- { // the last one covers the others
+		if all[i].Path == path {
+			return &all[i], nil
+		}
 	}
-	return m, nil
+	return nil, err
 }
 
 // ByID finds a mount in a table, nil when it is not there.
@@ -169,16 +171,21 @@ func (v Volume) Among(all []Mount) []Mount {
 	return found
 }
 
-// MountIn tells what mount an opened directory is the root of, in the namespace
-// whose table is all; nil when it is not the root of one.
-func MountIn(all []Mount, dir *os.File) (*Mount, error) {
-	place, err := sys.PlaceOf(dir)
-	if err != nil || !place.MountRoot {
+// MountOn tells what is mounted on a directory, in the namespace whose table is
+// all; nil for nothing. It goes by the mount's numbers, as told by mountID, of the
+// directory, opened as it shows itself, and of its parent.
+func MountOn(all []Mount, parent, dir *os.File, mountID func(*os.File) (uint64, error)) (*Mount, error) {
+	below, err := mountID(parent)
+	if err != nil {
 		return nil, err
 	}
-	m := ByID(all, place.MountID)
+	id, err := mountID(dir)
+	if err != nil || id == below {
+		return nil, err
+	}
+	m := ByID(all, id)
 	if m == nil {
-		return nil, fmt.Errorf("mount %d at %s is not in mountinfo", place.MountID, dir.Name())
+		return nil, fmt.Errorf("mount %d at %s is not in mountinfo", id, dir.Name())
 	}
 	return m, nil
 }

@@ -188,9 +188,9 @@ func (s *Stage) Mounted(ctx context.Context, id blockdev.ID) (string, error) {
 	if !id.Valid() {
 		return "", blockdev.Op("attach.Mounted", id, blockdev.ErrInvalid)
 	}
-	place, err := sys.PlaceAt(s.path(id))
-	if err != nil || !place.MountRoot {
-		return "", blockdev.Op("attach.Mounted", id, ignoreNotExist(err))
+	m, err := mountAt(s.path(id))
+	if err != nil || m == nil {
+		return "", blockdev.Op("attach.Mounted", id, err)
 	}
 	return s.path(id), nil
 }
@@ -214,8 +214,10 @@ func (s *Stage) List(ctx context.Context) ([]blockdev.ID, error) {
 // Unmount flushes and unmounts the volume; not mounted is success. It returns
 // nil only when the kernel has let the filesystem go: no mount in any namespace
 // and no open file holds it. Otherwise blockdev.ErrBusy, saying who holds it
-// where that can be found out, and the volume is mounted as before. A failed
-// flush is blockdev.ErrFailed; then it stays mounted too.
+// where that can be found out, and the volume is mounted as before.
+//
+// A failed flush is blockdev.ErrFailed, told once: the volume is unmounted all
+// the same, for a second flush would only hide what the first one lost.
 func (s *Stage) Unmount(ctx context.Context, id blockdev.ID) error {
 	return blockdev.Op("attach.Unmount", id, s.unmount(ctx, id))
 }
@@ -235,16 +237,19 @@ func (s *Stage) unmount(ctx context.Context, id blockdev.ID) error {
 	if m == nil {
 		return ignoreNotExist(os.Remove(dir))
 	}
-	place, err := sys.PlaceAt(dir)
-	if err != nil {
-		return err
-	}
+	place, _ := sys.PlaceAt(dir) // only to name who uses it
+	var lost error
 	if err := flush(dir); err != nil {
-		return fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
+		lost = fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
 	}
+	return errors.Join(lost, s.letGo(ctx, dir, m, place))
+}
+
+// letGo unmounts and waits until nothing else holds the filesystem.
+func (s *Stage) letGo(ctx context.Context, dir string, m *Mount, place sys.Place) error {
 	if err := sys.Unmount(dir); err != nil {
 		if errors.Is(err, syscall.EBUSY) {
-			return fmt.Errorf("%w: the volume is in use on this host%s: %w", blockdev.ErrBusy, Holders(place.Device), err)
+			return fmt.Errorf("%w: the volume is in use on this host: %w%s", blockdev.ErrBusy, err, Holders(place.Device))
 		}
 		return err
 	}

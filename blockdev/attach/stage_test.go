@@ -204,6 +204,32 @@ func TestReadOnlyMountOfDirtyJournal(t *testing.T) {
 	}
 }
 
+// The filesystem has shut down, as XFS does when its device fails: what was
+// written is lost, which is told, once, and the volume can be mounted again.
+func TestFailedFlushIsTold(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	ctx := context.Background()
+	v := attachtest.New(t, filesystem.XFS)
+	s := attachtest.Stage(t)
+	dir := v.Mount(t, s)
+	write(t, filepath.Join(dir, "flushed"), "kept")
+	if err := os.WriteFile(filepath.Join(dir, "unflushed"), []byte("lost"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	v.ShutDown(t, dir)
+	if err := s.Unmount(ctx, v.ID); !errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("unmount of a filesystem that is shut down: %v", err)
+	}
+	expectMounted(t, s, v.ID, "")
+	if err := s.Unmount(ctx, v.ID); err != nil {
+		t.Error(err)
+	}
+	v.Mount(t, s)
+	if got := read(t, filepath.Join(dir, "flushed")); got != "kept" {
+		t.Errorf("read back %q", got)
+	}
+}
+
 func TestStageRefuses(t *testing.T) {
 	blockdevtest.LeakCheck(t)
 	ctx := context.Background()

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -260,12 +261,41 @@ func DeviceHeld(device string) (bool, error) {
 
 // Place is what the kernel tells of an opened file's mount and filesystem.
 type Place struct {
-	MountID   uint64 // first field of its line in mountinfo
 	MountRoot bool   // it is the root of a mount
 	Device    uint64 // st_dev
 	RDevice   uint64 // of a device node: the device
 	Inode     uint64
 	Mode      uint32
+}
+
+// MountID is the number of the mount that an opened file is on, as mountinfo
+// has it. The filesystem is not asked: one that has shut down would refuse.
+func MountID(f *os.File) (uint64, error) {
+	return mountID(f, func(path string) (*os.File, error) { return open("/proc/"+path, unix.O_RDONLY) })
+}
+
+// mountID reads the file's fdinfo, below a /proc.
+func mountID(f *os.File, openProc func(path string) (*os.File, error)) (id uint64, err error) {
+	err = control(f, func(fd uintptr) error {
+		info, err := openProc(fmt.Sprintf("thread-self/fdinfo/%d", fd))
+		if err != nil {
+			return err
+		}
+		defer info.Close()
+		text := make([]byte, 512) // mnt_id is the third line
+		n, err := info.Read(text)
+		if err != nil {
+			return err
+		}
+		for line := range strings.Lines(string(text[:n])) {
+			if value, ok := strings.CutPrefix(line, "mnt_id:"); ok {
+				id, err = strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+				return err
+			}
+		}
+		return errors.New("no mnt_id")
+	})
+	return id, wrap("fdinfo", f.Name(), err)
 }
 
 // IsBlock reports whether it is a block device's node.
@@ -298,13 +328,12 @@ func PlaceBehind(path string) (Place, error) {
 func statx(fd int, path string, flags int) (Place, error) {
 	var st unix.Statx_t
 	err := retry(func() error {
-		return unix.Statx(fd, path, flags|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE|unix.STATX_INO|unix.STATX_MNT_ID, &st)
+		return unix.Statx(fd, path, flags|unix.AT_NO_AUTOMOUNT, unix.STATX_TYPE|unix.STATX_INO, &st)
 	})
 	if err != nil {
 		return Place{}, err
 	}
 	return Place{
-		MountID:   st.Mnt_id,
 		MountRoot: st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
 		Device:    unix.Mkdev(st.Dev_major, st.Dev_minor),
 		RDevice:   unix.Mkdev(st.Rdev_major, st.Rdev_minor),

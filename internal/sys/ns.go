@@ -38,18 +38,23 @@ type Inside struct {
 
 // Mountinfo opens the namespace's table of mounts, as proc_pid_mountinfo(5)
 // describes it, with paths below Root.
-func (in Inside) Mountinfo() (io.ReadCloser, error) {
+func (in Inside) Mountinfo() (io.ReadCloser, error) { return in.openProc("thread-self/mountinfo") }
+
+// MountID is MountID inside the namespace.
+func (in Inside) MountID(f *os.File) (uint64, error) { return mountID(f, in.openProc) }
+
+func (in Inside) openProc(path string) (*os.File, error) {
 	var fd int
 	err := control(in.proc, func(proc uintptr) error {
 		return retry(func() (err error) {
-			fd, err = unix.Openat(int(proc), "thread-self/mountinfo", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			fd, err = unix.Openat(int(proc), path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 			return err
 		})
 	})
 	if err != nil {
-		return nil, wrap("open", "mountinfo", err)
+		return nil, wrap("open", "/proc/"+path, err)
 	}
-	return os.NewFile(uintptr(fd), "mountinfo"), nil
+	return os.NewFile(uintptr(fd), "/proc/"+path), nil
 }
 
 // UnmountAt takes the topmost mount at name away, which is one component below

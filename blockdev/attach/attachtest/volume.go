@@ -11,6 +11,7 @@ import (
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/loop"
+	"holdfast/internal/run"
 )
 
 // Volume is a filesystem on a loop device.
@@ -128,4 +129,13 @@ func (v *Volume) Mount(t testing.TB, s *attach.Stage) string {
 		t.Fatal(err)
 	}
 	return dir
+}
+
+// ShutDown makes XFS refuse everything from now on, as it does by itself when its
+// device fails.
+func (v *Volume) ShutDown(t testing.TB, dir string) {
+	t.Helper()
+	if _, err := run.Run(context.Background(), run.Cmd{Args: []string{"xfs_io", "-x", "-c", "shutdown", dir}}); err != nil {
+		t.Fatal(err)
+	}
 }

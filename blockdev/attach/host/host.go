@@ -143,11 +143,8 @@ func (a *Attacher) detach(r attach.Request) error {
 	case !v.Is(*there):
 		return a.moved(v, r, nil)
 	}
-	place, err := sys.PlaceOf(at.dir)
-	if err != nil {
-		return err
-	}
-	at.dir.Close() // it would keep the mount busy
+	place, _ := sys.PlaceOf(at.dir) // only to name who uses it
+	at.dir.Close()                  // it would keep the mount busy
 	err = sys.UnmountAt(at.parent, at.name)
 	switch {
 	case errors.Is(err, syscall.EBUSY):
@@ -247,7 +244,7 @@ func (p *place) mounts() (all []attach.Mount, there *attach.Mount, err error) {
 	if all, err = attach.Mounts(); err != nil {
 		return nil, nil, err
 	}
-	there, err = attach.MountIn(all, p.dir)
+	there, err = attach.MountOn(all, p.parent, p.dir, sys.MountID)
 	return all, there, err
 }
 

@@ -89,6 +89,26 @@ func TestDetachRefusesWhatIsInUse(t *testing.T) {
 	}
 }
 
+// A filesystem that has shut down answers nothing, and can be taken away.
+func TestDetachOfDeadFilesystem(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	ctx := context.Background()
+	v := attachtest.New(t, filesystem.XFS)
+	s := attachtest.Stage(t)
+	a, prefix := attacher(t)
+	r := v.Request(v.Mount(t, s), resolve(t, a, filepath.Join(prefix, "data")), "")
+	if err := a.Attach(ctx, r); err != nil {
+		t.Fatal(err)
+	}
+	v.ShutDown(t, r.Mounted)
+	expect(t, a, r, attach.StateAttached)
+	detach(t, a, r)
+	expect(t, a, r, attach.StateMissing)
+	if err := s.Unmount(ctx, v.ID); !errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("unmount of a dead filesystem: %v", err)
+	}
+}
+
 func TestReadOnlyIsReadOnly(t *testing.T) {
 	blockdevtest.LeakCheck(t)
 	ctx := context.Background()

@@ -16,7 +16,12 @@ import (
 
 // put mounts the clone at the request's mount path, inside the namespace.
 func put(in sys.Inside, clone *os.File, v attach.Volume, r attach.Request) error {
-	at, err := walk(in, r.MountPath, true)
+	parent, err := walk(in, path.Dir(r.MountPath), true)
+	if err != nil {
+		return explain(r.MountPath, err)
+	}
+	defer parent.Close()
+	at, err := sys.OpenBeneath(parent, path.Base(r.MountPath), sys.Walk{Create: true})
 	if err != nil {
 		return explain(r.MountPath, err)
 	}
@@ -25,7 +30,7 @@ func put(in sys.Inside, clone *os.File, v attach.Volume, r attach.Request) error
 	if err != nil {
 		return err
 	}
-	there, err := attach.MountIn(all, at)
+	there, err := attach.MountOn(all, parent, at, in.MountID)
 	if err != nil {
 		return err
 	}
@@ -132,7 +137,7 @@ func topIs(in sys.Inside, v attach.Volume, parent *os.File, name string) error {
 	if err != nil {
 		return err
 	}
-	there, err := attach.MountIn(all, dir)
+	there, err := attach.MountOn(all, parent, dir, in.MountID)
 	if err != nil {
 		return err
 	}

@@ -166,6 +166,19 @@ func TestDetachRefusesWhatIsInUse(t *testing.T) {
 	f.unmount()
 }
 
+// A filesystem that has shut down answers nothing, and can be taken away.
+func TestDetachOfDeadFilesystem(t *testing.T) {
+	f := setUp(t, filesystem.XFS, runctest.Options{})
+	f.attach()
+	f.v.ShutDown(t, f.r.Mounted)
+	f.expect(attach.StateAttached)
+	f.detach()
+	f.expect(attach.StateMissing)
+	if err := f.stage.Unmount(context.Background(), f.v.ID); !errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("unmount of a dead filesystem: %v", err)
+	}
+}
+
 func TestKilledContainerIsGone(t *testing.T) {
 	for _, fs := range []filesystem.Type{filesystem.Ext4, filesystem.XFS, filesystem.Btrfs} {
 		t.Run(string(fs), func(t *testing.T) {
