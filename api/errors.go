@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -166,16 +167,20 @@ func bodyFor(err error, id string) (ErrorBody, answer) {
 	case a.hide:
 		b.Message = a.err.Error()
 	default:
-		b.Message = messageOf(err)
+		b.Message = messageOf(err, a.err)
 	}
 	return b, a
 }
 
-// messageOf leaves out the sentinel's text in front of a fault's own text.
-func messageOf(err error) string {
+// messageOf leaves out the text of a sentinel of ours where more follows it.
+func messageOf(err, kind error) string {
 	var f *fault
 	if errors.As(err, &f) {
 		return f.message
+	}
+	switch kind {
+	case ErrBadRequest, ErrUnauthorized, ErrForbidden, ErrMissing:
+		return strings.TrimPrefix(err.Error(), kind.Error()+": ")
 	}
 	return err.Error()
 }

@@ -230,7 +230,7 @@ func TestBodiesThatNeverCome(t *testing.T) {
 // TestConnectionOutlivesDeadlines: the deadlines of one request must not hit the
 // next one on the same connection.
 func TestConnectionOutlivesDeadlines(t *testing.T) {
-	w := newWorld(t, func(o *api.Options) { o.Limits.Request = 20 * time.Millisecond })
+	w := newWorld(t, func(o *api.Options) { o.Limits.Request = 100 * time.Millisecond })
 	c, err := net.Dial("tcp", w.listen())
 	if err != nil {
 		t.Fatal(err)
@@ -238,17 +238,17 @@ func TestConnectionOutlivesDeadlines(t *testing.T) {
 	defer c.Close()
 	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
 	in := bufio.NewReader(c)
-	body := `{"spec":{"size":1}}`
+	body := `{"spec":{"size":0}}` // refused before the engine is asked
 	for i := range 3 {
 		fmt.Fprintf(c, "POST /v0/volumes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", adminKey, len(body), body)
 		resp, err := http.ReadResponse(in, nil)
 		if err != nil {
 			t.Fatalf("request %d: %v", i, err)
 		}
-		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 200 {
+		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 400 {
 			t.Fatalf("request %d: %d, %v", i, resp.StatusCode, err)
 		}
-		time.Sleep(50 * time.Millisecond) // longer than the deadlines of the request before
+		time.Sleep(150 * time.Millisecond) // longer than the deadlines of the request before
 	}
 }
 
