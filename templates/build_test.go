@@ -84,7 +84,7 @@ func TestImagesLieInOnePiece(t *testing.T) {
 	if info, err := r.pool.Stat(t.Context(), v.ID); err != nil || stats.RevisionBytes != info.Allocated {
 		t.Errorf("revisions account for %d bytes, the pool says %d (%v)", stats.RevisionBytes, info.Allocated, err)
 	}
-	if stats.SourceBytes > 64*mib {
+	if stats.SourceBytes > 96*mib {
 		t.Errorf("a source that shares its bytes accounts for %d", stats.SourceBytes)
 	}
 }

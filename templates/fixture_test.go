@@ -39,7 +39,7 @@ type rig struct {
 	log   *metadata.SideLog
 	space *space
 	clock *clock
-	wrap  func(blockdev.Backend) blockdev.Backend // puts something between library and pool
+	fuse  *fuse // nil: nothing fails
 	tune  func(*templates.Options)
 }
 
@@ -47,7 +47,6 @@ type rig struct {
 func newRig(t *testing.T, dir string, tune func(*templates.Options)) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: dir, space: &space{}, clock: &clock{now: time.Date(2026, 6, 1, 12, 0, 0, 123456789, time.UTC)}, tune: tune}
-	r.wrap = func(b blockdev.Backend) blockdev.Backend { return b }
 	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -69,18 +68,21 @@ func (r *rig) tryOpen() (err error) {
 	if r.pool, err = sparse.Open(ctx, filepath.Join(r.dir, "pool"), sparse.Options{Log: logger}); err != nil {
 		return err
 	}
-	if r.store, err = metadata.Open(filepath.Join(r.dir, "state", "db"), metadata.Options{Log: logger}); err != nil {
+	if r.store, err = metadata.Open(filepath.Join(r.dir, "state", "db"), metadata.Options{Log: logger, Failpoint: r.fuse.failpoint}); err != nil {
 		return err
 	}
 	if r.log, err = metadata.OpenSideLog(filepath.Join(r.dir, "state", "side.log")); err != nil {
 		return err
 	}
 	o := templates.Options{
-		Store: r.store, SideLog: r.log, Pool: r.wrap(r.pool), Space: r.space, Staging: r.pool.Staging(),
+		Store: r.store, SideLog: r.log, Pool: r.pool, Space: r.space, Staging: r.pool.Staging(),
 		Secret: []byte("0123456789abcdef0123456789abcdef"), Log: logger, Now: r.clock.Now,
 	}
 	if r.tune != nil {
 		r.tune(&o)
+	}
+	if r.fuse != nil {
+		o.Pool, o.SideLog, o.Filesystems = &fusedPool{r.pool, r.fuse}, &fusedLog{r.log, r.fuse}, &fusedTools{filesystem.NewTools(), r.fuse}
 	}
 	r.Library, err = templates.Open(ctx, o)
 	return err

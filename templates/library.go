@@ -21,6 +21,12 @@ type Space interface {
 	Reserve(bytes int64, what string) (release func(), err error)
 }
 
+// SideLog is what the library needs of the side log. metadata.SideLog is one.
+type SideLog interface {
+	Append(kind, key string, value any) error // durable on return; nil: removed
+	Each(kind string, fn func(key string, value []byte) error) error
+}
+
 // Filesystems is what the library needs of filesystems. filesystem.Tools is one.
 type Filesystems interface {
 	// Make puts an empty filesystem on an image that reads as zero.
@@ -34,8 +40,8 @@ type Filesystems interface {
 // Options are what a Library is made of; all required but the limits.
 type Options struct {
 	Store       *metadata.Store
-	SideLog     *metadata.SideLog // template heads, so that a rebuild finds templates without revisions
-	Pool        blockdev.Backend  // gives files and block devices; a blockdev.Cloner where it can
+	SideLog     SideLog          // template heads, so that a rebuild finds templates without revisions
+	Pool        blockdev.Backend // gives files and block devices; a blockdev.Cloner where it can
 	Space       Space
 	Filesystems Filesystems // nil: filesystem.NewTools()
 	Staging     string      // directory in the pool for uploads, ours alone; emptied at Open
