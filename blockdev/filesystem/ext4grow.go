@@ -13,9 +13,8 @@ import (
 
 // e2fsck's exit code is a sum of these (e2fsck(8)).
 const (
-	fsckCorrected   = 1
-	fsckReboot      = 2
-	fsckUncorrected = 4
+	fsckCorrected = 1
+	fsckReboot    = 2
 )
 
 // checkExt4 does not judge a filesystem without repair while its journal holds

@@ -9,12 +9,11 @@ const (
 	ext4SuperBytes  = 1024
 	ext4Magic       = 0xEF53
 
-	ext4CompatJournal     = 0x4
-	ext4CompatResizeInode = 0x10
-	ext4IncompatRecover   = 0x4
-	ext4Incompat64bit     = 0x80
-	ext4IncompatSeed      = 0x2000
-	ext4ROMetadataCsum    = 0x400
+	ext4CompatJournal   = 0x4
+	ext4IncompatRecover = 0x4
+	ext4Incompat64bit   = 0x80
+	ext4IncompatSeed    = 0x2000
+	ext4ROMetadataCsum  = 0x400
 
 	ext4StateClean  = 0x1
 	ext4StateErrors = 0x2

@@ -191,10 +191,11 @@ func FuzzExt4Image(f *testing.F) {
 	})
 }
 
-func FuzzXFSImage(f *testing.F) {
-	blockdevtest.Require(f, blockdevtest.Root, blockdevtest.Loop, blockdevtest.XFS)
-	path, dir := filepath.Join(f.TempDir(), "image"), filepath.Join(f.TempDir())
-	err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 300*MiB), NewTools().Make(f.Context(), path, XFS, MakeOptions{}))
+// imageWithTree gives a filesystem that holds tinyTree.
+func imageWithTree(f *testing.F, typ Type) *os.File {
+	blockdevtest.Require(f, blockdevtest.Root, blockdevtest.Loop)
+	path, dir := filepath.Join(f.TempDir(), "image"), f.TempDir()
+	err := errors.Join(os.WriteFile(path, nil, 0o600), os.Truncate(path, 300*MiB), NewTools().Make(f.Context(), path, typ, MakeOptions{}))
 	if err != nil {
 		f.Fatal(err)
 	}
@@ -208,7 +209,13 @@ func FuzzXFSImage(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Cleanup(func() { _ = image.Close() })
-	// Positions are in the first MiB, where all of it is, past the superblock.
+	return image
+}
+
+// FuzzXFSImage changes bytes in the first MiB, where all of the tree is, past
+// the superblock.
+func FuzzXFSImage(f *testing.F) {
+	image := imageWithTree(f, XFS)
 	f.Add([]byte{})
 	f.Add([]byte("\x00\x40\x38\x01\x01\x20\x00\x55"))
 	f.Fuzz(func(t *testing.T, patch []byte) {
@@ -223,4 +230,46 @@ func FuzzXFSImage(f *testing.F) {
 			readAllOf(t, p, r, "", &budget)
 		}
 	})
+}
+
+// FuzzBtrfsImage changes bytes of the n-th node that is read, n being the first
+// byte of each part of the patch, and sets its checksum right.
+func FuzzBtrfsImage(f *testing.F) {
+	image := imageWithTree(f, Btrfs)
+	f.Add([]byte{})
+	f.Add([]byte("\x03\x00\x70\x01\x05\x20\x00\x55"))
+	f.Fuzz(func(t *testing.T, patch []byte) {
+		p := &patchedNodes{ReaderAt: image, patch: patch, node: map[int64]byte{}}
+		r, err := newBtrfsReader(p)
+		acceptable(t, err)
+		if err == nil {
+			budget := 200
+			readAllOf(t, p, r, "", &budget)
+		}
+	})
+}
+
+type patchedNodes struct {
+	io.ReaderAt
+	patch []byte
+	node  map[int64]byte // by offset in the image: the how-manieth
+}
+
+func (p *patchedNodes) ReadAt(b []byte, off int64) (int, error) {
+	n, err := p.ReaderAt.ReadAt(b, off)
+	if len(b) != 16384 || binary.LittleEndian.Uint32(b) != btrfsSum(b) {
+		return n, err
+	}
+	number, ok := p.node[off]
+	if !ok {
+		number = byte(len(p.node))
+		p.node[off] = number
+	}
+	for c := p.patch; len(c) >= 4; c = c[4:] {
+		if c[0] == number {
+			b[(int(c[1])<<8|int(c[2]))%len(b)] ^= c[3]
+		}
+	}
+	binary.LittleEndian.PutUint32(b, btrfsSum(b))
+	return n, err
 }

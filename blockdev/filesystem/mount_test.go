@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/internal/sys"
 )
 
 // mounted mounts an image through a loop device until the test ends or the
@@ -124,6 +125,12 @@ func (c *clone) use(t *testing.T, x Tools) {
 	if err := x.Identify(t.Context(), cut, c.typ, "01234567-0000-4000-8000-23456789abcd"); !errors.Is(err, ErrDirty) {
 		t.Errorf("identify of a dirty filesystem: %v", err)
 	}
+	if _, err := x.ListDir(t.Context(), cut, c.typ, "/"); !errors.Is(err, ErrDirty) {
+		t.Errorf("list of a dirty filesystem: %v", err)
+	}
+	if err := x.Check(t.Context(), cut, c.typ, false); c.typ != Btrfs && !errors.Is(err, ErrDirty) {
+		t.Errorf("check of a dirty filesystem: %v", err)
+	}
 	dir, unmount := mounted(t, cut, c.typ)
 	for name, want := range map[string][]byte{"9": bytes.Repeat([]byte{9}, 10000), "more": bytes.Repeat([]byte("x"), 1<<20)} {
 		got, err := os.ReadFile(filepath.Join(dir, name))
@@ -134,6 +141,35 @@ func (c *clone) use(t *testing.T, x Tools) {
 	}
 	unmount()
 	check(t, x.Check(t.Context(), cut, c.typ, false))
+}
+
+// TestFreezeHoldsWrites copies an image while it is frozen: the copy needs no
+// recovery of files, and writes go on after the thaw.
+func TestFreezeHoldsWrites(t *testing.T) {
+	for _, typ := range []Type{Ext4, XFS, Btrfs} {
+		t.Run(string(typ), func(t *testing.T) {
+			blockdevtest.LeakCheck(t)
+			x := NewTools()
+			path := blank(t, 512*MiB)
+			check(t, x.Make(t.Context(), path, typ, MakeOptions{}))
+			dir, unmount := mounted(t, path, typ)
+			writeFile(t, filepath.Join(dir, "before"), []byte("before"))
+			check(t, x.Freeze(dir))
+			t.Cleanup(func() { _ = x.Thaw(dir) })
+			if err := x.Freeze(dir); !errors.Is(err, sys.ErrFrozen) {
+				t.Errorf("frozen twice: %v", err)
+			}
+			cut := copyImage(t, path)
+			check(t, x.Thaw(dir))
+			check(t, x.Thaw(dir))
+			writeFile(t, filepath.Join(dir, "after"), []byte("after"))
+			unmount()
+			d, _ := mounted(t, cut, typ)
+			if got, err := os.ReadFile(filepath.Join(d, "before")); err != nil || string(got) != "before" {
+				t.Errorf("in the copy: %q, %v", got, err)
+			}
+		})
+	}
 }
 
 func check(t *testing.T, err error) {

@@ -163,18 +163,21 @@ func growMountedXFS(root *os.File) error {
 
 // Freeze flushes the filesystem mounted at dir and holds all writes to it until
 // Thaw, so that its device can be copied. sys.ErrFrozen when it is frozen.
-func (x Tools) Freeze(dir string) error { return withDir(dir, sys.Freeze) }
+func (x Tools) Freeze(dir string) error { return withDir("freeze", dir, sys.Freeze) }
 
 // Thaw ends a Freeze; not frozen is success.
-func (x Tools) Thaw(dir string) error { return withDir(dir, sys.Thaw) }
+func (x Tools) Thaw(dir string) error { return withDir("thaw", dir, sys.Thaw) }
 
-func withDir(dir string, fn func(*os.File) error) error {
+func withDir(op, dir string, fn func(*os.File) error) error {
 	f, err := os.Open(dir)
 	if err != nil {
-		return err
+		return fmt.Errorf("%s filesystem: %w", op, err)
 	}
 	defer f.Close()
-	return fn(f)
+	if err := fn(f); err != nil {
+		return fmt.Errorf("%s filesystem: %w", op, err)
+	}
+	return nil
 }
 
 // growUnmounted is the offline growth of types that only grow mounted: being

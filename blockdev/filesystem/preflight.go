@@ -59,9 +59,9 @@ func haveCapability(bit uint, name string) error {
 func (t Type) Programs() []string {
 	switch t {
 	case Ext4:
-		return []string{"mke2fs", "e2fsck", "resize2fs", "tune2fs", "debugfs"}
+		return []string{"mke2fs", "e2fsck", "resize2fs", "tune2fs"}
 	case XFS:
-		return []string{"mkfs.xfs", "xfs_repair", "xfs_db", "xfs_logprint"}
+		return []string{"mkfs.xfs", "xfs_repair"}
 	case Btrfs:
 		return []string{"mkfs.btrfs", "btrfs"}
 	}

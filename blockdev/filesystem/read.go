@@ -30,7 +30,8 @@ type imageReader interface {
 	inode(number uint64) (*inode, error)
 	// extents gives where a file's bytes are, in order and without overlap.
 	extents(i *inode) iter.Seq2[extent, error]
-	// names calls fn for each name in a directory, "." and ".." perhaps included.
+	// names calls fn for each name in a directory, "." and ".." perhaps included,
+	// until fn returns an error, which names returns.
 	names(i *inode, fn func(name string, number uint64) error) error
 	target(i *inode) (string, error)
 }
@@ -47,15 +48,16 @@ type inode struct {
 
 // extent says where bytes of a file are in the image.
 type extent struct {
-	logical   int64 // byte in the file
-	physical  int64 // byte in the image
-	length    int64 // bytes
-	unwritten bool  // reads as zeroes
+	logical   int64  // byte in the file
+	physical  int64  // byte in the image
+	length    int64  // bytes
+	unwritten bool   // reads as zeroes
+	inline    []byte // the bytes themselves, where they are not in blocks of their own
 }
 
 // openReader opens an image for reading. ErrDirty when it must be recovered
 // first, since a journal holds what was written last.
-func (x Tools) openReader(path string, t Type) (imageReader, *os.File, error) {
+func openReader(path string, t Type) (imageReader, *os.File, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, nil, err
@@ -66,8 +68,10 @@ func (x Tools) openReader(path string, t Type) (imageReader, *os.File, error) {
 		r, err = newExt4Reader(f)
 	case XFS:
 		r, err = newXFSReader(f)
+	case Btrfs:
+		r, err = newBtrfsReader(f)
 	default:
-		err = fmt.Errorf("%s cannot be read without a mount: %w", t, errors.ErrUnsupported)
+		err = errors.ErrUnsupported
 	}
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
@@ -81,7 +85,7 @@ func (x Tools) openReader(path string, t Type) (imageReader, *os.File, error) {
 // directory, ErrDirty when the filesystem must be recovered first (Check).
 // It reads the image itself: no tool, nothing of the image as an argument.
 func (x Tools) ListDir(ctx context.Context, path string, t Type, dir string) ([]Entry, error) {
-	r, f, err := x.openReader(path, t)
+	r, f, err := openReader(path, t)
 	if err != nil {
 		return nil, failed("read", t, err)
 	}
@@ -94,7 +98,7 @@ func (x Tools) ListDir(ctx context.Context, path string, t Type, dir string) ([]
 // holes as zeroes. file is as ListDir's dir; ErrNoFile when there is no such
 // regular file. An error of w is returned as it is, after what w took.
 func (x Tools) ReadFile(ctx context.Context, path string, t Type, file string, w io.Writer) error {
-	r, f, err := x.openReader(path, t)
+	r, f, err := openReader(path, t)
 	if err != nil {
 		return failed("read", t, err)
 	}
@@ -225,6 +229,13 @@ func copyFile(ctx context.Context, f io.ReaderAt, r imageReader, i *inode, w io.
 		if err := c.zeroes(e.logical); err != nil {
 			return err
 		}
+		if e.inline != nil {
+			err = c.write(e.inline[:min(int64(len(e.inline)), i.size-e.logical)])
+			if err != nil {
+				return err
+			}
+			continue
+		}
 		if err := c.data(f, e.physical, min(e.length, i.size-e.logical)); err != nil {
 			return err
 		}
@@ -303,7 +314,7 @@ func dirPieces(f io.ReaderAt, r imageReader, i *inode, block, end int64, fn func
 	return nil
 }
 
-// unixMode translates the mode bits that ext4 and XFS share.
+// unixMode translates the mode bits that all types share.
 func unixMode(m uint16) (fs.FileMode, error) {
 	mode := fs.FileMode(m & 0o777)
 	for bit, flag := range map[uint16]fs.FileMode{0o4000: fs.ModeSetuid, 0o2000: fs.ModeSetgid, 0o1000: fs.ModeSticky} {

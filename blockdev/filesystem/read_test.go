@@ -29,7 +29,7 @@ func TestReadersAgreeWithTheKernel(t *testing.T) {
 	for _, c := range []struct {
 		typ  Type
 		size int64
-	}{{Ext4, 512 * MiB}, {Ext4, 15 * MiB}, {XFS, 512 * MiB}} {
+	}{{Ext4, 512 * MiB}, {Ext4, 15 * MiB}, {XFS, 512 * MiB}, {Btrfs, 512 * MiB}} {
 		t.Run(fmt.Sprintf("%s-%d", c.typ, c.size/MiB), func(t *testing.T) {
 			blockdevtest.LeakCheck(t)
 			x := NewTools()
@@ -37,6 +37,10 @@ func TestReadersAgreeWithTheKernel(t *testing.T) {
 			check(t, x.Make(t.Context(), path, c.typ, MakeOptions{Inodes: 6000}))
 			dir, unmount := mounted(t, path, c.typ)
 			fillHard(t, dir, c.size > 100*MiB)
+			if c.typ == Btrfs {
+				command(t, "btrfs", "subvolume", "create", filepath.Join(dir, "sub"))
+				writeFile(t, filepath.Join(dir, "sub", "inside"), []byte("inside"))
+			}
 			want := map[string]found{}
 			kernelTree(t, dir, "", want)
 			unmount()

@@ -16,14 +16,11 @@ type Tools struct {
 	// CheckTimeout bounds one checker or offline growth; these read and write in
 	// proportion to the filesystem's metadata.
 	CheckTimeout time.Duration
-	// ReadTimeout bounds one tool that reads an unmounted image, besides the
-	// streaming of a file, which only the context bounds.
-	ReadTimeout time.Duration
 }
 
 // NewTools gives Tools with timeouts for images of up to 64 TiB.
 func NewTools() Tools {
-	return Tools{MakeTimeout: 5 * time.Minute, CheckTimeout: 2 * time.Hour, ReadTimeout: time.Minute}
+	return Tools{MakeTimeout: 5 * time.Minute, CheckTimeout: 2 * time.Hour}
 }
 
 // UUID is a filesystem's identity, as it stands in the superblock.
