@@ -1,16 +1,15 @@
 package bench
 
 import (
-	"archive/tar"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 
 	"holdfast/api/client"
+	"holdfast/internal/tarball"
 )
 
 // makeTree writes a tree of about mib MiB in files files of very different
@@ -59,31 +58,13 @@ func writeFile(path string, chunk []byte, size int64, random *rand.Rand) (err er
 	return nil
 }
 
-// push uploads a tree as a template. Regular files and directories only: the
-// tree is our own.
+// push uploads a tree as a template.
 func push(ctx context.Context, c *client.Client, name, dir string) error {
-	length := &counter{}
-	if err := pack(length, dir); err != nil {
+	plan, err := tarball.New(ctx, dir)
+	if err != nil {
 		return err
 	}
-	reader, writer := io.Pipe()
-	packed := make(chan error, 1)
-	go func() {
-		err := pack(writer, dir)
-		packed <- errors.Join(err, writer.CloseWithError(err))
-	}()
-	_, err := c.PushTemplate(ctx, client.Push{Name: name, Archive: reader, Length: length.n})
-	return errors.Join(err, reader.Close(), <-packed)
+	archive := plan.Reader()
+	_, err = c.PushTemplate(ctx, client.Push{Name: name, Archive: archive, Length: plan.Length()})
+	return errors.Join(err, archive.Close())
 }
-
-func pack(w io.Writer, dir string) error {
-	archive := tar.NewWriter(w)
-	if err := archive.AddFS(os.DirFS(dir)); err != nil {
-		return err
-	}
-	return archive.Close()
-}
-
-type counter struct{ n int64 }
-
-func (c *counter) Write(p []byte) (int, error) { c.n += int64(len(p)); return len(p), nil }

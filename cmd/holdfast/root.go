@@ -70,7 +70,7 @@ func (a *app) command() *cobra.Command {
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatTable, formatJSON, formatYAML}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
 		a.volumeCommand(), a.templateCommand(), a.attachmentCommand(), a.keyCommand(),
-		a.workspaceCommand(), a.poolCommand(), a.doctorCommand(), a.auditCommand(), a.versionCommand(),
+		a.workspaceCommand(), a.poolCommand(), a.doctorCommand(), a.auditCommand(), a.benchCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root
 }

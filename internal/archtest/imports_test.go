@@ -49,7 +49,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/api/..."},
-		by:      []string{"api/...", "cmd/...", "internal/daemon", "bench/...", "internal/sandbox/...", "internal/powercut"},
+		by:      []string{"api/...", "cmd/...", "internal/daemon", "internal/demo", "internal/localdaemon", "bench/...", "internal/sandbox/...", "internal/powercut"},
 		why:     "the API stands on top: rooms below it know no HTTP and no tenant's key",
 	},
 	{
@@ -148,14 +148,15 @@ var (
 		"bench/...":          "yardsticks are measured with the same system calls",
 	}
 	mayUseRun = map[string]string{
-		"blockdev/...":       "mkfs, fsck and resize tools are commands",
-		"internal/preflight": "asks which tools are there",
-		"internal/sandbox":   "starts runc",
-		"templates":          "copies the tree of a revision with cp into a smaller or other filesystem",
-		"internal/powercut":  "starts qemu-storage-daemon and mkfs",
-		"internal/vmtest":    "starts guests",
-		"cmd/...":            "the demo shows its work with ordinary commands",
-		"bench/...":          "yardsticks are commands",
+		"blockdev/...":         "mkfs, fsck and resize tools are commands",
+		"internal/preflight":   "asks which tools are there",
+		"internal/sandbox":     "starts runc",
+		"templates":            "copies the tree of a revision with cp into a smaller or other filesystem",
+		"internal/powercut":    "starts qemu-storage-daemon and mkfs",
+		"internal/vmtest":      "starts guests",
+		"internal/demo":        "the demo shows its work with ordinary commands",
+		"internal/localdaemon": "runs a daemon for the demo and the bench",
+		"bench/...":            "yardsticks are commands",
 	}
 )
 
