@@ -55,7 +55,6 @@ func victim(dir string) {
 			must(p.Close(ctx, info.ID, e.Lease))
 		}
 	}
-	fmt.Println("=")
 	var last blockdev.ID
 	size := int64(1 << 20)
 	for {
@@ -93,7 +92,7 @@ func TestKilled(t *testing.T) {
 	kept, removing := map[string]bool{}, map[string]bool{}
 	const rounds = 40
 	for range rounds {
-		killAfter(t, dir, time.Duration(rand.IntN(40))*time.Millisecond, kept, removing)
+		killAfter(t, dir, 1+rand.IntN(3), time.Duration(rand.IntN(10_000))*time.Microsecond, kept, removing)
 	}
 	k := keep(t, dir)
 	p := k.open(t)
@@ -113,9 +112,6 @@ func TestKilled(t *testing.T) {
 			t.Errorf("%s was acknowledged and is lost", id)
 		}
 	}
-	if len(kept) < rounds {
-		t.Errorf("only %d images in %d rounds: the victim hardly lived", len(kept), rounds)
-	}
 	if found, err := p.Quarantined(t.Context()); err != nil || len(found) != 0 {
 		t.Errorf("quarantined %v, %v", found, err)
 	}
@@ -124,8 +120,9 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// killAfter runs a victim and kills it some time after it began to work.
-func killAfter(t *testing.T, dir string, after time.Duration, kept, removing map[string]bool) {
+// killAfter runs a victim and kills it some time after it acknowledged its n-th
+// image.
+func killAfter(t *testing.T, dir string, n int, after time.Duration, kept, removing map[string]bool) {
 	t.Helper()
 	cmd := exec.Command("/proc/self/exe")
 	cmd.Env = append(os.Environ(), victimVariable+"="+dir)
@@ -140,10 +137,11 @@ func killAfter(t *testing.T, dir string, after time.Duration, kept, removing map
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		switch kind, id := lines.Text()[:1], strings.TrimSpace(lines.Text()[1:]); kind {
-		case "=":
-			time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
 		case "+":
 			kept[id] = true
+			if n--; n == 0 {
+				time.AfterFunc(after, func() { _ = cmd.Process.Kill() })
+			}
 		case "-":
 			removing[id] = true
 		default:

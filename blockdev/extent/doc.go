@@ -1,0 +1,3 @@
+// Package extent deals with the data and the holes of sparse files: where the
+// data is, copying only that, comparing, and giving back the space of zeroes.
+package extent
