@@ -12,7 +12,6 @@ import (
 	"strings"
 	"sync"
 	"testing"
-	"time"
 )
 
 func backupOf(t *testing.T, s *Store) []byte {
@@ -38,7 +37,7 @@ func TestBackupAndRestore(t *testing.T) {
 		}
 	}
 	backup := backupOf(t, s)
-	want, before := all(t, s), s.Sequence()
+	want, before := all(t, s), s.head.Sequence
 	put(t, s, "later", 1)
 
 	dir := filepath.Join(t.TempDir(), "restored")
@@ -49,8 +48,8 @@ func TestBackupAndRestore(t *testing.T) {
 	if got := all(t, r); !maps.Equal(got, want) {
 		t.Fatalf("%d records, want %d", len(got), len(want))
 	}
-	if r.Sequence() <= before {
-		t.Fatalf("sequence %d, the backed-up store was at %d", r.Sequence(), before)
+	if r.head.Sequence <= before {
+		t.Fatalf("sequence %d, the backed-up store was at %d", r.head.Sequence, before)
 	}
 	if r.head.Sum == (digest{}) || r.head.Records != 80 {
 		t.Fatalf("%+v", r.head)
@@ -103,29 +102,15 @@ func TestRestoreAfterALoss(t *testing.T) {
 	if _, err := Open(dir, o); !errors.Is(err, ErrRolledBack) {
 		t.Fatal(err)
 	}
-	aside, err := Reset(dir, o)
-	if err != nil || aside == "" {
-		t.Fatal(aside, err)
+	if err := Restore(dir, bytes.NewReader(backup), o); err == nil {
+		t.Fatal("restored over a store")
 	}
-	if _, err := os.Stat(filepath.Join(aside, "MANIFEST")); err != nil {
-		t.Fatal(err)
-	}
+	dir = t.TempDir()
 	if err := Restore(dir, bytes.NewReader(backup), o); err != nil {
 		t.Fatal(err)
 	}
 	s = openStore(t, dir, o)
 	if got := all(t, s); !maps.Equal(got, map[string]int{"a": 1}) {
-		t.Fatal(got)
-	}
-	if _, err := Reset(dir, o); !errors.Is(err, ErrLocked) {
-		t.Fatalf("reset of an open store: %v", err)
-	}
-	s.Close()
-	if _, err := Reset(dir, o); err != nil {
-		t.Fatal(err)
-	}
-	s = openStore(t, dir, o)
-	if got := all(t, s); len(got) != 0 {
 		t.Fatal(got)
 	}
 }
@@ -161,60 +146,4 @@ func TestBackupWhileUpdatesGoOn(t *testing.T) {
 	}
 	stop()
 	wg.Wait()
-}
-
-// Backups follow the changes, the oldest go, and the newest is whole.
-func TestRunBackups(t *testing.T) {
-	s := openStore(t, t.TempDir(), Options{})
-	dir := filepath.Join(t.TempDir(), "backups")
-	ctx, stop := context.WithCancel(t.Context())
-	ended := make(chan error)
-	go func() { ended <- s.RunBackups(ctx, dir, time.Millisecond, 3) }()
-	seen := map[string]bool{}
-	deadline := time.Now().Add(20 * time.Second)
-	for n := 0; len(seen) < 6; n++ {
-		if time.Now().After(deadline) {
-			t.Fatalf("only %d backups", len(seen))
-		}
-		put(t, s, "a", n)
-		files, err := Backups(dir)
-		if err != nil {
-			t.Fatal(err)
-		}
-		for _, f := range files {
-			seen[f] = true
-		}
-	}
-	stop()
-	if err := <-ended; err != nil {
-		t.Fatal(err)
-	}
-	put(t, s, "a", -1)
-	newest, sequence, err := s.BackupTo(dir, 3)
-	if err != nil || sequence != s.Sequence() {
-		t.Fatalf("%d of %d, %v", sequence, s.Sequence(), err)
-	}
-	files, err := Backups(dir)
-	if err != nil || len(files) != 3 || files[0] != newest {
-		t.Fatalf("%v, %v, want 3 with %s first", files, err, newest)
-	}
-	entries, err := os.ReadDir(dir)
-	if err != nil || len(entries) != 3 {
-		t.Fatalf("%v, %v", entries, err)
-	}
-	f, err := os.Open(newest)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	restored := filepath.Join(t.TempDir(), "restored")
-	if err := Restore(restored, f, quiet(t)); err != nil {
-		t.Fatal(err)
-	}
-	if got := all(t, openStore(t, restored, Options{})); !maps.Equal(got, map[string]int{"a": -1}) {
-		t.Fatal(got)
-	}
-	if err := s.RunBackups(t.Context(), dir, 0, 3); err == nil {
-		t.Fatal("backups every 0")
-	}
 }

@@ -22,10 +22,13 @@ type floor struct {
 	log  *slog.Logger
 
 	mu      sync.Mutex
-	value   uint64 // newest durable commit
-	saved   uint64
+	value   uint64      // newest durable commit
 	pending *time.Timer // nil: nothing to save
 	closed  bool
+
+	saving sync.Mutex // over the writing; commits do not wait for it
+	saved  uint64
+	warned bool // that saving fails
 }
 
 type floorFile struct {
@@ -66,26 +69,36 @@ func (f *floor) raise(sequence uint64) {
 
 func (f *floor) saveLater() {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.pending = nil
-	if f.closed {
+	closed := f.closed
+	f.mu.Unlock()
+	if closed {
 		return
 	}
-	if err := f.save(); err != nil {
-		f.log.Warn("the store's sequence could not be saved; a loss of its newest commits would not be noticed", "error", err)
+	err := f.save()
+	f.saving.Lock()
+	defer f.saving.Unlock()
+	if err != nil && !f.warned {
+		f.log.Warn("the store's sequence could not be saved; a loss of its newest commits would not be noticed", "cause", err)
 	}
+	f.warned = err != nil
 }
 
 func (f *floor) save() error {
-	if f.saved == f.value {
+	f.saving.Lock()
+	defer f.saving.Unlock()
+	f.mu.Lock()
+	value := f.value
+	f.mu.Unlock()
+	if f.saved == value {
 		return nil
 	}
-	text, err := json.Marshal(floorFile{f.value, sum(fmt.Append(nil, f.value))})
+	text, err := json.Marshal(floorFile{value, sum(fmt.Append(nil, value))})
 	if err == nil {
 		err = writeFile(f.path, append(text, '\n'))
 	}
 	if err == nil {
-		f.saved = f.value
+		f.saved = value
 	}
 	return err
 }
@@ -93,11 +106,11 @@ func (f *floor) save() error {
 // close saves and ends the floor.
 func (f *floor) close() error {
 	f.mu.Lock()
-	defer f.mu.Unlock()
 	f.closed = true
 	if f.pending != nil {
 		f.pending.Stop()
 	}
+	f.mu.Unlock()
 	return f.save()
 }
 

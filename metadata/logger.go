@@ -21,7 +21,7 @@ type badgerLog struct {
 
 func (l *badgerLog) Errorf(format string, args ...any) {
 	err := fmt.Errorf("badger: %s", text(format, args))
-	l.log.Error("badger reports an error", "error", err)
+	l.log.Error("badger reports an error", "cause", err)
 	l.report(err)
 }
 

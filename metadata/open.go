@@ -19,6 +19,7 @@ const DefaultHeadroom = 64 << 20
 type Options struct {
 	Log *slog.Logger // nil: slog.Default()
 	// OnFailure is called once, when a commit failed: the owner ends the process.
+	// It must not wait for the store.
 	OnFailure func(error)
 	// Headroom is the free space, in bytes, below which only freeing updates are
 	// taken. 0: DefaultHeadroom; negative: no bound.
@@ -135,7 +136,7 @@ func openBadger(o badger.Options, log *badgerLog) (*badger.DB, error) {
 	if err == nil {
 		return db, nil
 	}
-	log.log.Warn("the record store did not open; trying once more", "error", err)
+	log.log.Warn("the record store did not open; trying once more", "cause", err)
 	log.forget()
 	db, err = tryBadger(o)
 	if err != nil {

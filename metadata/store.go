@@ -154,7 +154,7 @@ func (s *Store) fail(cause error) error {
 	failed := s.failed
 	s.mu.Unlock()
 	if first {
-		s.o.Log.Error("the metadata store failed and takes no more updates", "error", cause)
+		s.o.Log.Error("the metadata store failed and takes no more updates", "cause", cause)
 		if s.o.OnFailure != nil {
 			s.o.OnFailure(failed)
 		}
