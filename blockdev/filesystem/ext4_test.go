@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -57,6 +58,21 @@ func TestExt4GrowsAThousandfold(t *testing.T) {
 		check(t, err)
 		if want := ext4JournalFor(to); s.journalSize*4 <= want {
 			t.Errorf("grown to %d bytes: journal of %d, want %d", to, s.journalSize, want)
+		}
+	}
+}
+
+// TestExt4GrownStaysSparse grows and looks whether a kernel that knows nothing of
+// us would find inode tables to zero.
+func TestExt4GrownStaysSparse(t *testing.T) {
+	x := NewTools()
+	for _, from := range []int64{MiB, 512 * MiB} {
+		path := blank(t, from)
+		check(t, x.Make(t.Context(), path, Ext4, MakeOptions{}))
+		growTo(t, x, path, 20<<30)
+		out := string(command(t, "dumpe2fs", path))
+		if groups, zeroed := strings.Count(out, "\nGroup "), strings.Count(out, "ITABLE_ZEROED"); groups < 100 || zeroed != groups {
+			t.Errorf("grown from %d MiB: %d of %d groups have zeroed inode tables", from/MiB, zeroed, groups)
 		}
 	}
 }

@@ -83,6 +83,9 @@ func (x Tools) enlargeExt4(ctx context.Context, path string, s *ext4Super, devic
 		if err := x.tool(ctx, "resize2fs", "-f", path, blocks); err != nil {
 			return classifyResize(err)
 		}
+		if err := markInodeTablesZeroed(path); err != nil {
+			return err
+		}
 	}
 	if !s.wantsJournal(device) {
 		return nil
