@@ -20,6 +20,8 @@ const (
 	// filesystem go: that is done by others' last close, usually at once.
 	releaseWait = 500 * time.Millisecond
 	releasePoll = 2 * time.Millisecond
+	// passingWait bounds how long a passing user may keep a mount busy.
+	passingWait = 100 * time.Millisecond
 )
 
 // Stage is a directory of this host in which volumes are mounted, one directory
@@ -247,7 +249,7 @@ func (s *Stage) unmount(ctx context.Context, id blockdev.ID) error {
 
 // letGo unmounts and waits until nothing else holds the filesystem.
 func (s *Stage) letGo(ctx context.Context, dir string, m *Mount, place sys.Place) error {
-	if err := sys.Unmount(dir); err != nil {
+	if err := unmountPatiently(ctx, dir); err != nil {
 		if errors.Is(err, syscall.EBUSY) {
 			return fmt.Errorf("%w: the volume is in use on this host: %w%s", blockdev.ErrBusy, err, Holders(place.Device))
 		}
@@ -257,6 +259,24 @@ func (s *Stage) letGo(ctx context.Context, dir string, m *Mount, place sys.Place
 		return s.putBack(dir, m, place, err)
 	}
 	return ignoreNotExist(os.Remove(dir))
+}
+
+// unmountPatiently does not take a passing user for one that stays: a process
+// that is being started holds a copy of every open file of the one that starts
+// it (of this one's too, when it runs a tool) until it executes its program.
+func unmountPatiently(ctx context.Context, dir string) error {
+	deadline := time.Now().Add(passingWait)
+	for {
+		err := sys.Unmount(dir)
+		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(releasePoll):
+		}
+	}
 }
 
 func flush(dir string) error {

@@ -86,28 +86,41 @@ func (n *node) start() {
 }
 
 func (n *node) tryStart() error {
-	ready, w, err := os.Pipe()
+	ready, err := n.begin()
 	if err != nil {
 		return err
 	}
-	defer ready.Close()
+	return <-ready
+}
+
+// begin starts the daemon and does not wait. ready tells whether it got to serve.
+func (n *node) begin() (ready <-chan error, err error) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
 	n.log = &tail{}
 	n.cmd = exec.Command(holdfastd, n.args...)
 	n.cmd.Stderr = n.log
 	n.cmd.Stdout = w // what --dev prints once the API listens
 	n.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := n.cmd.Start(); err != nil {
-		return errors.Join(err, w.Close())
+		return nil, errors.Join(err, w.Close(), r.Close())
 	}
 	_ = w.Close()
-	n.ended = make(chan error, 1)
-	go func(cmd *exec.Cmd, ended chan<- error) { ended <- cmd.Wait() }(n.cmd, n.ended)
-	_ = ready.SetReadDeadline(time.Now().Add(patience))
-	b := make([]byte, 256)
-	if _, err := ready.Read(b); err != nil {
-		return fmt.Errorf("it ended before it was ready: %w", err)
-	}
-	return nil
+	ended, said := make(chan error, 1), make(chan error, 1)
+	n.ended = ended
+	go func(cmd *exec.Cmd) { ended <- cmd.Wait() }(n.cmd)
+	go func() {
+		defer r.Close()
+		_ = r.SetReadDeadline(time.Now().Add(patience))
+		if _, err := r.Read(make([]byte, 256)); err != nil {
+			said <- fmt.Errorf("it ended before it was ready: %w", err)
+			return
+		}
+		said <- nil
+	}()
+	return said, nil
 }
 
 // stop drains the daemon; it must end well.
@@ -121,9 +134,14 @@ func (n *node) stop() {
 
 // kill is SIGKILL, at this moment.
 func (n *node) kill() {
-	_ = n.cmd.Process.Kill()
-	_ = n.wait()
+	n.t.Helper()
+	_ = n.cmd.Process.Kill() // it may have ended by itself
+	if err := n.wait(); err == errNoEnd {
+		n.t.Fatalf("SIGKILL: %v\n%s", err, n.log)
+	}
 }
+
+var errNoEnd = errors.New("it does not end")
 
 func (n *node) wait() error {
 	if n.ended == nil {
@@ -135,7 +153,7 @@ func (n *node) wait() error {
 		n.CloseIdle()
 		return err
 	case <-time.After(patience):
-		return errors.New("it does not end")
+		return errNoEnd
 	}
 }
 
