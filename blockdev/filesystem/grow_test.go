@@ -50,6 +50,11 @@ func TestGrowMounted(t *testing.T) {
 			check(t, x.Check(t.Context(), path, typ, false))
 			check(t, x.Grow(t.Context(), path, typ)) // nothing to do
 			check(t, os.Truncate(path, 11<<30))
+			dir, unmount = mounted(t, path, typ, "ro")
+			if err := x.GrowMounted(t.Context(), dir, typ); !errors.Is(err, ErrReadOnly) {
+				t.Errorf("grow while mounted read-only: %v", err)
+			}
+			unmount()
 			if err := x.Grow(t.Context(), path, typ); !errors.Is(err, ErrNeedsMount) {
 				t.Errorf("grow without a mount: %v", err)
 			}

@@ -8,13 +8,14 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"holdfast/internal/sys"
 )
 
 // GrowMounted grows the filesystem mounted at dir to its device; it is there
 // already is success. ErrCannotGrowMounted, with the reason, where the kernel
-// refuses. The growth is durable when it returns, as far as the device is.
+// refuses; ErrReadOnly where it is mounted so. The growth is durable when it returns, as far as the device is.
 func (x Tools) GrowMounted(ctx context.Context, dir string, t Type) error {
 	if err := ctx.Err(); err != nil {
 		return failed("grow", t, err)
@@ -32,8 +33,11 @@ func (x Tools) GrowMounted(ctx context.Context, dir string, t Type) error {
 	case Btrfs:
 		err = sys.GrowBtrfs(root)
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		err = sys.SyncFilesystem(root)
+	case errors.Is(err, syscall.EROFS):
+		err = fmt.Errorf("%w: %w", ErrReadOnly, err)
 	}
 	return failed("grow", t, err)
 }
