@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"syscall"
 	"time"
 )
@@ -19,16 +20,29 @@ type Process struct {
 
 // Start starts a program. It is killed when this process dies. Its output goes to
 // the files given.
+//
+// The kernel sends the parent-death signal when the thread that started the child
+// ends (prctl(2), PR_SET_PDEATHSIG), so one thread starts it and waits for it.
 func Start(args []string, stdout, stderr *os.File) (*Process, error) {
 	cmd := exec.Command(args[0], args[1:]...)
 	cmd.Env = environment()
 	cmd.Stdout, cmd.Stderr = stdout, stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	p := &Process{cmd: cmd, done: make(chan struct{})}
+	started := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		started <- err
+		if err == nil {
+			p.err = cmd.Wait()
+			close(p.done)
+		}
+	}()
+	if err := <-started; err != nil {
 		return nil, fmt.Errorf("start %s: %w", args[0], err)
 	}
-	p := &Process{cmd: cmd, done: make(chan struct{})}
-	go func() { p.err = cmd.Wait(); close(p.done) }()
 	return p, nil
 }
 
