@@ -32,7 +32,7 @@ const (
 // rig is a library on a real pool, which can be closed and opened again.
 type rig struct {
 	*templates.Library
-	t     *testing.T
+	t     testing.TB
 	dir   string // holds pool/, state/
 	pool  *sparse.Pool
 	store *metadata.Store
@@ -44,7 +44,7 @@ type rig struct {
 }
 
 // newRig makes a library in dir, the root of a filesystem for the pool.
-func newRig(t *testing.T, dir string, tune func(*templates.Options)) *rig {
+func newRig(t testing.TB, dir string, tune func(*templates.Options)) *rig {
 	t.Helper()
 	r := &rig{t: t, dir: dir, space: &space{}, clock: &clock{now: time.Date(2026, 6, 1, 12, 0, 0, 123456789, time.UTC)}, tune: tune}
 	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o700); err != nil {
@@ -133,7 +133,7 @@ func (r *rig) begin(name, version string) upload {
 	return parse(r.t, target)
 }
 
-func parse(t *testing.T, target string) upload {
+func parse(t testing.TB, target string) upload {
 	t.Helper()
 	u, err := url.Parse(target)
 	if err != nil {
@@ -214,6 +214,14 @@ type space struct {
 	held  int64
 	most  int64
 	limit int64 // 0: none
+	used  func() int64
+}
+
+// follow makes the account count what is used, and bounds it.
+func (s *space) follow(used func() int64, limit int64) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.used, s.limit = used, limit
 }
 
 type fullError struct{}
@@ -223,7 +231,11 @@ func (fullError) Error() string { return "the pool has no room" }
 func (s *space) Reserve(bytes int64, _ string) (func(), error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.limit > 0 && s.held+bytes > s.limit {
+	held := s.held
+	if s.used != nil {
+		held += s.used()
+	}
+	if s.limit > 0 && held+bytes > s.limit {
 		return nil, fullError{}
 	}
 	s.held += bytes
@@ -260,7 +272,7 @@ func (c *clock) advance(d time.Duration) {
 	c.now = c.now.Add(d)
 }
 
-type testWriter struct{ t *testing.T }
+type testWriter struct{ t testing.TB }
 
 func (w testWriter) Write(p []byte) (int, error) {
 	w.t.Log(strings.TrimSpace(string(p)))
@@ -306,4 +318,10 @@ func reflinkRig(t *testing.T, size int64, tune func(*templates.Options)) *rig {
 	t.Helper()
 	blockdevtest.LeakCheck(t)
 	return newRig(t, blockdevtest.ReflinkDir(t, blockdevtest.Size(size)), tune)
+}
+
+func benchRig(b *testing.B) *rig {
+	b.Helper()
+	blockdevtest.LeakCheck(b)
+	return newRig(b, b.TempDir(), nil)
 }

@@ -12,7 +12,7 @@ const smallExt4 = 16 * filesystem.MiB
 // ext4Size is the size in bytes, in whole MiB, of an ext4 image that holds
 // what was counted. The builder tries a larger one should it be too small.
 func ext4Size(c archive.Counts) int64 {
-	if c.LargestAttributes < 900 { // they have to fit into one block
+	if c.LargestAttributes < 900 && c.LongestLink < 1023 { // they have to fit into one block
 		contents := c.Bytes(1024)
 		inodes := (c.Entries + c.Replaced + 16) * 256
 		groups := 1 + contents/(8<<20)
