@@ -30,6 +30,8 @@ import (
 // world is a server over the real engine, whose pool is in memory.
 type world struct {
 	t       testing.TB
+	store   *metadata.Store
+	side    *metadata.SideLog
 	pool    *blockdevtest.Memory
 	fs      *toyFS
 	shelf   *shelf
@@ -71,6 +73,7 @@ func newWorld(t testing.TB, change ...func(*api.Options)) *world {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = side.Close() })
+	w.store, w.side = store, side
 	w.engine, err = engine.New(t.Context(), engine.Options{
 		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: &toyStage{mounted: map[blockdev.ID]bool{}},
 		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": toyAttacher{}}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
