@@ -51,17 +51,17 @@ func TestAcknowledgedSurvivesPowerCuts(t *testing.T) {
 	// Right after an acknowledgement a missing flush shows best; other moments
 	// fall into the middle of something, the first ones into the making of the
 	// state directory.
-	moments := slices.Concat(rig.Moments(0, 4, 1), rig.Moments(ready, 10, 2), j.acknowledged(10))
+	moments := slices.Concat(rig.Moments(0, ready, 5, 1), rig.Moments(ready, rig.Mark(), 10, 2), j.acknowledged(12))
 	slices.Sort(moments)
 	for i, at := range slices.Compact(moments) {
 		seed := uint64(i % 2 * (i + 1)) // every other time a subset of the writes is lost
 		t.Run(fmt.Sprintf("%d-%d", at, seed), func(t *testing.T) {
 			dir := rig.Rebuild(t, at, seed)
-			d := start(t, program, filepath.Join(dir, "state"), mounts)
-			j.check(t, d.client(t), at)
-			d.kill(t)
-			if t.Failed() {
-				t.Log(d.tail())
+			state := filepath.Join(dir, "state")
+			j.inspect(t, start(t, program, state, mounts), at)
+			if i%6 == 5 { // and the records are lost as well
+				rebuild(t, program, state)
+				j.inspect(t, start(t, program, state, mounts), at)
 			}
 			rig.Discard(t, dir)
 		})
@@ -116,9 +116,20 @@ func start(t *testing.T, program, dir, mounts string) *process {
 			t.Fatalf("the daemon ended:\n%s", p.tail())
 		default:
 		}
-		if status := client.Status(err); time.Now().After(deadline) || status != 0 && status != http.StatusServiceUnavailable {
+		// 404: the workspace of --dev is made once the socket is there.
+		early := []int{0, http.StatusServiceUnavailable, http.StatusNotFound}
+		if time.Now().After(deadline) || !slices.Contains(early, client.Status(err)) {
 			t.Fatalf("the daemon does not answer: %v\n%s", err, p.tail())
 		}
+	}
+}
+
+// rebuild makes new records from what the state directory says of itself.
+func rebuild(t *testing.T, program, dir string) {
+	t.Helper()
+	cmd := exec.Command(program, "rebuild", "--yes", "--dev", "--state-dir", dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("rebuild: %v\n%s", err, out)
 	}
 }
 
@@ -211,6 +222,16 @@ func possible(facts []fact, at powercut.Moment) []string {
 }
 
 const absent = "absent"
+
+// inspect checks a daemon that was started after a cut, and ends it.
+func (j *journal) inspect(t *testing.T, d *process, at powercut.Moment) {
+	t.Helper()
+	j.check(t, d.client(t), at)
+	d.kill(t)
+	if t.Failed() {
+		t.Log(d.tail())
+	}
+}
 
 // check compares what a daemon knows after a cut with the journal.
 func (j *journal) check(t *testing.T, c *client.Client, at powercut.Moment) {

@@ -10,16 +10,16 @@ import (
 	"holdfast/internal/sys"
 )
 
-// Moments picks n moments after from, spread over the log, each within its own
-// n-th part of it: the same ones for one seed. The rig must be stopped.
-func (r *Rig) Moments(from Moment, n int, seed uint64) []Moment {
-	late := r.entries[before(r.entries, from):]
+// Moments picks n moments between from and to, each within its own n-th part of
+// what was logged: the same ones for one seed. The rig must be stopped.
+func (r *Rig) Moments(from, to Moment, n int, seed uint64) []Moment {
+	part := r.entries[before(r.entries, from):before(r.entries, to)]
 	random := rand.New(rand.NewPCG(seed, uint64(n)))
 	var moments []Moment
 	for i := range n {
-		low, high := len(late)*i/n, len(late)*(i+1)/n
+		low, high := len(part)*i/n, len(part)*(i+1)/n
 		if low < high {
-			moments = append(moments, Moment(late[low+random.IntN(high-low)].end()))
+			moments = append(moments, Moment(part[low+random.IntN(high-low)].end()))
 		}
 	}
 	return moments

@@ -92,7 +92,7 @@ func TestRigSeesAMissingFsync(t *testing.T) {
 	r.Stop(t)
 
 	var forgotten int
-	moments := r.Moments(begin, 6, 1)
+	moments := r.Moments(begin, r.Mark(), 6, 1)
 	for i := 5; i < len(careful); i += 10 {
 		moments = append(moments, careful[i].at)
 	}
