@@ -158,6 +158,9 @@ func (c *call) done() {
 	if c.err != nil {
 		attrs = append(attrs, slog.String("cause", c.err.Error()))
 	}
+	if c.route != nil && c.route.scope == open && c.route.action == "" && status < 400 {
+		level = slog.LevelDebug // health checks and scrapes
+	}
 	if status >= 500 && !errors.Is(c.err, context.Canceled) { // of a client that left
 		level = slog.LevelError
 	}

@@ -1,5 +1,3 @@
-// Package apitest holds requests and answers of the HTTP API against its
-// OpenAPI document.
 package apitest
 
 import (
