@@ -32,7 +32,7 @@ func (a *app) keyCreate() *cobra.Command {
 			if !k.ControlPlane {
 				k.Workspace = a.server.options().Workspace
 			}
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}
@@ -79,7 +79,7 @@ func (a *app) keyList() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List keys", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}
@@ -105,7 +105,7 @@ func (a *app) keyRevoke() *cobra.Command {
 	return &cobra.Command{
 		Use: "revoke ID...", Short: "End keys, within a second", Args: cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}

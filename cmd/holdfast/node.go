@@ -15,7 +15,7 @@ func (a *app) poolCommand() *cobra.Command {
 	c := group("pool", "Pools that volumes are kept in", &cobra.Command{
 		Use: "list", Short: "Show space and promises", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}
@@ -56,7 +56,7 @@ func (a *app) doctorCommand() *cobra.Command {
 					checks = append(checks, client.Check{Name: c.Name, Status: string(c.Status), Found: c.Found, Consequence: c.Consequence, Fix: c.Fix})
 				}
 			} else {
-				cl, err := a.client()
+				cl, err := a.nodeClient()
 				if err != nil {
 					return err
 				}
@@ -98,7 +98,7 @@ func (a *app) auditCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use: "audit", Short: "Show the newest changes, and who made them", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}

@@ -43,8 +43,18 @@ func (s *serverFlags) env(names ...string) string {
 	return ""
 }
 
-// options settles where to go.
+// options settles where to go, as a user of one workspace.
 func (s *serverFlags) options() client.Options {
+	o := s.nodeOptions()
+	if o.Socket != "" && o.Workspace == "" {
+		o.Workspace = defaultWorkspace
+	}
+	return o
+}
+
+// nodeOptions settles where to go, as one who acts on the node: no workspace
+// means all that the key may see.
+func (s *serverFlags) nodeOptions() client.Options {
 	o := client.Options{UserAgent: "holdfast/" + version, Key: s.key, Workspace: s.workspace}
 	if o.Workspace == "" {
 		o.Workspace = s.env("HOLDFAST_WORKSPACE", "BL_WORKSPACE")
@@ -67,9 +77,6 @@ func (s *serverFlags) options() client.Options {
 	}
 	if o.Socket != "" {
 		o.Key = "" // the socket's users are administrators
-		if o.Workspace == "" {
-			o.Workspace = defaultWorkspace
-		}
 		return o
 	}
 	if o.Key == "" {
@@ -102,8 +109,13 @@ func (s *serverFlags) unreachableHint(err error) string {
 }
 
 // client connects to the server that flags and environment name.
-func (a *app) client() (*client.Client, error) {
-	c, err := client.New(a.server.options())
+func (a *app) client() (*client.Client, error) { return connect(a.server.options()) }
+
+// nodeClient does so for commands that are about more than one workspace.
+func (a *app) nodeClient() (*client.Client, error) { return connect(a.server.nodeOptions()) }
+
+func connect(o client.Options) (*client.Client, error) {
+	c, err := client.New(o)
 	if err != nil {
 		return nil, usageError{strings.TrimPrefix(err.Error(), "client: ")}
 	}

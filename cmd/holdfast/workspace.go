@@ -20,7 +20,7 @@ func (a *app) workspaceCreate() *cobra.Command {
 	return &cobra.Command{
 		Use: "create NAME", Short: "Make a workspace", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}
@@ -37,7 +37,7 @@ func (a *app) workspaceList() *cobra.Command {
 	return &cobra.Command{
 		Use: "list", Short: "List workspaces", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}
@@ -54,7 +54,7 @@ func (a *app) workspaceGet() *cobra.Command {
 	return &cobra.Command{
 		Use: "get NAME", Short: "Show a workspace", Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}
@@ -97,7 +97,7 @@ func (a *app) workspaceQuota() *cobra.Command {
 		Use: "quota NAME", Short: "Show or set what a workspace may have; 0 is no bound", Args: cobra.ExactArgs(1),
 		Example: "  holdfast workspace quota main --volumes 100 --total 1TiB --largest 100GiB",
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := a.client()
+			cl, err := a.nodeClient()
 			if err != nil {
 				return err
 			}

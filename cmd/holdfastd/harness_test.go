@@ -167,26 +167,7 @@ func (n *node) remove() {
 			n.t.Errorf("restart to clean up: %v\n%s", err, n.log)
 		}
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	for v, err := range n.Volumes(ctx, client.VolumeQuery{}) {
-		if err != nil {
-			n.t.Errorf("list: %v", err)
-			break
-		}
-		if v.State.AttachedTo == "" {
-			continue
-		}
-		all, err := n.Attachments(ctx, v.Metadata.Name)
-		for _, a := range all {
-			if _, detach := n.Detach(ctx, v.Metadata.Name, a.ID); detach != nil {
-				err = errors.Join(err, detach)
-			}
-		}
-		if err != nil {
-			n.t.Errorf("detach %s: %v", v.Metadata.Name, err)
-		}
-	}
+	n.detachEverything()
 	_ = n.cmd.Process.Signal(syscall.SIGTERM)
 	if err := n.wait(); err != nil {
 		n.t.Errorf("stop: %v\n%s", err, n.log)
@@ -198,6 +179,40 @@ func (n *node) remove() {
 	}
 }
 
+func (n *node) detachEverything() {
+	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	defer cancel()
+	workspaces, err := n.Workspaces(ctx)
+	if err != nil {
+		n.t.Errorf("workspaces: %v", err)
+	}
+	for _, w := range workspaces {
+		cl, err := client.New(client.Options{Socket: filepath.Join(n.state, "holdfastd.sock"), Workspace: w.Name})
+		must(n.t, err)
+		if err := detachIn(ctx, cl); err != nil {
+			n.t.Errorf("detach in workspace %s: %v", w.Name, err)
+		}
+		cl.Close()
+	}
+}
+
+func detachIn(ctx context.Context, cl *client.Client) error {
+	var errs []error
+	for v, err := range cl.Volumes(ctx, client.VolumeQuery{}) {
+		if err != nil || v.State.AttachedTo == "" {
+			errs = append(errs, err)
+			continue
+		}
+		all, err := cl.Attachments(ctx, v.Metadata.Name)
+		errs = append(errs, err)
+		for _, a := range all {
+			_, err := cl.Detach(ctx, v.Metadata.Name, a.ID)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
 // uninstall takes the mounts away. A mount namespace that another process on this
 // machine made meanwhile may hold a copy of one for a while.
 func (n *node) uninstall() {
@@ -207,7 +222,7 @@ func (n *node) uninstall() {
 		if err == nil {
 			return
 		}
-		if !strings.Contains(string(out), "in use") || time.Now().After(deadline) {
+		if !strings.Contains(string(out), "in use: ") || strings.Contains(string(out), "volumes are mounted") || time.Now().After(deadline) {
 			n.t.Errorf("uninstall: %v\n%s", err, out)
 			return
 		}

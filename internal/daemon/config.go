@@ -141,7 +141,7 @@ func Load(s Sources) (Config, error) {
 			delete(file, set.name)
 		}
 		if s.Getenv != nil {
-			if text, ok := s.Getenv(set.env()); ok {
+			if text, ok := s.Getenv(set.env()); ok && text != "" {
 				errs = append(errs, wrap(set.env(), set.value.Parse(text)))
 			}
 		}

@@ -17,7 +17,7 @@ const devWorkspace = "main"
 
 // printDev says how the API is reached, in a form that a shell can read.
 func (n *node) printDev(out io.Writer, url, key string) error {
-	_, err := fmt.Fprintf(out, "BL_API_URL=%s\nBL_WORKSPACE=%s\nBL_API_KEY=%s\nHOLDFAST_SOCKET=%s\n", url, devWorkspace, key, n.c.Socket)
+	_, err := fmt.Fprintf(out, "BL_API_URL=%s\nBL_WORKSPACE=%s\nBL_API_KEY=%s\n", url, devWorkspace, key)
 	return err
 }
 

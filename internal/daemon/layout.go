@@ -11,7 +11,7 @@ func (l layout) metadata() string { return l.path("meta") }                     
 func (l layout) store() string    { return filepath.Join(l.metadata(), "store") } // the record store
 func (l layout) sequence() string { return l.path("sequence") }                   // the store's floor, on another file system than the store
 func (l layout) sideLog() string  { return l.path("sidelog") }                    // keys, quotas, template heads
-func (l layout) audit() string    { return l.path("audit.log") }                  // every mutation
+func (l layout) audit() string    { return l.path("audit/audit.log") }            // every mutation
 func (l layout) secret() string   { return l.path("signing.key") }                // signs cursors and upload URLs
 func (l layout) host() string     { return l.path("host") }                       // this host's id
 func (l layout) stage() string    { return l.path("mounts") }                     // volumes are mounted here once

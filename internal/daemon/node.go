@@ -12,6 +12,7 @@ import (
 	"strings"
 
 	"holdfast/api"
+	"holdfast/api/audit"
 	"holdfast/api/auth"
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -39,6 +40,7 @@ type node struct {
 	store   *metadata.Store
 	side    *metadata.SideLog
 	auth    *auth.Auth
+	audit   *audit.Log
 	space   *space
 	ledger  *engine.Ledger
 	library *templates.Library
@@ -96,6 +98,7 @@ func (n *node) open(ctx context.Context) error {
 		{"metadata", n.openStore},
 		{"side log", n.openSideLog},
 		{"keys", n.openAuth},
+		{"audit log", n.openAudit},
 		{"templates", n.openLibrary},
 		{"engine", n.openEngine},
 	} {
@@ -179,6 +182,20 @@ func (n *node) openSideLog(context.Context) (err error) {
 func (n *node) openAuth(ctx context.Context) (err error) {
 	n.auth, err = auth.Open(ctx, auth.Options{Store: n.store, SideLog: n.side, Secret: n.secret, Log: n.log})
 	return err
+}
+
+func (n *node) openAudit(context.Context) (err error) {
+	if err := makeDirs(filepath.Dir(n.at.audit())); err != nil {
+		return err
+	}
+	n.audit, err = audit.Open(n.at.audit(), audit.Options{OnFailure: func(err error) {
+		n.log.Error("the audit log has a gap", "cause", err)
+	}})
+	if err != nil {
+		return err
+	}
+	n.later("audit log", n.audit.Close)
+	return nil
 }
 
 // openLibrary also makes the ledger, which the library reserves space of and

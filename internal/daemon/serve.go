@@ -62,7 +62,7 @@ func (n *node) server(ctx context.Context) (*server, error) {
 	}
 	var err error
 	s.api, err = api.New(api.Options{
-		Engine: n.engine, Library: n.library, Auth: n.auth, Metrics: registry,
+		Engine: n.engine, Library: n.library, Auth: n.auth, Audit: n.audit, Metrics: registry,
 		Log: n.log, Secret: n.secret, Limits: limits, PublicURL: n.c.PublicURL,
 		Ready: n.healthy, Doctor: n.checksBody, TenantsAttach: n.c.TenantsAttach, Version: n.c.Version,
 	})
