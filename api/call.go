@@ -124,7 +124,7 @@ func (c *call) recovered() {
 	if v == nil {
 		return
 	}
-	if v == http.ErrAbortHandler { //nolint:errorlint // net/http compares it like this
+	if err, ok := v.(error); ok && errors.Is(err, http.ErrAbortHandler) {
 		panic(v)
 	}
 	c.s.log.Error("panic", "request", c.id, "path", c.r.URL.Path, "panic", v, "stack", string(debug.Stack()))

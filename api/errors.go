@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -127,7 +128,7 @@ func answerFor(err error) answer {
 	var p *engine.Problem
 	if errors.As(err, &p) {
 		for _, a := range answers {
-			if p.Kind == a.err {
+			if errors.Is(p.Kind, a.err) {
 				a.hide = false
 				return a
 			}
@@ -178,8 +179,7 @@ func messageOf(err, kind error) string {
 	if errors.As(err, &f) {
 		return f.message
 	}
-	switch kind {
-	case ErrBadRequest, ErrUnauthorized, ErrForbidden, ErrMissing:
+	if slices.Contains([]error{ErrBadRequest, ErrUnauthorized, ErrForbidden, ErrMissing}, kind) {
 		return strings.TrimPrefix(err.Error(), kind.Error()+": ")
 	}
 	return err.Error()

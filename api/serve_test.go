@@ -203,6 +203,7 @@ func talk(t testing.TB, addr, raw string) (*http.Response, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
