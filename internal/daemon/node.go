@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"holdfast/api"
 	"holdfast/api/audit"
@@ -46,6 +47,9 @@ type node struct {
 	library *templates.Library
 	stage   *attach.Stage
 	engine  *engine.Engine
+
+	rebuilding bool     // the store is moved aside before it is opened
+	kept       []string // what was moved
 
 	undo []func() error // closes what is open, last first
 }
@@ -160,6 +164,11 @@ func (n *node) openStore(ctx context.Context) error {
 		return err
 	}
 	n.log.Info("metadata", "dir", place.Dir, "mode", place.Mode)
+	if n.rebuilding { // not before: after a boot the old store is not mounted until here
+		if n.kept, err = n.moveStoreAside(time.Now()); err != nil {
+			return err
+		}
+	}
 	n.store, err = metadata.Open(n.at.store(), metadata.Options{
 		Log: n.log, OnFailure: failStop(n.log), SequenceFile: n.at.sequence(),
 	})

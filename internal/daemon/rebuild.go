@@ -23,10 +23,7 @@ func Rebuild(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
-	kept, err := n.moveStoreAside(time.Now())
-	if err != nil {
-		return err
-	}
+	n.rebuilding = true
 	if err := n.open(ctx); err != nil {
 		return err
 	}
@@ -34,7 +31,7 @@ func Rebuild(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	for _, old := range kept {
+	for _, old := range n.kept {
 		fmt.Fprintln(out, "kept:", old)
 	}
 	fmt.Fprintf(out, "volumes: %d (%d restored from their own descriptions)\n", report.Volumes, report.Adopted)
