@@ -154,7 +154,7 @@ func (p *Pool) newOpening(id blockdev.ID, dir string, f *os.File, w blockdev.Wan
 			o.device, err = loop.Attach(f, w.ReadOnly)
 		}
 		if err != nil {
-			lock.Close()
+			dropLock(lock)
 			return nil, err
 		}
 	}
@@ -172,7 +172,7 @@ func (p *Pool) remember(id blockdev.ID, o *opening) (*opening, error) {
 	if o.kind == blockdev.Block {
 		boot, err := sys.BootID()
 		if err != nil {
-			o.lock.Close()
+			dropLock(o.lock)
 			return nil, err
 		}
 		o.lease = fmt.Sprintf("%s-%s-%d", o.lease, boot, o.device.Sequence)
@@ -187,7 +187,7 @@ func (p *Pool) forget(id blockdev.ID, lease string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if o := p.openings[id]; o != nil && o.lease == lease {
-		o.lock.Close()
+		dropLock(o.lock)
 		delete(p.openings, id)
 	}
 }

@@ -178,10 +178,10 @@ func (p *Pool) unlock() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, o := range p.openings {
-		o.lock.Close()
+		dropLock(o.lock)
 		delete(p.openings, id)
 	}
-	p.lock.Close()
+	dropLock(p.lock)
 }
 
 // Identity tells what the pool's own file says.
@@ -248,6 +248,13 @@ func takeLock(path string) (*os.File, error) {
 		return nil, err
 	}
 	return f, nil
+}
+
+// dropLock gives a lock back at once, also when a process that is just being
+// started still has its descriptor.
+func dropLock(f *os.File) {
+	_ = sys.UnlockFile(f) // closing does it too, a little later
+	f.Close()
 }
 
 // unique makes a name that nothing has, for trash and quarantine.

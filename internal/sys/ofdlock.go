@@ -25,6 +25,15 @@ func LockFile(f *os.File) error {
 	return nil
 }
 
+// UnlockFile gives the lock of this opening up at once. Closing f alone does so
+// only when no other descriptor of it is left, and a process that is just being
+// started holds one until its exec.
+func UnlockFile(f *os.File) error {
+	lock := unix.Flock_t{Type: unix.F_UNLCK, Whence: unix.SEEK_SET}
+	err := control(f, func(fd uintptr) error { return unix.FcntlFlock(fd, unix.F_OFD_SETLK, &lock) })
+	return os.NewSyscallError("fcntl(F_OFD_SETLK)", err)
+}
+
 // control runs fn on f's descriptor without switching it to blocking mode.
 func control(f *os.File, fn func(fd uintptr) error) error {
 	raw, err := f.SyscallConn()
