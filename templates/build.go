@@ -38,7 +38,7 @@ func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (size i
 		l.o.Log.Info("template image was too small", "image", id, "bytes", size, "counts", s.counts.String())
 		size = roundUp(size+size/8+filesystem.MiB, filesystem.MiB)
 	}
-	return 0, l.noSpace(err)
+	return 0, l.poolError(err)
 }
 
 // errFilesystemFull: the image is too small, not the pool.
@@ -102,7 +102,30 @@ func (l *Library) withEndpoint(ctx context.Context, id blockdev.ID, w blockdev.W
 	if err != nil {
 		return err
 	}
-	return errors.Join(fn(e.Path), l.o.Pool.Close(context.WithoutCancel(ctx), id, e.Lease))
+	return errors.Join(fn(e.Path), l.closeEndpoint(context.WithoutCancel(ctx), id, e.Lease))
+}
+
+// A mount or device that we let go of can be in use a moment longer: a process
+// that is just being started has our descriptors until its exec.
+const (
+	letGoDeadline = 10 * time.Second
+	letGoInterval = time.Millisecond
+)
+
+func (l *Library) closeEndpoint(ctx context.Context, id blockdev.ID, lease string) error {
+	ctx, cancel := context.WithTimeout(ctx, letGoDeadline)
+	defer cancel()
+	for {
+		err := l.o.Pool.Close(ctx, id, lease)
+		if !errors.Is(err, blockdev.ErrBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(letGoInterval):
+		}
+	}
 }
 
 // withMount mounts an image where nobody else can see it and lends its root to
@@ -128,9 +151,10 @@ func (l *Library) withMountAs(ctx context.Context, id blockdev.ID, t filesystem.
 	})
 }
 
-// mountOptions keep the kernel from writing what no file needs.
+// mountOptions keep the kernel from writing what no file needs: unused inode
+// tables stay holes, and a draft is flushed once, when it is published.
 var mountOptions = map[filesystem.Type][]string{
-	filesystem.Ext4:  {"noinit_itable"}, // inode tables stay holes until they are used
+	filesystem.Ext4:  {"noinit_itable", "nobarrier"},
 	filesystem.XFS:   {"nouuid"},
 	filesystem.Btrfs: nil,
 }

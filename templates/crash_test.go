@@ -194,7 +194,9 @@ func crashAt(t *testing.T, dir string, n int, once bool) (over bool) {
 	if after := r.listing(); after != before {
 		t.Errorf("at %s: another restart changes it:\n%s\nbefore:\n%s", where, after, before)
 	}
-	r.wipeStore()
+	if !once {
+		r.wipeStore()
+	}
 	if after := r.listing(); after != before {
 		t.Errorf("at %s: without the store:\n%s\nbefore:\n%s", where, after, before)
 	}
@@ -214,7 +216,7 @@ func crashAt(t *testing.T, dir string, n int, once bool) (over bool) {
 func (r *rig) wipeStore() {
 	r.t.Helper()
 	r.close()
-	if err := os.RemoveAll(filepath.Join(r.dir, "state", "db")); err != nil {
+	if err := os.RemoveAll(filepath.Join(r.state, "db")); err != nil {
 		r.t.Fatal(err)
 	}
 	r.open()
@@ -269,7 +271,7 @@ func TestRebuild(t *testing.T) {
 		t.Errorf("an upload URL from before: %v", err)
 	}
 	// Without the side log too, what has an image is found.
-	if err := os.Remove(filepath.Join(r.dir, "state", "side.log")); err != nil {
+	if err := os.Remove(filepath.Join(r.state, "side.log")); err != nil {
 		t.Fatal(err)
 	}
 	r.wipeStore()

@@ -139,12 +139,12 @@ func (l *Library) retire(ctx context.Context, head *record, id blockdev.ID) erro
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil // the last pin went meanwhile, and the image with it
 	}
-	return err
+	return l.poolError(err)
 }
 
 func (l *Library) removeDoomed(ctx context.Context, id blockdev.ID) error {
 	if err := l.o.Pool.Remove(ctx, id); err != nil {
-		return fmt.Errorf("remove the image of a deleted version: %w", err)
+		return fmt.Errorf("remove the image of a deleted version: %w", l.poolError(err))
 	}
 	l.images.remove(id)
 	l.mu.Lock()

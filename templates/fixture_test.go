@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net/url"
-	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -33,7 +32,8 @@ const (
 type rig struct {
 	*templates.Library
 	t     testing.TB
-	dir   string // holds pool/, state/
+	dir   string // holds the pool
+	state string // holds the metadata
 	pool  *sparse.Pool
 	store *metadata.Store
 	log   *metadata.SideLog
@@ -46,10 +46,7 @@ type rig struct {
 // newRig makes a library in dir, the root of a filesystem for the pool.
 func newRig(t testing.TB, dir string, tune func(*templates.Options)) *rig {
 	t.Helper()
-	r := &rig{t: t, dir: dir, space: &space{}, clock: &clock{now: time.Date(2026, 6, 1, 12, 0, 0, 123456789, time.UTC)}, tune: tune}
-	if err := os.MkdirAll(filepath.Join(dir, "state"), 0o700); err != nil {
-		t.Fatal(err)
-	}
+	r := &rig{t: t, dir: dir, state: t.TempDir(), space: &space{}, clock: &clock{now: time.Date(2026, 6, 1, 12, 0, 0, 123456789, time.UTC)}, tune: tune}
 	r.open()
 	t.Cleanup(r.close)
 	return r
@@ -68,10 +65,10 @@ func (r *rig) tryOpen() (err error) {
 	if r.pool, err = sparse.Open(ctx, filepath.Join(r.dir, "pool"), sparse.Options{Log: logger}); err != nil {
 		return err
 	}
-	if r.store, err = metadata.Open(filepath.Join(r.dir, "state", "db"), metadata.Options{Log: logger, Failpoint: r.fuse.failpoint}); err != nil {
+	if r.store, err = metadata.Open(filepath.Join(r.state, "db"), metadata.Options{Log: logger, Failpoint: r.fuse.failpoint}); err != nil {
 		return err
 	}
-	if r.log, err = metadata.OpenSideLog(filepath.Join(r.dir, "state", "side.log")); err != nil {
+	if r.log, err = metadata.OpenSideLog(filepath.Join(r.state, "side.log")); err != nil {
 		return err
 	}
 	o := templates.Options{

@@ -48,6 +48,7 @@ type Options struct {
 	Secret      []byte      // signs upload URLs
 	Log         *slog.Logger
 	Now         func() time.Time // nil: time.Now
+	OnFailure   func(error)      // told when a flush in the pool failed: the owner ends the process; nil: nobody
 
 	MaxArchiveBytes int64 // 0: 64 GiB
 	MaxEntries      int64 // 0: 2,000,000

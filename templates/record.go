@@ -147,10 +147,18 @@ func (l *Library) changeLocked(ctx context.Context, key string, fn func(*record)
 // write makes a record durable. When the store refuses it the side log is put
 // right again as far as it goes: an error is no promise that nothing changed.
 func (l *Library) write(ctx context.Context, next, old *record) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx = context.WithoutCancel(ctx) // both or none
 	if err := l.o.SideLog.Append(recordKind, next.key(), next.forLog()); err != nil {
 		return err
 	}
-	err := l.o.Store.Update(ctx, func(tx *metadata.Tx) error { return records.Put(tx, next.key(), *next) })
+	update := l.o.Store.Update
+	if next.Removed || old != nil && len(next.Removing) > len(old.Removing) {
+		update = l.o.Store.UpdateFreeing
+	}
+	err := update(ctx, func(tx *metadata.Tx) error { return records.Put(tx, next.key(), *next) })
 	if err == nil {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"sort"
 	"strings"
@@ -21,6 +22,7 @@ import (
 
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/filesystem"
+	"holdfast/internal/tarball"
 	"holdfast/templates"
 )
 
@@ -286,4 +288,70 @@ func TestRoundTrip(t *testing.T) {
 			compare(t, want, survey(t, at.mounted(spec)))
 		})
 	}
+}
+
+// Archives of other tools: what their format can say arrives.
+func TestFlavours(t *testing.T) {
+	r := reflinkRig(t, 2<<30, nil)
+	root := t.TempDir()
+	plant(t, root)
+	// What only PAX can say, and names longer than ustar takes.
+	for _, name := range []string{"link-long", strings.Repeat("l", 200), strings.Repeat("n", 255), "empty"} {
+		if err := os.RemoveAll(filepath.Join(root, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := survey(t, root)
+	r.put("tree")
+	for name, c := range map[string]struct {
+		archive []byte
+		differs func(string, *inode) // what the format loses
+	}{
+		"GNU": {tarred(t, root, "--format=gnu", "--sparse"), func(_ string, n *inode) {
+			n.mtime, n.xattrs = n.mtime.Truncate(time.Second), ""
+		}},
+		"ustar": {tarred(t, root, "--format=ustar", "--sort=name"), func(_ string, n *inode) {
+			n.xattrs = ""
+			n.mtime = time.Unix(max(0, n.mtime.Unix()), 0).UTC() // before 1970 there is none
+		}},
+		"PAX 0.1": {tarred(t, root, "--format=pax", "--sparse", "--sparse-version=0.1", "--xattrs", "--xattrs-include=*"), func(string, *inode) {}},
+		"ours":    {ours(t, root), nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			at := *r
+			at.t = t
+			v := at.push("tree", c.archive)
+			have := survey(t, at.mounted(templates.SourceSpec{Filesystem: filesystem.Ext4, Size: v.MinimumBytes, Revision: v.ID}))
+			expected := maps.Clone(want)
+			if c.differs == nil { // has no root, and leaves the host's own attributes out
+				delete(expected, ".")
+				delete(have, ".")
+				c.differs = func(_ string, n *inode) {
+					n.xattrs = trusted.ReplaceAllString(n.xattrs, "")
+				}
+			}
+			for _, tree := range []map[string]inode{expected, have} {
+				for path, n := range tree {
+					c.differs(path, &n)
+					tree[path] = n
+				}
+			}
+			compare(t, expected, have)
+		})
+	}
+}
+
+var trusted = regexp.MustCompile(`trusted\.[a-z.]+="[^"]*" ?`)
+
+func ours(t *testing.T, root string) []byte {
+	t.Helper()
+	plan, err := tarball.New(t.Context(), root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	if _, err := plan.WriteTo(&b); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }

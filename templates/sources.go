@@ -227,7 +227,7 @@ func (l *Library) Source(ctx context.Context, s SourceSpec) (id blockdev.ID, rel
 	}
 	id, release, err = l.sources.get(ctx, s)
 	if err != nil {
-		return "", nil, l.noSpace(err)
+		return "", nil, l.poolError(err)
 	}
 	return id, release, nil
 }

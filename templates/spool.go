@@ -50,11 +50,11 @@ func (l *Library) spool(ctx context.Context, id blockdev.ID, length int64, body 
 	if errors.Is(err, archive.ErrRefused) {
 		in.discard()
 		if _, drained := io.Copy(io.Discard, in); drained != nil {
-			return nil, l.noSpace(drained) // it may have been refused because the rest did not come
+			return nil, l.poolError(drained) // it may have been refused because the rest did not come
 		}
 	}
 	if err != nil {
-		return nil, l.noSpace(err)
+		return nil, l.poolError(err)
 	}
 	s.digest = "sha256:" + hex.EncodeToString(sum.Sum(nil))
 	_, err = f.Seek(0, io.SeekStart)

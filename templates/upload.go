@@ -205,7 +205,7 @@ func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spo
 // publish makes a draft an image and takes it into the account.
 func (l *Library) publish(ctx context.Context, id blockdev.ID, d description) error {
 	if err := l.o.Pool.Publish(ctx, id, d.encode()); err != nil {
-		return l.noSpace(err)
+		return l.poolError(err)
 	}
 	own := d.Bytes
 	if own == 0 {
@@ -257,8 +257,12 @@ func (l *Library) reserve(bytes int64, what string) (release func(), err error) 
 	return release, nil
 }
 
-// noSpace gives an error of a full pool the package's own name.
-func (l *Library) noSpace(err error) error {
+// poolError gives an error of a full pool the package's own name, and tells the
+// owner of a failed flush, after which nothing may be acknowledged any more.
+func (l *Library) poolError(err error) error {
+	if errors.Is(err, blockdev.ErrFailed) && l.o.OnFailure != nil {
+		l.o.OnFailure(err)
+	}
 	if errors.Is(err, blockdev.ErrNoSpace) {
 		return fmt.Errorf("%w: %w", ErrNoSpace, err)
 	}

@@ -8,6 +8,12 @@
 // holes, and names of any bytes but "/" and NUL. Blocks of 4 KiB that are zero
 // throughout become holes, whether the archive says that they are or not.
 //
+// Left out in silence: security.selinux, which is a host's policy, and names of
+// users and groups. ACLs are taken as the attributes system.posix_acl_*, and
+// refused as text (SCHILY.acl.*), whose names of users mean nothing here.
+// Directories that no entry names are 0755, root's, with the time of the first
+// entry below them.
+//
 // A symbolic link is data here: nothing of ours ever follows one, and no entry
 // may lie below one. So its text may be absolute, may lead outside or nowhere;
 // whoever mounts the volume decides what it means.

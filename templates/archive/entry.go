@@ -25,6 +25,7 @@ const (
 	attrOverhead = 16 + 3    // of an attribute: ext4's entry header and padding
 	attrRecord   = "SCHILY.xattr."
 	aclRecord    = "SCHILY.acl."
+	hostLabel    = "security.selinux" // left out: it is a host's policy, not the tree's
 )
 
 // ext4 with inodes of 256 bytes holds times of this range.
@@ -269,7 +270,7 @@ func attributes(records map[string]string, k kind) ([]attr, error) {
 			return nil, fmt.Errorf("%s is an ACL as text: send it as system.posix_acl_* (tar --xattrs --xattrs-include='*')", quote(key))
 		}
 		name, ok := strings.CutPrefix(key, attrRecord)
-		if !ok {
+		if !ok || name == hostLabel {
 			continue
 		}
 		if err := checkAttr(name, k); err != nil {
