@@ -224,7 +224,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 	n.library, err = templates.Open(ctx, templates.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
 		Filesystems: filesystem.NewTools(), Staging: filepath.Join(n.pool.Staging(), "uploads"),
-		Secret: n.secret, Log: n.log, MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
+		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
 	})
 	if err != nil {
 		return err
