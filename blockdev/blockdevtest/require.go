@@ -23,11 +23,15 @@ const (
 	Runc  Need = "runc"  // the program
 	Qemu  Need = "qemu"  // qemu-system-x86_64 and qemu-img
 	Fuse  Need = "fuse"  // /dev/fuse
+	Node  Need = "node"  // the program that runs JavaScript
+	NPM   Need = "npm"   // the program, and the registry that it fetches from
 	// ReflinkPool is all that ReflinkDir needs: root, loop and XFS.
 	ReflinkPool Need = "reflink"
 	// PowerCut is all that the power-cut rig needs: root, loop, FUSE and
 	// qemu-storage-daemon.
 	PowerCut Need = "powercut"
+	// SDK is all that the clients of other makers need: node and npm.
+	SDK Need = "sdk"
 )
 
 // SkipVariable names the environment variable that waives needs: a comma list.
@@ -69,6 +73,7 @@ func waived(need Need) bool {
 var composed = map[Need][]Need{
 	ReflinkPool: {Root, Loop, XFS},
 	PowerCut:    {Root, Loop, Fuse},
+	SDK:         {Node, NPM},
 }
 
 // missing tells what of a need the machine lacks, nil for nothing.
@@ -95,11 +100,13 @@ func (n Need) missing() error {
 		return filesystemAndTools("btrfs", "mkfs.btrfs", "btrfs")
 	case Runc:
 		return programs("runc")
+	case Node, NPM:
+		return programs(string(n))
 	case Qemu:
 		return programs("qemu-system-x86_64", "qemu-img")
 	case PowerCut:
 		return programs("qemu-storage-daemon")
-	case ReflinkPool:
+	case ReflinkPool, SDK:
 	default:
 		return fmt.Errorf("unknown need %q", string(n))
 	}
