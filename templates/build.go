@@ -22,10 +22,44 @@ const buildAttempts = 5
 // differ in less.
 var buildTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
+// built tells the sizes of what build made, in bytes.
+type built struct {
+	image   int64 // of the revision's image
+	minimum int64 // of the smallest volume that holds it
+}
+
 // build makes a draft with the archive's contents in an ext4 filesystem that is
-// hardly larger than they are, and tells its size in bytes.
-func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (size int64, err error) {
-	size = ext4Size(s.counts)
+// hardly larger than they are. The image is of the class that grows well; what
+// fits into a filesystem of the small class is built as one too, once, to know
+// that it does.
+func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (b built, err error) {
+	if b.image, err = l.buildFitting(ctx, id, s, regularSize(s.counts)); err != nil {
+		return b, l.poolError(err)
+	}
+	b.minimum = b.image
+	small := smallSize(s.counts)
+	if small == 0 {
+		return b, nil
+	}
+	trial := newID(blockdev.PrefixSource, l.now())
+	small, err = l.buildFitting(ctx, trial, s, small)
+	if err == nil {
+		b.minimum = small
+	}
+	if errors.Is(err, errFilesystemFull) {
+		err = nil
+	}
+	background := context.WithoutCancel(ctx)
+	if err = errors.Join(err, l.o.Pool.Remove(background, trial)); err != nil {
+		err = errors.Join(err, l.o.Pool.Remove(background, id))
+	}
+	return b, l.poolError(err)
+}
+
+// buildFitting makes the image anew, larger each time, until all fits.
+func (l *Library) buildFitting(ctx context.Context, id blockdev.ID, s *spooled, size int64) (int64, error) {
+	class := classOf(size)
+	var err error
 	for range buildAttempts {
 		err = l.buildSize(ctx, id, s, size)
 		if err == nil {
@@ -33,12 +67,15 @@ func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (size i
 		}
 		err = errors.Join(err, l.o.Pool.Remove(context.WithoutCancel(ctx), id))
 		if !errors.Is(err, errFilesystemFull) {
-			break
+			return 0, err
 		}
 		l.o.Log.Info("template image was too small", "image", id, "bytes", size, "counts", s.counts.String())
 		size = roundUp(size+size/8+filesystem.MiB, filesystem.MiB)
+		if classOf(size) != class {
+			break
+		}
 	}
-	return 0, l.poolError(err)
+	return 0, err
 }
 
 // errFilesystemFull: the image is too small, not the pool.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"holdfast/blockdev"
@@ -324,6 +325,60 @@ func TestForeignImages(t *testing.T) {
 	for _, id := range []blockdev.ID{volume, odd, draft} {
 		if _, err := r.pool.Stat(ctx, id); err != nil {
 			t.Errorf("%s: %v", id, err)
+		}
+	}
+}
+
+// A crash while a revision is copied into another filesystem leaves two devices
+// open; they go, and the revision is as it was.
+func TestCrashWhileConverting(t *testing.T) {
+	r := reflinkRig(t, 1<<30, nil)
+	r.put("app")
+	v := r.push("app", pack(t, file("a", "1")))
+	spec := templates.SourceSpec{Filesystem: "xfs", Size: 300 * mib, Revision: v.ID}
+	before := r.listing()
+	for n := 1; ; n++ {
+		r.close()
+		r.fuse = &fuse{at: n}
+		r.open()
+		_, release, err := r.Source(t.Context(), spec)
+		if !r.fuse.blown {
+			if err != nil {
+				t.Fatal(err)
+			}
+			release()
+			if n < 12 {
+				t.Errorf("only %d points", n)
+			}
+			return
+		}
+		if err == nil {
+			t.Fatalf("a crash at %s went unnoticed", r.fuse.where)
+		}
+		where := r.fuse.where
+		r.close()
+		r.fuse = nil
+		r.open()
+		r.expectPool(1 + r.Stats().Sources)
+		if after := r.listing(); after != before {
+			t.Errorf("after a crash at %s:\n%s\nbefore:\n%s", where, after, before)
+		}
+		r.dropSources()
+	}
+}
+
+// dropSources empties the cache.
+func (r *rig) dropSources() {
+	r.t.Helper()
+	infos, err := r.pool.List(r.t.Context())
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for _, info := range infos {
+		if strings.HasPrefix(string(info.ID), blockdev.PrefixSource) {
+			if err := r.pool.Remove(r.t.Context(), info.ID); err != nil {
+				r.t.Fatal(err)
+			}
 		}
 	}
 }

@@ -355,3 +355,40 @@ func ours(t *testing.T, root string) []byte {
 	}
 	return b.Bytes()
 }
+
+// A template of many tiny files fits into a small volume, keeps everything in
+// one of every class, and leaves a large one its space.
+func TestTinyFiles(t *testing.T) {
+	r := reflinkRig(t, 4<<30, nil)
+	root := t.TempDir()
+	for i := range 5000 {
+		dir := fmt.Sprintf("%s/%02d", root, i/100)
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(fmt.Sprintf("%s/f%d", dir, i), []byte(strings.Repeat("z", i%300)), 0o640); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := survey(t, root)
+	r.put("tiny")
+	v := r.push("tiny", tarred(t, root, "--format=pax"))
+	if v.MinimumBytes >= 12*mib || v.ImageBytes < 20*mib {
+		t.Fatalf("this is about another case: %+v", v)
+	}
+	for _, size := range []int64{v.MinimumBytes, 15 * mib, 16 * mib, v.ImageBytes - mib, v.ImageBytes, 2 * v.ImageBytes, 1 << 30} {
+		t.Run(fmt.Sprint(size/mib), func(t *testing.T) {
+			at := *r
+			at.t = t
+			dir := at.mounted(templates.SourceSpec{Filesystem: filesystem.Ext4, Size: size, Revision: v.ID})
+			compare(t, want, survey(t, dir))
+			var fs unix.Statfs_t
+			if err := unix.Statfs(dir, &fs); err != nil {
+				t.Fatal(err)
+			}
+			if used := size - int64(fs.Bfree)*fs.Bsize; size == 1<<30 && used > 20*mib+size/25 {
+				t.Errorf("of 1 GiB, %d MiB are used", used/mib)
+			}
+		})
+	}
+}

@@ -9,18 +9,33 @@ import (
 // filesystem.Tools.Make.
 const smallExt4 = 16 * filesystem.MiB
 
-// ext4Size is the size in bytes, in whole MiB, of an ext4 image that holds
-// what was counted. The builder tries a larger one should it be too small.
-func ext4Size(c archive.Counts) int64 {
-	if c.LargestAttributes < 900 && c.LongestLink < 1023 { // they have to fit into one block
-		contents := c.Bytes(1024)
-		inodes := (c.Entries + c.Replaced + 16) * 256
-		groups := 1 + contents/(8<<20)
-		size := roundUp(contents+max(inodes, contents/(64<<10)*256, 128*256)+groups*32<<10+contents/64, filesystem.MiB)
-		if size < smallExt4 {
-			return size
-		}
+// classOf tells the small class (0) from the regular one (1).
+func classOf(size int64) int {
+	if size < smallExt4 {
+		return 0
 	}
+	return 1
+}
+
+// smallSize is the size in bytes, in whole MiB, of a filesystem of the small
+// class that holds what was counted; 0 when none does.
+func smallSize(c archive.Counts) int64 {
+	if c.LargestAttributes >= 900 || c.LongestLink >= 1023 { // they have to fit into one block
+		return 0
+	}
+	contents := c.Bytes(1024)
+	inodes := (c.Entries + c.Replaced + 16) * 256
+	groups := 1 + contents/(8<<20)
+	size := roundUp(contents+max(inodes, contents/(64<<10)*256, 128*256)+groups*32<<10+contents/64, filesystem.MiB)
+	if classOf(size) != 0 {
+		return 0
+	}
+	return size
+}
+
+// regularSize is the same for the regular class. The builder tries a larger one
+// should it be too small.
+func regularSize(c archive.Counts) int64 {
 	contents := c.Bytes(4096)
 	size := contents
 	for range 4 { // overhead is a share of the size, which it enlarges
@@ -35,7 +50,8 @@ func ext4Size(c archive.Counts) int64 {
 func ext4Overhead(size, inodes int64) int64 {
 	groups := 1 + size/(128<<20)
 	inodes = max(inodes+inodes/32, min(size/(16<<10), 2*size/(32<<10)))
-	return inodes*256 + journalBytes(size) + groups*16<<10 + (2+groups/8)*(600<<10) + size/40 + 256<<10
+	kept := min(size/50, 16*filesystem.MiB)
+	return inodes*256 + journalBytes(size) + groups*16<<10 + (2+groups/8)*(600<<10) + kept + size/250 + 256<<10
 }
 
 func journalBytes(size int64) int64 {
@@ -68,4 +84,13 @@ func (v Revision) MinimumFor(t filesystem.Type) int64 {
 	default:
 		return v.MinimumBytes
 	}
+}
+
+// growsWell tells whether a volume of a size is better made by growing the
+// revision's image than by copying its files: a grown one keeps the image's
+// share of inode tables, which is large where files are tiny.
+func (v Revision) growsWell(size int64) bool {
+	const blankBytesPerInode = 16 << 10
+	dense := v.Entries*blankBytesPerInode/2 > v.ImageBytes
+	return size >= v.ImageBytes && !(dense && size >= 4*v.ImageBytes)
 }

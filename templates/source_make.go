@@ -18,8 +18,9 @@ import (
 // makeSource makes and publishes the image for a spec.
 func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID, err error) {
 	id = newID(blockdev.PrefixSource, l.now())
+	var v Revision
 	if s.Revision != "" {
-		if _, err := l.pin(s.Revision); err != nil {
+		if v, err = l.pin(s.Revision); err != nil {
 			return "", err
 		}
 		defer l.unpin(s.Revision)
@@ -35,7 +36,7 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 			id = ""
 		}
 	}()
-	shared, err := l.fillSource(ctx, id, s)
+	shared, err := l.fillSource(ctx, id, s, v)
 	if err != nil {
 		return id, err
 	}
@@ -63,23 +64,23 @@ func sourceNeed(s SourceSpec, revision int64) int64 {
 
 // fillSource makes the draft and tells how many of its bytes are shared with
 // the revision's image.
-func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec) (shared int64, err error) {
+func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) (shared int64, err error) {
 	switch {
 	case s.Revision == "":
-		return 0, l.makeBlank(ctx, id, s)
-	case s.Filesystem == filesystem.Ext4:
+		return 0, l.makeBlank(ctx, id, s, 0)
+	case s.Filesystem == filesystem.Ext4 && v.growsWell(s.Size):
 		return l.growRevision(ctx, id, s)
 	default:
-		return 0, l.convertRevision(ctx, id, s)
+		return 0, l.convertRevision(ctx, id, s, v)
 	}
 }
 
-func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec) error {
+func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec, inodes int64) error {
 	if err := l.o.Pool.Create(ctx, id, s.Size); err != nil {
 		return err
 	}
 	return l.withFile(ctx, id, func(path string) error {
-		return l.o.Filesystems.Make(ctx, path, s.Filesystem, filesystem.MakeOptions{})
+		return l.o.Filesystems.Make(ctx, path, s.Filesystem, filesystem.MakeOptions{Inodes: inodes})
 	})
 }
 
@@ -115,17 +116,39 @@ func copyImage(ctx context.Context, to, from string) (err error) {
 	return err
 }
 
-// convertRevision copies the tree of a revision (ext4) into a fresh filesystem
-// of another type.
-func (l *Library) convertRevision(ctx context.Context, id blockdev.ID, s SourceSpec) error {
-	if err := l.makeBlank(ctx, id, s); err != nil {
+// convertRevision copies the tree of a revision (ext4) into a fresh filesystem:
+// of another type, or of another class than the revision's.
+func (l *Library) convertRevision(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) error {
+	fresh := s
+	if s.Filesystem == filesystem.Ext4 && s.Size < v.ImageBytes {
+		// Only the small class holds it in so few bytes, so it is made in that
+		// class and grown.
+		fresh.Size = min(s.Size, smallExt4-filesystem.MiB)
+	}
+	if err := l.makeBlank(ctx, id, fresh, v.Entries+16); err != nil {
 		return err
 	}
+	if err := l.copyFiles(ctx, id, s); err != nil || fresh.Size == s.Size {
+		return err
+	}
+	if err := l.o.Pool.Grow(ctx, id, s.Size); err != nil {
+		return err
+	}
+	return l.withFile(ctx, id, func(path string) error { return l.o.Filesystems.Grow(ctx, path, s.Filesystem) })
+}
+
+func (l *Library) copyFiles(ctx context.Context, id blockdev.ID, s SourceSpec) error {
 	l.convert.Lock()
 	defer l.convert.Unlock()
 	return l.withMountAs(ctx, s.Revision, filesystem.Ext4, true, func(from *os.File) error {
 		return l.withMount(ctx, id, s.Filesystem, func(to *os.File) error {
-			return copyTree(ctx, from, to)
+			if err := copyTree(ctx, from, to); err != nil {
+				return err
+			}
+			if err := settleRoot(from, to, s.Filesystem != filesystem.Ext4); err != nil {
+				return err
+			}
+			return sys.SyncFilesystem(to)
 		})
 	})
 }
@@ -151,18 +174,12 @@ func copyTree(ctx context.Context, from, to *os.File) error {
 		ExtraFiles: []*os.File{from, to},
 		Timeout:    copyTimeout,
 	})
-	if err != nil {
-		return classifyCopy(err)
-	}
-	if err := dropLostAndFound(from, to); err != nil {
-		return err
-	}
-	return sys.SyncFilesystem(to)
+	return classifyCopy(err)
 }
 
-// dropLostAndFound removes ext4's own directory from a copy; it stays when an
-// archive put something into it. The root keeps its time.
-func dropLostAndFound(from, to *os.File) (err error) {
+// settleRoot gives the root of a copy the time that it had. ext4's own directory
+// for lost files is removed elsewhere, unless an archive put something into it.
+func settleRoot(from, to *os.File, drop bool) (err error) {
 	info, err := from.Stat()
 	if err != nil {
 		return err
@@ -172,6 +189,8 @@ func dropLostAndFound(from, to *os.File) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	_ = root.RemoveDir("lost+found")
+	if drop {
+		_ = root.RemoveDir("lost+found")
+	}
 	return root.Self().SetTimes(info.ModTime())
 }

@@ -42,6 +42,7 @@ type Revision struct {
 	Digest       string         `json:"digest,omitempty"` // "sha256:..." of the uploaded archive
 	ContentBytes int64          `json:"contentBytes"`     // file bytes in the archive
 	MinimumBytes int64          `json:"minimumBytes"`     // the smallest volume that holds it (ext4)
+	ImageBytes   int64          `json:"imageBytes"`       // size of its own image
 	Entries      int64          `json:"entries"`          // inodes
 	DataBytes    int64          `json:"dataBytes"`        // what the contents occupy, in blocks of 4 KiB
 	LongestLink  int64          `json:"longestLink"`      // bytes of the longest symbolic link's text

@@ -161,16 +161,16 @@ func (l *Library) ingest(ctx context.Context, key string, id blockdev.ID, length
 		return Revision{}, err
 	}
 	defer s.remove()
-	size, err := l.build(ctx, id, s)
+	sizes, err := l.build(ctx, id, s)
 	if err != nil {
 		return Revision{}, err
 	}
 	// From here on the work is worth finishing whoever waits for it.
-	return l.finish(context.WithoutCancel(ctx), key, id, s, size)
+	return l.finish(context.WithoutCancel(ctx), key, id, s, sizes)
 }
 
 // finish publishes the image, which makes the revision exist, and records it.
-func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spooled, size int64) (Revision, error) {
+func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spooled, sizes built) (Revision, error) {
 	lock := l.locks.lock(key)
 	defer lock.Unlock()
 	r := l.lookup(key)
@@ -180,7 +180,7 @@ func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spo
 	v := *r.revision(id)
 	v.Status, v.Failure, v.Digest = Ready, "", s.digest
 	v.ContentBytes, v.Entries, v.DataBytes = s.counts.FileBytes, s.counts.Entries, s.counts.Bytes(4096)
-	v.LongestLink, v.MinimumBytes, v.ReadyAt = s.counts.LongestLink, size, l.now()
+	v.LongestLink, v.MinimumBytes, v.ImageBytes, v.ReadyAt = s.counts.LongestLink, sizes.minimum, sizes.image, l.now()
 	if err := l.publish(ctx, id, describe(r, v)); err != nil {
 		return Revision{}, errors.Join(err, l.o.Pool.Remove(ctx, id))
 	}
