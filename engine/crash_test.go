@@ -150,6 +150,7 @@ func TestEveryCrashPoint(t *testing.T) {
 	for _, power := range []bool{false, true} {
 		for cut := 1; cut <= total; cut++ {
 			t.Run(fmt.Sprintf("power=%v/%03d", power, cut), func(t *testing.T) {
+				t.Parallel()
 				w := newWorld(t)
 				w.arm(cut, true)
 				done, crashedAt := w.live(t, life())
@@ -173,6 +174,7 @@ func TestEveryErrorPoint(t *testing.T) {
 	names := namePoints(t)
 	for cut := 1; cut <= len(names); cut++ {
 		t.Run(fmt.Sprintf("%03d", cut), func(t *testing.T) {
+			t.Parallel()
 			w := newWorld(t)
 			w.arm(cut, false)
 			if strings.HasPrefix(names[cut-1], "metadata.") {

@@ -97,7 +97,9 @@ func (e *Engine) resolve(ctx context.Context, v *Volume, ref string) error {
 	return nil
 }
 
-// intend takes the name, the promise and the quota, and makes the wish durable.
+// intend takes the name, the promise and the quota, and begins to make the wish
+// durable. It need not be so before the draft is begun, which nobody sees and a
+// crash discards: allocate waits for it before the image gets its name.
 func (e *Engine) intend(ctx context.Context, v Volume, idempotencyKey string, r CreateVolume) error {
 	if !e.catalog.add(v) {
 		return problem(ErrExists, "metadata.name", "Volume %s already exists", v.Name)
@@ -106,25 +108,39 @@ func (e *Engine) intend(ctx context.Context, v Volume, idempotencyKey string, r 
 		e.catalog.remove(v.ID)
 		return err
 	}
-	err := e.o.Store.Update(ctx, func(tx *metadata.Tx) error {
-		if idempotencyKey != "" {
-			if err := idempotencyTable.Put(tx, idempotencyKey, e.remember(v, r)); err != nil {
-				return err
+	durable := make(chan error, 1)
+	e.mu.Lock()
+	e.intents[v.ID] = durable
+	e.mu.Unlock()
+	go func() {
+		durable <- e.o.Store.Update(ctx, func(tx *metadata.Tx) error {
+			if idempotencyKey != "" {
+				if err := idempotencyTable.Put(tx, idempotencyKey, e.remember(v, r)); err != nil {
+					return err
+				}
 			}
-		}
-		return volumesTable.Put(tx, string(v.ID), v)
-	})
-	if err != nil {
-		e.o.Ledger.forget(v.ID)
-		e.catalog.remove(v.ID)
-		return err
-	}
+			return volumesTable.Put(tx, string(v.ID), v)
+		})
+	}()
 	return nil
+}
+
+// intended waits until the wish is durable; one from another life is.
+func (e *Engine) intended(id blockdev.ID) error {
+	e.mu.Lock()
+	durable := e.intents[id]
+	delete(e.intents, id)
+	e.mu.Unlock()
+	if durable == nil {
+		return nil
+	}
+	return <-durable
 }
 
 // abandon undoes a create that failed: the caller gets the reason, and nothing
 // is left. What cannot be undone now is finished by Run.
 func (e *Engine) abandon(ctx context.Context, v Volume, idempotencyKey string, cause error) error {
+	cause = errors.Join(cause, e.intended(v.ID))
 	if lostWrite(cause) {
 		return cause // fail-stop: records stay for the next start
 	}

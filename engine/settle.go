@@ -115,6 +115,9 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 	} else if err := e.hydrate(ctx, *v); err != nil {
 		return err
 	}
+	if err := e.intended(v.ID); err != nil {
+		return err
+	}
 	ready := v.clone()
 	ready.Phase = Ready
 	ready.Sequence++

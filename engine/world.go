@@ -36,7 +36,8 @@ type Stage interface {
 
 // Filesystems is what the engine needs of filesystems. filesystem.Tools is one.
 type Filesystems interface {
-	// Identify gives a clean, unmounted filesystem its own UUID, durably.
+	// Identify gives a clean, unmounted filesystem its own UUID; durable when the
+	// image is flushed (Publish).
 	Identify(ctx context.Context, path string, t filesystem.Type, uuid string) error
 	// Size reads the size in bytes of an unmounted filesystem from its superblock;
 	// SizeMounted asks the one that is mounted at dir.
