@@ -172,6 +172,9 @@ func (n *node) openStore(ctx context.Context) error {
 	n.store, err = metadata.Open(n.at.store(), metadata.Options{
 		Log: n.log, OnFailure: failStop(n.log), SequenceFile: n.at.sequence(),
 	})
+	if errors.Is(err, metadata.ErrRolledBack) || errors.Is(err, metadata.ErrDamaged) {
+		return fmt.Errorf("%w; make new records from the images: holdfastd rebuild --state-dir %s --yes", err, n.c.StateDir)
+	}
 	if err != nil {
 		return err
 	}
