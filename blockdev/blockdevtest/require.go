@@ -23,15 +23,13 @@ const (
 	Runc  Need = "runc"  // the program
 	Qemu  Need = "qemu"  // qemu-system-x86_64 and qemu-img
 	Fuse  Need = "fuse"  // /dev/fuse
-	Node  Need = "node"  // the program that runs JavaScript
-	NPM   Need = "npm"   // the program, and the registry that it fetches from
+	NPM   Need = "npm"   // node, npm, and the registry that it fetches from
+	SDK   Need = "sdk"   // clients of other makers, wherever they are fetched from
 	// ReflinkPool is all that ReflinkDir needs: root, loop and XFS.
 	ReflinkPool Need = "reflink"
 	// PowerCut is all that the power-cut rig needs: root, loop, FUSE and
 	// qemu-storage-daemon.
 	PowerCut Need = "powercut"
-	// SDK is all that the clients of other makers need: node and npm.
-	SDK Need = "sdk"
 )
 
 // SkipVariable names the environment variable that waives needs: a comma list.
@@ -73,7 +71,6 @@ func waived(need Need) bool {
 var composed = map[Need][]Need{
 	ReflinkPool: {Root, Loop, XFS},
 	PowerCut:    {Root, Loop, Fuse},
-	SDK:         {Node, NPM},
 }
 
 // missing tells what of a need the machine lacks, nil for nothing.
@@ -100,8 +97,8 @@ func (n Need) missing() error {
 		return filesystemAndTools("btrfs", "mkfs.btrfs", "btrfs")
 	case Runc:
 		return programs("runc")
-	case Node, NPM:
-		return programs(string(n))
+	case NPM:
+		return programs("node", "npm")
 	case Qemu:
 		return programs("qemu-system-x86_64", "qemu-img")
 	case PowerCut:

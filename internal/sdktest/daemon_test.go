@@ -30,7 +30,7 @@ func startDaemon(t *testing.T) *localdaemon.Daemon {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	d, err := localdaemon.Start(ctx, program, filepath.Join(dir, "state"), "--pool-mode", "image", "--pool-size", "8GiB")
+	d, err := localdaemon.Start(ctx, program, filepath.Join(dir, "state"), "--pool-mode", "image", "--pool-size", "4GiB")
 	if d != nil {
 		t.Cleanup(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)

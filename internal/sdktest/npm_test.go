@@ -29,7 +29,7 @@ const (
 // another lock file is another directory.
 func nodeModules(t *testing.T) string {
 	t.Helper()
-	blockdevtest.Require(t, blockdevtest.SDK)
+	blockdevtest.Require(t, blockdevtest.SDK, blockdevtest.NPM)
 	cache, err := filepath.Abs(filepath.Join(root, ".cache", "sdk"))
 	must(t, err)
 	dir := filepath.Join(cache, lockDigest(t))
