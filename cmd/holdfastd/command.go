@@ -19,11 +19,12 @@ and so on) and from the defaults; the first named wins.
 Exit codes:
    0  stopped as asked
    1  failed for another reason than those below
-   2  the command line or the configuration is wrong
+   2  a bug: the runtime gave up, or systemd's watchdog did
    3  another process holds the state directory
    4  this host lacks what the daemon cannot work without
   70  storage failed under the daemon (fail-stop): restart it, it will find out
       what is durable
+  78  the command line or the configuration is wrong
 A second SIGTERM or SIGINT ends the daemon at once.`
 
 // flags are the settings given on the command line.

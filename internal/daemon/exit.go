@@ -7,11 +7,13 @@ import (
 	"os"
 )
 
-// The exit codes of holdfastd; its help documents them.
+// The exit codes of holdfastd; its help documents them. 2 is none of them: the
+// runtime ends with it after a panic, and after the SIGABRT of systemd's
+// watchdog, and then the daemon is to be started again.
 const (
 	exitOK      = 0
 	exitFailure = 1
-	exitUsage   = 2
+	exitUsage   = 78 // EX_CONFIG of sysexits.h
 	exitHeld    = 3
 	exitHost    = 4
 	exitStorage = 70 // EX_SOFTWARE of sysexits.h

@@ -48,7 +48,7 @@ func TestUnitMakesNoMountNamespace(t *testing.T) {
 
 func TestUnitLeavesSandboxesAlone(t *testing.T) {
 	for key, want := range map[string]string{
-		"Type": "notify", "KillMode": "process", "Delegate": "yes", "Restart": "on-failure", "RestartPreventExitStatus": "2 3",
+		"Type": "notify", "KillMode": "process", "Delegate": "yes", "Restart": "on-failure", "RestartPreventExitStatus": "3 78",
 	} {
 		if got := unit(t)[key]; got != want {
 			t.Errorf("%s=%s, want %s", key, got, want)
