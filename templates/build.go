@@ -36,6 +36,7 @@ func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (b buil
 	if b.image, err = l.buildFitting(ctx, id, s, regularSize(s.counts)); err != nil {
 		return b, l.poolError(err)
 	}
+	l.images.set(id, b.image) // until it is published and measured
 	b.minimum = b.image
 	small := smallSize(s.counts)
 	if small == 0 {
@@ -49,11 +50,16 @@ func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (b buil
 	if errors.Is(err, errFilesystemFull) {
 		err = nil
 	}
-	background := context.WithoutCancel(ctx)
-	if err = errors.Join(err, l.o.Pool.Remove(background, trial)); err != nil {
-		err = errors.Join(err, l.o.Pool.Remove(background, id))
+	if err = errors.Join(err, l.abandon(ctx, trial)); err != nil {
+		err = errors.Join(err, l.abandon(ctx, id))
 	}
 	return b, l.poolError(err)
+}
+
+// abandon removes a draft of ours.
+func (l *Library) abandon(ctx context.Context, id blockdev.ID) error {
+	l.images.remove(id)
+	return l.o.Pool.Remove(context.WithoutCancel(ctx), id)
 }
 
 // buildFitting makes the image anew, larger each time, until all fits.
@@ -65,7 +71,7 @@ func (l *Library) buildFitting(ctx context.Context, id blockdev.ID, s *spooled, 
 		if err == nil {
 			return size, nil
 		}
-		err = errors.Join(err, l.o.Pool.Remove(context.WithoutCancel(ctx), id))
+		err = errors.Join(err, l.abandon(ctx, id))
 		if !errors.Is(err, errFilesystemFull) {
 			return 0, err
 		}

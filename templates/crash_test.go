@@ -34,7 +34,7 @@ const (
 // live goes through a life until something fails.
 func (r *rig) live() (l life, err error) {
 	ctx := r.t.Context()
-	spec := templates.SourceSpec{Filesystem: "ext4", Size: 4 * mib}
+	spec := templates.SourceSpec{Filesystem: "ext4", Size: 20 * mib}
 	for i, step := range []func() error{
 		stepPut: func() error {
 			_, _, err := r.Put(ctx, workspace, "app", templates.Change{Actor: actor}, true)
@@ -48,7 +48,8 @@ func (r *rig) live() (l life, err error) {
 			return err
 		},
 		stepUpload: func() error {
-			v, err := r.send(l.first, pack(r.t, file("one", "1"), file("d/e", "2")))
+			// The link is too long for the small class, whose trial the other one has.
+			v, err := r.send(l.first, pack(r.t, file("one", "1"), file("d/e", "2"), symlink("l", strings.Repeat("x", 1023))))
 			spec.Revision = v.ID
 			return err
 		},
@@ -112,7 +113,7 @@ func (r *rig) expect(l life) {
 		if err != nil {
 			return
 		}
-		_, release, err := r.Source(ctx, templates.SourceSpec{Filesystem: "ext4", Size: 2 * mib, Revision: v.ID})
+		_, release, err := r.Source(ctx, templates.SourceSpec{Filesystem: "ext4", Size: 16 * mib, Revision: v.ID})
 		if err != nil {
 			r.t.Errorf("version %s: %v", version, err)
 			return
@@ -321,7 +322,15 @@ func TestForeignImages(t *testing.T) {
 	if err := r.pool.Create(ctx, draft, mib); err != nil {
 		t.Fatal(err)
 	}
+	// Staging is the library's own, and what is left there is rubbish.
+	if err := os.MkdirAll(filepath.Join(r.pool.Staging(), "dir", "below"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(r.pool.Staging(), "left.tar"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	r.reopen()
+	r.expectStagingEmpty()
 	for _, id := range []blockdev.ID{volume, odd, draft} {
 		if _, err := r.pool.Stat(ctx, id); err != nil {
 			t.Errorf("%s: %v", id, err)

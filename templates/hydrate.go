@@ -26,14 +26,12 @@ func (l *Library) Hydrate(ctx context.Context, dst blockdev.ID, s SourceSpec) er
 	return l.copyData(ctx, dst, src, s.Size)
 }
 
-// copyData makes a draft with the data of a published image. One at a time: an
-// image has one opening, which the copies would share.
+// copyData makes a draft with the data of a published image.
 func (l *Library) copyData(ctx context.Context, dst, src blockdev.ID, size int64) error {
 	if err := l.o.Pool.Create(ctx, dst, size); err != nil {
 		return err
 	}
-	l.convert.Lock()
-	defer l.convert.Unlock()
+	defer l.openings.lock(string(src)).Unlock()
 	readOnly := blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: true}
 	return l.withEndpoint(ctx, src, readOnly, func(from string) error {
 		return l.withFile(ctx, dst, func(to string) error { return copyImage(ctx, to, from) })

@@ -75,12 +75,14 @@ func (o Options) withDefaults() Options {
 // Library keeps templates and sources. It is safe for concurrent use. Reading
 // goes to memory alone; what changes is durable when a method returns.
 type Library struct {
-	o       Options
-	locks   keyLocks // of templates; taken before mu
-	uploads chan struct{}
-	sources *sourceCache
-	images  imageBytes
-	convert sync.Mutex // one conversion at a time: they share the opening of a revision
+	o     Options
+	locks keyLocks // of templates; taken before mu
+	// openings are locks of published images: each has one opening at most, which
+	// two readers of one image would close under each other.
+	openings keyLocks
+	uploads  chan struct{}
+	sources  *sourceCache
+	images   imageBytes
 
 	mu        sync.RWMutex
 	records   map[string]*record     // by workspace/name

@@ -32,7 +32,7 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 	defer release()
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, l.o.Pool.Remove(context.WithoutCancel(ctx), id))
+			err = errors.Join(err, l.abandon(ctx, id))
 			id = ""
 		}
 	}()
@@ -138,8 +138,7 @@ func (l *Library) convertRevision(ctx context.Context, id blockdev.ID, s SourceS
 }
 
 func (l *Library) copyFiles(ctx context.Context, id blockdev.ID, s SourceSpec) error {
-	l.convert.Lock()
-	defer l.convert.Unlock()
+	defer l.openings.lock(string(s.Revision)).Unlock()
 	return l.withMountAs(ctx, s.Revision, filesystem.Ext4, true, func(from *os.File) error {
 		return l.withMount(ctx, id, s.Filesystem, func(to *os.File) error {
 			if err := copyTree(ctx, from, to); err != nil {

@@ -176,7 +176,7 @@ func TestCacheGivesWay(t *testing.T) {
 	defer release()
 	r.put("app")
 	u := r.begin("app", "")
-	r.space.follow(r.Bytes, r.Bytes()+mib)
+	r.space.follow(r.Bytes, r.Bytes()+16*mib)
 	if _, err := r.send(u, pack(t, file("a", strings.Repeat("x", 1_200_000)))); err != nil {
 		t.Errorf("%v", err)
 	}
@@ -245,8 +245,25 @@ func TestPoolWithoutReflink(t *testing.T) {
 	r := plainRig(t, nil)
 	r.put("app")
 	v := r.push("app", pack(t, file("a", strings.Repeat("x", 5_000_000))))
-	id, release := r.source(templates.SourceSpec{Filesystem: "ext4", Size: 1 << 30, Revision: v.ID})
+	spec := templates.SourceSpec{Filesystem: "ext4", Size: 1 << 30, Revision: v.ID}
+	id, release := r.source(spec)
 	defer release()
+	var wait sync.WaitGroup
+	for range 4 { // they read one source
+		wait.Add(1)
+		go func() {
+			defer wait.Done()
+			volume := blockdevtest.NewID(blockdev.PrefixVolume)
+			if err := r.Hydrate(t.Context(), volume, spec); err != nil {
+				t.Error(err)
+			}
+			info, err := r.pool.Stat(t.Context(), volume)
+			if err != nil || !info.Draft || info.Open || info.Size != spec.Size || info.Allocated > 64*mib {
+				t.Errorf("%+v, %v", info, err)
+			}
+		}()
+	}
+	wait.Wait()
 	info, err := r.pool.Stat(t.Context(), id)
 	if err != nil || info.Size != 1<<30 || info.Allocated > 64*mib {
 		t.Errorf("%+v, %v", info, err)

@@ -175,14 +175,14 @@ func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spo
 	defer lock.Unlock()
 	r := l.lookup(key)
 	if r == nil || r.revision(id) == nil { // claim and delete exclude each other
-		return Revision{}, errors.Join(ErrUploadGone, l.o.Pool.Remove(ctx, id))
+		return Revision{}, errors.Join(ErrUploadGone, l.abandon(ctx, id))
 	}
 	v := *r.revision(id)
 	v.Status, v.Failure, v.Digest = Ready, "", s.digest
 	v.ContentBytes, v.Entries, v.DataBytes = s.counts.FileBytes, s.counts.Entries, s.counts.Bytes(4096)
 	v.LongestLink, v.MinimumBytes, v.ImageBytes, v.ReadyAt = s.counts.LongestLink, sizes.minimum, sizes.image, l.now()
 	if err := l.publish(ctx, id, describe(r, v)); err != nil {
-		return Revision{}, errors.Join(err, l.o.Pool.Remove(ctx, id))
+		return Revision{}, errors.Join(err, l.abandon(ctx, id))
 	}
 	var old []blockdev.ID
 	next, err := l.changeLocked(ctx, key, func(r *record) (*record, error) {

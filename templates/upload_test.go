@@ -23,6 +23,9 @@ func (r *rig) expectStagingEmpty() {
 	if held := r.space.reserved(); held != 0 {
 		r.t.Errorf("%d bytes are still set aside", held)
 	}
+	if st := r.Stats(); st.Uploads != 0 || st.Revisions+st.Sources == 0 && r.Bytes() != 0 {
+		r.t.Errorf("nothing accounts for %d bytes: %+v", r.Bytes(), st)
+	}
 }
 
 func TestUploadURLs(t *testing.T) {
