@@ -249,7 +249,7 @@ func (s *Stage) unmount(ctx context.Context, id blockdev.ID) error {
 
 // letGo unmounts and waits until nothing else holds the filesystem.
 func (s *Stage) letGo(ctx context.Context, dir string, m *Mount, place sys.Place) error {
-	if err := unmountPatiently(ctx, dir); err != nil {
+	if err := Patiently(ctx, func() error { return sys.Unmount(dir) }); err != nil {
 		if errors.Is(err, syscall.EBUSY) {
 			return fmt.Errorf("%w: the volume is in use on this host: %w%s", blockdev.ErrBusy, err, Holders(place.Device))
 		}
@@ -261,13 +261,14 @@ func (s *Stage) letGo(ctx context.Context, dir string, m *Mount, place sys.Place
 	return ignoreNotExist(os.Remove(dir))
 }
 
-// unmountPatiently does not take a passing user for one that stays: a process
-// that is being started holds a copy of every open file of the one that starts
-// it (of this one's too, when it runs a tool) until it executes its program.
-func unmountPatiently(ctx context.Context, dir string) error {
+// Patiently unmounts, and does not take a passing user for one that stays: a
+// process that is being started holds a copy of every open file of the one that
+// starts it (of this one's too, when it runs a tool) until it executes its
+// program. EBUSY after that is for whoever uses the mount.
+func Patiently(ctx context.Context, unmount func() error) error {
 	deadline := time.Now().Add(passingWait)
 	for {
-		err := sys.Unmount(dir)
+		err := unmount()
 		if !errors.Is(err, syscall.EBUSY) || time.Now().After(deadline) {
 			return err
 		}

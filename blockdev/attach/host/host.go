@@ -114,10 +114,10 @@ func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return blockdev.Op("host.Detach", r.Volume, a.detach(r))
+	return blockdev.Op("host.Detach", r.Volume, a.detach(ctx, r))
 }
 
-func (a *Attacher) detach(r attach.Request) error {
+func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 	v, err := attach.VolumeOf(r)
 	if err != nil {
 		return err
@@ -145,7 +145,7 @@ func (a *Attacher) detach(r attach.Request) error {
 	}
 	place, _ := sys.PlaceOf(at.dir) // only to name who uses it
 	at.dir.Close()                  // it would keep the mount busy
-	err = sys.UnmountAt(at.parent, at.name)
+	err = attach.Patiently(ctx, func() error { return sys.UnmountAt(at.parent, at.name) })
 	switch {
 	case errors.Is(err, syscall.EBUSY):
 		return fmt.Errorf("%w: %s is in use%s: %w", blockdev.ErrBusy, r.Target.Path, attach.Holders(place.Device), err)

@@ -1,6 +1,7 @@
 package runc
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -70,13 +71,13 @@ func lookFor(in sys.Inside, v attach.Volume, mountPath string) ([]attach.Mount, 
 
 // takeAway unmounts all mounts of the volume in the namespace, that at the
 // mount path last, so that it is still there while others cannot go.
-func takeAway(in sys.Inside, v attach.Volume, mountPath string) error {
+func takeAway(ctx context.Context, in sys.Inside, v attach.Volume, mountPath string) error {
 	found, err := lookFor(in, v, mountPath)
 	if err != nil {
 		return err
 	}
 	for _, m := range lastFirst(found, mountPath) {
-		if err := unmount(in, v, m); err != nil {
+		if err := unmount(ctx, in, v, m); err != nil {
 			return err
 		}
 	}
@@ -103,7 +104,7 @@ func lastFirst(found []attach.Mount, mountPath string) []attach.Mount {
 
 // unmount takes one mount of the volume away, from where it is now: the tenant
 // may have renamed a directory above it.
-func unmount(in sys.Inside, v attach.Volume, m attach.Mount) error {
+func unmount(ctx context.Context, in sys.Inside, v attach.Volume, m attach.Mount) error {
 	if m.Path == "/" {
 		return fmt.Errorf("%w: the volume is the container's root", blockdev.ErrBusy)
 	}
@@ -116,7 +117,7 @@ func unmount(in sys.Inside, v attach.Volume, m attach.Mount) error {
 	if err := topIs(in, v, parent, name); err != nil {
 		return moved(m, err)
 	}
-	err = in.UnmountAt(parent, name)
+	err = attach.Patiently(ctx, func() error { return in.UnmountAt(parent, name) })
 	switch {
 	case errors.Is(err, syscall.EBUSY):
 		return fmt.Errorf("%w: %s is in use in the container: %w", blockdev.ErrBusy, m.Path, err)

@@ -148,10 +148,10 @@ func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	return blockdev.Op("runc.Detach", r.Volume, a.detach(r))
+	return blockdev.Op("runc.Detach", r.Volume, a.detach(ctx, r))
 }
 
-func (a *Attacher) detach(r attach.Request) error {
+func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 	p, err := a.open(r.Target)
 	if isGone(err) {
 		return nil
@@ -164,7 +164,7 @@ func (a *Attacher) detach(r attach.Request) error {
 	if err != nil {
 		return err
 	}
-	err = p.inside(func(in sys.Inside) error { return takeAway(in, v, r.MountPath) })
+	err = p.inside(func(in sys.Inside) error { return takeAway(ctx, in, v, r.MountPath) })
 	switch {
 	case err == nil:
 		return nil
