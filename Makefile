@@ -11,17 +11,20 @@ BUILD = CGO_ENABLED=0 go build -trimpath -buildvcs=false -ldflags '-s -w -X main
 SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 
 # The layers of `make test`, in the order in which they run: a name, a budget in
-# seconds on two cores with warm caches, flags of go test, and the packages: an
-# extended regular expression over import paths. A package belongs to the first
-# layer that matches it; `rest` is whatever no other layer claims, so a new
-# package is never forgotten. A layer over its budget is reported, not cut.
+# seconds on two cores with warm caches, where temporary files lie (memory: the
+# layer simulates its disks, and a flush proves nothing), flags of go test, and
+# the packages: an extended regular expression over import paths. A package
+# belongs to the first layer that matches it; `rest` is whatever no other layer
+# claims, so a new package is never forgotten. A layer over its budget is
+# reported, not cut.
 define LAYERS
-pure      60  -          rest
-engine    210 -race      ^holdfast/(engine|metadata|api|templates)(/|$$)
-kernel    210 -          ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
-powercut  120 -          ^holdfast/internal/powercut(/|$$)
-sdk       60  -          ^holdfast/.*sdk
-e2e       240 -          ^holdfast/cmd/
+pure       60  disk   -      rest
+engine    200  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
+templates  60  disk   -race  ^holdfast/templates(/|$$)
+kernel    150  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
+powercut   90  disk   -      ^holdfast/internal/powercut(/|$$)
+sdk        60  disk   -      ^holdfast/.*sdk
+e2e       280  disk   -      ^holdfast/cmd/
 endef
 export LAYERS
 
