@@ -158,7 +158,7 @@ func bodyFor(err error, id string) (ErrorBody, answer) {
 	switch {
 	case errors.As(err, &p):
 		b.Message = p.Error()
-		if p.Kind == engine.ErrExists && p.Field != "" && p.Field != "metadata.name" {
+		if errors.Is(p.Kind, engine.ErrExists) && p.Field != "" && p.Field != "metadata.name" {
 			b.Error = "ALREADY_EXISTS"
 		}
 	case a.err == nil:

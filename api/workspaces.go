@@ -5,8 +5,6 @@ import (
 	"encoding/json"
 	"strconv"
 	"unicode/utf8"
-
-	"holdfast/engine"
 )
 
 func (c *call) workspaceBody(w Workspace) WorkspaceBody {
@@ -129,7 +127,7 @@ func updateQuota(c *call) error {
 	if err := c.s.o.Engine.SetQuota(c.r.Context(), w.Name, q); err != nil {
 		return err
 	}
-	return c.json(QuotaBody(engine.Quota(q)))
+	return c.json(QuotaBody(q))
 }
 
 func bound(field string, raw json.RawMessage, to *int64) error {

@@ -132,8 +132,10 @@ func hostFacts(dir string) Host {
 		h.Kernel = strings.TrimSpace(string(b))
 	}
 	h.CPU = field("/proc/cpuinfo", "model name")
-	fmt.Sscan(field("/proc/meminfo", "MemTotal"), &h.MemoryMiB)
-	h.MemoryMiB /= 1024
+	var kib int64
+	if _, err := fmt.Sscan(field("/proc/meminfo", "MemTotal"), &kib); err == nil {
+		h.MemoryMiB = kib / 1024
+	}
 	if mounts, err := mountinfo.GetMounts(mountinfo.ParentsFilter(dir)); err == nil {
 		deepest := 0
 		for _, m := range mounts {

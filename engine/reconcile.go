@@ -197,7 +197,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		case <-e.kick:
 		}
 		if err := e.tend(ctx); err != nil {
-			if e.inspect(err); lostWrite(err) {
+			if err = e.inspect(err); errors.Is(err, ErrUnavailable) {
 				return err
 			}
 			e.o.Log.Warn("background work failed: it is tried again", "err", err)

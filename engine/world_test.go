@@ -166,7 +166,7 @@ func readToy(pool *blockdevtest.Memory, path string) (toySuper, error) {
 		return toySuper{}, err
 	}
 	b := make([]byte, toyBytes)
-	if _, err := image.ReadAt(b, 0); err != nil && err != io.EOF {
+	if _, err := image.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return toySuper{}, err
 	}
 	if string(b[:8]) != toyMagic {

@@ -121,7 +121,7 @@ func TestAFailedUpdateLeavesNothing(t *testing.T) {
 		}
 		return mine
 	})
-	if err != mine {
+	if !errors.Is(err, mine) {
 		t.Fatal(err)
 	}
 	if got := all(t, s); !maps.Equal(got, map[string]int{"a": 1}) {
@@ -361,14 +361,14 @@ func TestFailpoints(t *testing.T) {
 		return s.Update(t.Context(), func(tx *Tx) error { return things.Put(tx, key, thing{key, 1}) })
 	}
 	at = "metadata.commit.before"
-	if err := update("before"); err != crash {
+	if err := update("before"); !errors.Is(err, crash) {
 		t.Fatal(err)
 	}
 	if err := s.Update(t.Context(), func(*Tx) error { return nil }); err != nil {
 		t.Fatalf("nothing to commit, but %v", err)
 	}
 	at = "metadata.commit.after"
-	if err := update("after"); err != crash {
+	if err := update("after"); !errors.Is(err, crash) {
 		t.Fatal(err)
 	}
 	at = ""

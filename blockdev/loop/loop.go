@@ -82,13 +82,19 @@ func Find(f *os.File) ([]Device, error) {
 
 // List tells all devices of the host that have a backing file.
 func List() ([]Device, error) {
-	files, err := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	blocks, err := os.ReadDir("/sys/block")
 	if err != nil {
 		return nil, blockdev.Op("loop.List", "", err)
 	}
 	var devices []Device
-	for _, file := range files {
-		name := filepath.Base(filepath.Dir(filepath.Dir(file)))
+	for _, block := range blocks {
+		name := block.Name()
+		if !strings.HasPrefix(name, "loop") {
+			continue
+		}
+		if _, err := os.Lstat("/sys/block/" + name + "/loop"); err != nil {
+			continue // no backing file
+		}
 		device, err := Inspect("/dev/" + name)
 		switch {
 		case err == nil:

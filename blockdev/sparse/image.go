@@ -71,9 +71,9 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 	if err := p.at("grow.device"); err != nil {
 		return err
 	}
-	o, err := p.current(id, dir, f)
-	if err != nil || o == nil || o.kind != blockdev.Block {
-		return err
+	o := p.known(id)
+	if o == nil || o.kind != blockdev.Block {
+		return nil
 	}
 	grown, err := o.device.Grow()
 	if err == nil && grown < size {
@@ -205,7 +205,11 @@ func (p *Pool) trim(ctx context.Context, id blockdev.ID) (int64, error) {
 		return 0, notFound(err)
 	}
 	defer f.Close()
-	if o, err := p.current(id, dir, f); err != nil || o != nil {
+	o := p.known(id)
+	if o == nil {
+		o, err = p.unknownDevice(id, dir, f)
+	}
+	if err != nil || o != nil {
 		return 0, errors.Join(err, blockdev.ErrBusy)
 	}
 	freed, err := extent.Trim(ctx, f)

@@ -133,7 +133,7 @@ func killAfter(t *testing.T, dir string, n int, after time.Duration, kept, remov
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	defer cmd.Wait()
+	defer func() { _ = cmd.Wait() }() // it was killed
 	lines := bufio.NewScanner(out)
 	for lines.Scan() {
 		switch kind, id := lines.Text()[:1], strings.TrimSpace(lines.Text()[1:]); kind {

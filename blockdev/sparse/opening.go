@@ -50,7 +50,10 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	}
 	defer f.Close()
 
-	o, err := p.current(id, dir, f)
+	o := p.known(id)
+	if o == nil && slices.Contains(w.Kinds, blockdev.Block) {
+		o, err = p.unknownDevice(id, dir, f)
+	}
 	if err == nil && o == nil {
 		o, err = p.newOpening(id, dir, f, w)
 	}
@@ -87,12 +90,11 @@ func (o *opening) endpoint(dir string, f *os.File) (blockdev.Endpoint, error) {
 	return e, err
 }
 
-// current gives the opening that an image has now, nil for none. A device that
-// this process does not know of is adopted.
-func (p *Pool) current(id blockdev.ID, dir string, f *os.File) (*opening, error) {
-	if o := p.known(id); o != nil {
-		return o, nil
-	}
+// unknownDevice looks for a device of the image that this process has not made
+// and did not find when it opened the pool, and adopts it; nil for none. It asks
+// every loop device of the host, so only who wants a device pays for it: files
+// that nobody but the pool's one process touches need no look.
+func (p *Pool) unknownDevice(id blockdev.ID, dir string, f *os.File) (*opening, error) {
 	devices, err := loop.Find(f)
 	if err != nil || len(devices) == 0 {
 		return nil, err
@@ -224,12 +226,15 @@ func (p *Pool) flushOpening(ctx context.Context, id blockdev.ID, o *opening) err
 	if o.kind == blockdev.Block {
 		return o.device.Detach(ctx) // flushes, down to the image
 	}
-	dir, _, err := p.locate(id)
+	dir, draft, err := p.locate(id)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
 		return err
+	}
+	if o.readOnly || draft {
+		return nil // nothing was written, or Publish flushes it: a draft is never durable
 	}
 	f, err := os.Open(dir + "/" + imageFile)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -245,22 +250,34 @@ func (p *Pool) flushOpening(ctx context.Context, id blockdev.ID, o *opening) err
 // closedForRemoval makes sure that nobody uses an image. A draft's device that
 // only a dead process had made does not count, and goes.
 func (p *Pool) closedForRemoval(ctx context.Context, id blockdev.ID, dir string, draft bool) error {
-	f, err := os.Open(dir + "/" + imageFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	o := p.known(id)
+	if o == nil && !draft {
+		found, err := p.foreignDevice(id, dir)
+		if err != nil {
+			return err
+		}
+		o = found
+	}
+	if o == nil {
 		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	o, err := p.current(id, dir, f)
-	if err != nil || o == nil {
-		return err
 	}
 	if draft && o.inherited {
 		return p.release(ctx, id, o)
 	}
 	return fmt.Errorf("open as %s: %w", o.lease, blockdev.ErrBusy)
+}
+
+// foreignDevice is unknownDevice for an image that nobody has opened yet.
+func (p *Pool) foreignDevice(id blockdev.ID, dir string) (*opening, error) {
+	f, err := os.Open(dir + "/" + imageFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return p.unknownDevice(id, dir, f)
 }
 
 // findOpenings learns from the kernel which images an earlier process left open.

@@ -159,6 +159,9 @@ func TestNobodyElseReadsAPool(t *testing.T) {
 		t.Fatal(err)
 	}
 	err := filepath.WalkDir(p.dir, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
 		info, err := entry.Info()
 		if err == nil && info.Mode().Perm()&0o077 != 0 {
 			t.Errorf("%s has mode %v", path, info.Mode())

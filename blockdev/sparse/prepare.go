@@ -155,7 +155,7 @@ func canReflink(dir string) (can bool, err error) {
 		if files[i], err = os.CreateTemp(dir, ".reflink-"); err != nil {
 			return false, noSpace(err)
 		}
-		defer os.Remove(files[i].Name())
+		defer func() { _ = os.Remove(files[i].Name()) }() // an empty file with a name of its own
 		defer files[i].Close()
 	}
 	if _, err := files[0].Write(make([]byte, 4096)); err != nil {

@@ -136,7 +136,7 @@ func (n *node) stop() {
 func (n *node) kill() {
 	n.t.Helper()
 	_ = n.cmd.Process.Kill() // it may have ended by itself
-	if err := n.wait(); err == errNoEnd {
+	if err := n.wait(); errors.Is(err, errNoEnd) {
 		n.t.Fatalf("SIGKILL: %v\n%s", err, n.log)
 	}
 }

@@ -237,8 +237,11 @@ func (s *show) delete(ctx context.Context) error {
 		}
 	}
 	_, err := s.daemon.Client.Volume(ctx, "work")
+	if err == nil {
+		return errors.New("a deleted volume is still there")
+	}
 	if !client.IsNotFound(err) {
-		return fmt.Errorf("a deleted volume answers %v", err)
+		return fmt.Errorf("a deleted volume: %w", err)
 	}
 	return nil
 }

@@ -41,7 +41,7 @@ func FilesystemMagic(f *os.File) (int64, error) {
 	err := control(f, func(fd uintptr) error {
 		return retry(func() error { return unix.Fstatfs(int(fd), &st) })
 	})
-	return int64(st.Type), os.NewSyscallError("fstatfs", err)
+	return st.Type, os.NewSyscallError("fstatfs", err)
 }
 
 // GrowExt4 grows the mounted ext4 that f is on to a number of its blocks. EPERM

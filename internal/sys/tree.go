@@ -115,7 +115,7 @@ func (d Dir) SetXattr(name, attr string, value []byte) error {
 }
 
 // Self gives the directory itself as a file whose attributes can be set.
-func (d Dir) Self() TreeFile { return TreeFile{fd: d.fd} }
+func (d Dir) Self() TreeFile { return TreeFile(d) }
 
 // TreeFile is an open file or directory of a tree that is being written.
 type TreeFile struct{ fd int }
