@@ -1,4 +1,3 @@
-// Command holdfast drives a Holdfast daemon: one subcommand per call of its API.
 package main
 
 import (

@@ -1,4 +1,3 @@
-// Package bytesize reads and writes numbers of bytes as people do.
 package bytesize
 
 import (

@@ -1,0 +1,2 @@
+// Command holdfast drives a Holdfast daemon: one subcommand per call of its API.
+package main
