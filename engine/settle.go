@@ -26,7 +26,11 @@ func (e *Engine) settle(ctx context.Context, v *Volume) error {
 			e.setPending(v.ID, "")
 			return nil
 		}
-		again, err := e.take(ctx, v, f, next)
+		var again bool
+		err = e.timed(string(next), func() (err error) {
+			again, err = e.take(ctx, v, f, next)
+			return err
+		})
 		if err != nil {
 			return fmt.Errorf("%s: %w", next, err)
 		}
@@ -112,7 +116,7 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 		if err := e.o.Pool.Create(ctx, v.ID, v.bytes()); err != nil {
 			return err
 		}
-	} else if err := e.hydrate(ctx, *v); err != nil {
+	} else if err := e.timed("hydrate", func() error { return e.hydrate(ctx, *v) }); err != nil {
 		return err
 	}
 	if err := e.intended(v.ID); err != nil {
@@ -126,7 +130,7 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 	if err != nil {
 		return err
 	}
-	if err := e.o.Pool.Publish(ctx, v.ID, b); err != nil {
+	if err := e.timed("publish", func() error { return e.o.Pool.Publish(ctx, v.ID, b) }); err != nil {
 		return err
 	}
 	if err := e.commit(ctx, ready); err != nil {

@@ -108,8 +108,8 @@ func rebuildCommand(f *flags) *cobra.Command {
 		Use: "rebuild", Short: "Make new records from what the volumes say of themselves", Args: cobra.NoArgs,
 		Long: "Make new records from what volumes, template versions and the side log say of themselves,\n" +
 			"when the record store is lost or damaged. The daemon must not run. The old store is moved\n" +
-			"aside, not deleted. Attached volumes stay attached for their sandboxes, but the attachments\n" +
-			"are not restored: detach those sandboxes first.",
+			"aside, not deleted. Attached volumes stay attached. Lost are Idempotency-Keys, and events\n" +
+			"newer than a volume's own description.",
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := f.load()
 			if err != nil {

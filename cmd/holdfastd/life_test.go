@@ -3,6 +3,8 @@ package main_test
 import (
 	"bytes"
 	"encoding/json"
+	"io"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -245,6 +247,11 @@ func TestRebuild(t *testing.T) {
 	name := "named"
 	_, err := n.UpdateVolume(t.Context(), "blank", client.VolumeChange{DisplayName: &name, Labels: map[string]string{"a": "b"}})
 	must(t, err)
+	n.create("attached", client.VolumeSpec{Size: 16})
+	_, err = n.Attach(t.Context(), "attached", client.Attachment{
+		Holder: "sandbox:s", Target: client.Target{Type: "host", Path: filepath.Join(n.state, "attach", "a")}})
+	must(t, err)
+	n.setTenancy()
 	n.create("deleted", client.VolumeSpec{Size: 1})
 	_, err = n.DeleteVolume(t.Context(), "deleted")
 	must(t, err)
@@ -252,12 +259,64 @@ func TestRebuild(t *testing.T) {
 	n.stop()
 	must(t, os.RemoveAll(filepath.Join(n.state, "meta", "store")))
 	code, out := command(t, holdfastd, append([]string{"rebuild", "--yes"}, n.args...)...)
-	if code != 0 || !strings.Contains(out, "3 restored") {
+	if code != 0 || !strings.Contains(out, "4 restored") {
 		t.Fatalf("rebuild: exit code %d\n%s", code, out)
 	}
 	n.start()
 	if after := n.listing(); after != before {
 		t.Errorf("after the rebuild:\n%s\nbefore:\n%s", after, before)
+	}
+	if kept := glob(t, n.state, "meta/store.before-rebuild-*"); len(kept) != 0 {
+		t.Errorf("there was no store to keep, and there is %v", kept)
+	}
+	must(t, n.detachAll("attached"))
+}
+
+// setTenancy makes a workspace with a quota, a key that is good and one that is not.
+func (n *node) setTenancy() {
+	n.t.Helper()
+	ctx := n.t.Context()
+	_, err := n.CreateWorkspace(ctx, "other")
+	must(n.t, err)
+	_, err = n.SetQuota(ctx, "other", client.Quota{Volumes: 3, MiB: 100})
+	must(n.t, err)
+	_, err = n.CreateKey(ctx, client.NewKey{Workspace: "other", Name: "good", Role: "writer"})
+	must(n.t, err)
+	k, err := n.CreateKey(ctx, client.NewKey{Workspace: "main", Name: "revoked", Role: "reader"})
+	must(n.t, err)
+	_, err = n.RevokeKey(ctx, k.ID)
+	must(n.t, err)
+}
+
+// TestMetrics: what operators watch is there and counts.
+func TestMetrics(t *testing.T) {
+	n := newNode(t)
+	n.create("a", client.VolumeSpec{Size: 8})
+	_, err := n.Volume(t.Context(), "nothing")
+	if !client.IsNotFound(err) {
+		t.Fatal(err)
+	}
+	address, err := os.ReadFile(filepath.Join(n.state, "listen"))
+	must(t, err)
+	resp, err := http.Get("http://" + strings.TrimSpace(string(address)) + "/metrics")
+	must(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	must(t, err)
+	for _, want := range []string{
+		`holdfast_volumes{status="DEPLOYED"} 1`,
+		`holdfast_pool_provisioned_bytes{pool="default"} 8.388608e+06`,
+		`holdfast_action_duration_seconds_count{action="allocate",outcome="ok"} 1`,
+		`holdfast_http_errors_total{error="NOT_FOUND"} 1`,
+		`holdfast_healthy 1`, `holdfast_scrape_errors 0`, `holdfast_attachments{type="runc"} 0`,
+		`holdfast_metadata_commit_duration_seconds_count `, `holdfast_build_info{`, `process_resident_memory_bytes `, `go_goroutines `,
+	} {
+		if !strings.Contains(string(body), "\n"+want) {
+			t.Errorf("there is no %s", want)
+		}
+	}
+	if strings.Contains(string(body), `"a"`) {
+		t.Error("a volume's name is a label")
 	}
 }
 

@@ -46,14 +46,15 @@ type Config struct {
 	RuncRoots     []string
 	TenantsAttach bool // with --dev always
 
-	RateLimit   float64 // requests per second and key; 0: no limit
-	RateBurst   int
-	MaxUploads  int
-	MaxArchive  int64
-	HeaderLimit time.Duration
-	BodyLimit   time.Duration
-	IdleLimit   time.Duration
-	DrainLimit  time.Duration
+	RateLimit     float64 // requests per second and key; 0: no limit
+	RateBurst     int
+	MaxUploads    int
+	MaxArchive    int64
+	HeaderLimit   time.Duration
+	RequestLimit  time.Duration // of a request, transfers apart
+	TransferLimit time.Duration // of a pause inside an upload or a download
+	IdleLimit     time.Duration
+	DrainLimit    time.Duration
 
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
@@ -68,7 +69,7 @@ func DefaultConfig() Config {
 		DefaultRegion: "local", MaxSize: 64 << 40,
 		RuncRoot:  "/run/runc",
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30,
-		HeaderLimit: 10 * time.Second, BodyLimit: 30 * time.Second,
+		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
 		BackupInterval: time.Hour, BackupKeep: 24,
 	}
@@ -113,7 +114,8 @@ func (c *Config) settings() []setting {
 		{"max_uploads", "template uploads at once", intValue{&c.MaxUploads}},
 		{"max_archive", "largest template archive", sizeValue{&c.MaxArchive}},
 		{"header_timeout", "for reading a request's headers", durationValue{&c.HeaderLimit}},
-		{"body_timeout", "for reading a request's body, uploads apart", durationValue{&c.BodyLimit}},
+		{"request_timeout", "for a request with its answer, uploads and downloads apart", durationValue{&c.RequestLimit}},
+		{"transfer_timeout", "longest pause inside an upload or a download", durationValue{&c.TransferLimit}},
 		{"idle_timeout", "after which an idle connection is closed", durationValue{&c.IdleLimit}},
 		{"drain_timeout", "for requests under way when the daemon is told to stop", durationValue{&c.DrainLimit}},
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},

@@ -37,7 +37,7 @@ func LockState(dir, command string) (*Lock, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := sys.LockFile(f); err != nil {
+	if err := lockPatiently(f); err != nil {
 		defer f.Close()
 		if !errors.Is(err, sys.ErrLocked) {
 			return nil, err
@@ -46,6 +46,21 @@ func LockState(dir, command string) (*Lock, error) {
 	}
 	l := &Lock{f: f, holder: Holder{Pid: os.Getpid(), Started: time.Now().UTC(), Command: command}}
 	return l, l.write()
+}
+
+// startingWait is how long the lock of a daemon that was killed may linger: a
+// tool that it was just starting holds a copy of its files until it executes.
+const startingWait = 500 * time.Millisecond
+
+func lockPatiently(f *os.File) error {
+	deadline := time.Now().Add(startingWait)
+	for {
+		err := sys.LockFile(f)
+		if !errors.Is(err, sys.ErrLocked) || time.Now().After(deadline) {
+			return err
+		}
+		time.Sleep(startingWait / 50)
+	}
 }
 
 func whoHolds(f *os.File) string {
@@ -82,4 +97,4 @@ func (l *Lock) write() error {
 }
 
 // Release gives the directory free.
-func (l *Lock) Release() error { return l.f.Close() }
+func (l *Lock) Release() error { return errors.Join(sys.UnlockFile(l.f), l.f.Close()) }

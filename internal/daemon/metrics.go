@@ -12,6 +12,41 @@ import (
 // scrapeTime bounds what a scrape waits for the pool.
 const scrapeTime = 5 * time.Second
 
+// meters are what is told as it happens; all else is asked.
+type meters struct {
+	actions *prometheus.HistogramVec
+	commits prometheus.Histogram
+	shared  prometheus.Histogram
+}
+
+// actionBuckets reach from a clone to an offline check of a large filesystem.
+var actionBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 300}
+
+func newMeters() *meters {
+	return &meters{
+		actions: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "holdfast_action_duration_seconds", Help: "Time of each action of a volume's life.", Buckets: actionBuckets},
+			[]string{"action", "outcome"}),
+		commits: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "holdfast_metadata_commit_duration_seconds", Help: "Time of each synced commit of the record store.", Buckets: actionBuckets}),
+		shared: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "holdfast_metadata_commit_updates", Help: "Updates that shared a commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 8)}),
+	}
+}
+
+func (m *meters) action(name string, d time.Duration, err error) {
+	outcome := "ok"
+	if err != nil {
+		outcome = "error"
+	}
+	m.actions.WithLabelValues(name, outcome).Observe(d.Seconds())
+}
+
+func (m *meters) commit(d time.Duration, updates int) {
+	m.commits.Observe(d.Seconds())
+	m.shared.Observe(float64(updates))
+}
+
 // collect registers everything that is not the API server's own. All is asked
 // when it is scraped, so that what is gone vanishes. No tenant's text is a label.
 func (n *node) collect(reg *prometheus.Registry) error {
@@ -19,7 +54,7 @@ func (n *node) collect(reg *prometheus.Registry) error {
 		Name: "holdfast_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "go"})
 	build.WithLabelValues(n.c.Version, runtime.Version()).Set(1)
 	for _, c := range []prometheus.Collector{
-		build, &nodeCollector{n: n},
+		build, &nodeCollector{n: n}, n.meters.actions, n.meters.commits, n.meters.shared,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
@@ -52,8 +87,6 @@ var (
 	attachments     = desc("attachments", "Attachments, by type of target.", "type")
 	storeRecords    = desc("metadata_records", "Records in all tables.")
 	storeUpdates    = desc("metadata_updates_total", "Updates that are durable, since the start.")
-	storeCommits    = desc("metadata_commits_total", "Synced commits, each shared by one or more updates.")
-	storeSeconds    = desc("metadata_commit_seconds_total", "Time spent in synced commits.")
 	storeTables     = desc("metadata_table_bytes", "Allocated by the store's tables.")
 	storeLogs       = desc("metadata_log_bytes", "Allocated by the store's logs.")
 	storeFree       = desc("metadata_free_bytes", "Free on the store's file system.")
@@ -65,7 +98,7 @@ var (
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
-		volumes, attachments, storeRecords, storeUpdates, storeCommits, storeSeconds, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
+		volumes, attachments, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
 	} {
 		ch <- d
 	}
@@ -126,8 +159,6 @@ func (c *nodeCollector) store(_ context.Context, out emit) error {
 	s, err := c.n.store.Stats()
 	out(storeRecords, prometheus.GaugeValue, float64(s.Records))
 	out(storeUpdates, prometheus.CounterValue, float64(s.Updates))
-	out(storeCommits, prometheus.CounterValue, float64(s.Commits))
-	out(storeSeconds, prometheus.CounterValue, s.CommitTime.Seconds())
 	out(storeTables, prometheus.GaugeValue, float64(s.TableBytes))
 	out(storeLogs, prometheus.GaugeValue, float64(s.LogBytes))
 	out(storeFree, prometheus.GaugeValue, float64(s.FreeBytes))

@@ -47,6 +47,7 @@ type node struct {
 	library *templates.Library
 	stage   *attach.Stage
 	engine  *engine.Engine
+	meters  *meters
 
 	rebuilding bool     // the store is moved aside before it is opened
 	kept       []string // what was moved
@@ -56,7 +57,7 @@ type node struct {
 
 // claim takes the state directory for this process.
 func claim(c Config, log *slog.Logger, command string) (*node, error) {
-	n := &node{c: c, at: layout{c.StateDir}, log: log}
+	n := &node{c: c, at: layout{c.StateDir}, log: log, meters: newMeters()}
 	if err := makeDirs(c.StateDir); err != nil {
 		return nil, err
 	}
@@ -170,7 +171,7 @@ func (n *node) openStore(ctx context.Context) error {
 		}
 	}
 	n.store, err = metadata.Open(n.at.store(), metadata.Options{
-		Log: n.log, OnFailure: failStop(n.log), SequenceFile: n.at.sequence(),
+		Log: n.log, OnFailure: failStop(n.log), SequenceFile: n.at.sequence(), ObserveCommit: n.meters.commit,
 	})
 	if errors.Is(err, metadata.ErrRolledBack) || errors.Is(err, metadata.ErrDamaged) {
 		return fmt.Errorf("%w; make new records from the images: holdfastd rebuild --state-dir %s --yes", err, n.c.StateDir)
@@ -248,7 +249,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	n.engine, err = engine.New(ctx, engine.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, PoolName: "default", PoolKind: "sparse",
 		Library: n.library, Stage: n.stage, Filesystems: filesystem.NewTools(), Attachers: attachers,
-		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log),
+		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB,
 	})
 	if err != nil {

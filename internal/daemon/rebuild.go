@@ -37,7 +37,35 @@ func Rebuild(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 	fmt.Fprintf(out, "volumes: %d (%d restored from their own descriptions)\n", report.Volumes, report.Adopted)
 	fmt.Fprintf(out, "finished: %d interrupted creates and deletes\n", report.Finished)
 	fmt.Fprintf(out, "discarded: %d drafts of creates that were never acknowledged\n", report.Discarded)
+	if err := n.printOthers(out); err != nil {
+		return err
+	}
 	return n.printQuarantine(ctx, out)
+}
+
+// printOthers counts what the side log and the template images gave back.
+func (n *node) printOthers(out io.Writer) error {
+	workspaces, err := n.auth.Workspaces()
+	if err != nil {
+		return err
+	}
+	templates, versions := 0, 0
+	for _, w := range workspaces {
+		all, err := n.library.List(w.Name)
+		if err != nil {
+			return err
+		}
+		templates += len(all)
+		for _, t := range all {
+			versions += len(t.Revisions)
+		}
+	}
+	keys, err := n.auth.Keys("")
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(out, "templates: %d with %d versions\nworkspaces: %d\nkeys: %d\n", templates, versions, len(workspaces), len(keys))
+	return err
 }
 
 // moveStoreAside renames the store and its floor; absent ones are fine.
