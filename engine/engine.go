@@ -302,6 +302,13 @@ func (e *Engine) Pools(ctx context.Context) ([]PoolStatus, error) {
 	if p.Quarantined, err = e.o.Pool.Quarantined(ctx); err != nil {
 		return nil, err
 	}
+	if sharer, ok := e.o.Pool.(interface {
+		SharedBytes(context.Context) (int64, error)
+	}); ok {
+		if p.Shared, err = sharer.SharedBytes(ctx); err != nil {
+			return nil, err
+		}
+	}
 	e.o.Ledger.status(&p)
 	return []PoolStatus{p}, nil
 }

@@ -60,6 +60,8 @@ type Pool struct {
 	mu       sync.Mutex
 	openings map[blockdev.ID]*opening // rebuilt from the kernel by Open
 
+	shared sharedSum
+
 	wake chan struct{} // tells the worker that there is trash
 	stop context.CancelFunc
 	done chan struct{}
