@@ -104,6 +104,7 @@ func configCommand(f *flags) *cobra.Command {
 
 func rebuildCommand(f *flags) *cobra.Command {
 	var yes bool
+	var backup string
 	c := &cobra.Command{
 		Use: "rebuild", Short: "Make new records from what the volumes say of themselves", Args: cobra.NoArgs,
 		Long: "Make new records from what volumes, template versions and the side log say of themselves,\n" +
@@ -118,9 +119,10 @@ func rebuildCommand(f *flags) *cobra.Command {
 			if !yes {
 				return daemon.Usage(fmt.Errorf("this replaces the record store in %s: say --yes", c.StateDir))
 			}
-			return daemon.Rebuild(cmd.Context(), c, cmd.OutOrStdout(), cmd.ErrOrStderr())
+			return daemon.Rebuild(cmd.Context(), c, backup, cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
+	c.Flags().StringVar(&backup, "backup", "", "begin with the records of this backup, for what no image tells; the images win")
 	c.Flags().BoolVar(&yes, "yes", false, "really")
 	return c
 }

@@ -49,8 +49,9 @@ type node struct {
 	engine  *engine.Engine
 	meters  *meters
 
-	rebuilding bool     // the store is moved aside before it is opened
-	kept       []string // what was moved
+	rebuilding  bool     // the store is moved aside before it is opened
+	restoreFrom string   // a backup to begin the new store with; empty: none
+	kept        []string // what was moved
 
 	undo []func() error // closes what is open, last first
 }
@@ -168,6 +169,11 @@ func (n *node) openStore(ctx context.Context) error {
 	if n.rebuilding { // not before: after a boot the old store is not mounted until here
 		if n.kept, err = n.moveStoreAside(time.Now()); err != nil {
 			return err
+		}
+		if n.restoreFrom != "" {
+			if err := n.restore(); err != nil {
+				return err
+			}
 		}
 	}
 	n.store, err = metadata.Open(n.at.store(), metadata.Options{

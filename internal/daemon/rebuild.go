@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -8,12 +9,16 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"holdfast/metadata"
 )
 
 // Rebuild makes new records from what the images and the side log say of
-// themselves. The old store is moved aside and kept. It needs the state
-// directory for itself: the daemon must not run.
-func Rebuild(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
+// themselves. The old store is moved aside and kept. With a backup it begins from
+// that, for what no image tells (older events, Idempotency-Keys); where they
+// differ, the images and the side log are right. It needs the state directory for
+// itself: the daemon must not run.
+func Rebuild(ctx context.Context, c Config, backup string, out, errOut io.Writer) (err error) {
 	log, err := newLog(c, errOut)
 	if err != nil {
 		return Usage(err)
@@ -23,7 +28,7 @@ func Rebuild(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
-	n.rebuilding = true
+	n.rebuilding, n.restoreFrom = true, backup
 	if err := n.open(ctx); err != nil {
 		return err
 	}
@@ -82,6 +87,16 @@ func (n *node) moveStoreAside(now time.Time) (kept []string, err error) {
 		kept = append(kept, path+suffix)
 	}
 	return kept, nil
+}
+
+// restore fills the place of the store from the backup that was named.
+func (n *node) restore() error {
+	f, err := os.Open(n.restoreFrom)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return metadata.Restore(n.at.store(), bufio.NewReader(f), metadata.Options{Log: n.log, SequenceFile: n.at.sequence()})
 }
 
 func (n *node) printQuarantine(ctx context.Context, out io.Writer) error {

@@ -2,6 +2,7 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"strings"
 	"sync/atomic"
@@ -33,12 +34,13 @@ type space struct {
 	pool     *sparse.Pool
 	dir      string
 	log      *slog.Logger
+	failed   func(error) // ends the process
 	library  atomic.Pointer[templates.Library]
 	overhead atomic.Int64 // the file system's own, and what is not the pool's
 }
 
 func newSpace(ctx context.Context, pool *sparse.Pool, dir string, log *slog.Logger) (*space, error) {
-	s := &space{pool: pool, dir: dir, log: log}
+	s := &space{pool: pool, dir: dir, log: log, failed: failStop(log)}
 	return s, s.measure(ctx)
 }
 
@@ -76,7 +78,7 @@ func (s *space) other() int64 {
 func (s *space) free() int64 {
 	at, err := sys.SpaceOf(s.dir)
 	if err != nil {
-		s.log.Warn("free space of the pool is not known: creates are refused", "cause", err)
+		s.failed(fmt.Errorf("the pool's file system does not answer: %w", err))
 		return 0
 	}
 	return at.Free
