@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/moby/sys/mountinfo"
+
 	"holdfast/blockdev"
 	"holdfast/blockdev/loop"
 	"holdfast/internal/run"
@@ -73,11 +75,14 @@ func mountImage(ctx context.Context, image, dir, fstype string, options ...strin
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := makeDir(dir); err != nil {
-		return err
-	}
 	device, err := imageDevice(image)
 	if err != nil {
+		return err
+	}
+	if err := unmountDead(device, dir); err != nil {
+		return err
+	}
+	if err := makeDir(dir); err != nil {
 		return err
 	}
 	if err = mountDevice(device, dir, fstype, options); err == nil {
@@ -122,21 +127,52 @@ func imageDevice(image string) (loop.Device, error) {
 	return device, nil
 }
 
+// unmountDead takes a mount of the device away whose filesystem has shut down
+// after an error: mounted anew it replays its log and works again, or says why
+// not. blockdev.ErrBusy while something uses it.
+func unmountDead(device loop.Device, dir string) error {
+	if _, err := os.Lstat(dir); err == nil || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	mounted, err := mountedFrom(device, dir)
+	if err != nil || !mounted {
+		return err
+	}
+	if err := sys.Unmount(dir); err != nil {
+		return fmt.Errorf("the filesystem at %s has shut down and must be mounted anew: %w", dir, busy(err))
+	}
+	return nil
+}
+
 // mountedFrom reports whether dir is a mount of the device. blockdev.ErrBusy
 // when it is one of something else.
 func mountedFrom(device loop.Device, dir string) (bool, error) {
-	place, err := sys.PlaceAt(dir)
-	if err != nil || !place.MountRoot {
-		return false, err
-	}
 	node, err := sys.PlaceAt(device.Path)
 	if err != nil {
+		return false, err
+	}
+	place, err := sys.PlaceAt(dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return inTable(node.RDevice, dir) // one that has shut down does not answer
+	}
+	if err != nil || !place.MountRoot {
 		return false, err
 	}
 	if place.Device != node.RDevice {
 		return false, fmt.Errorf("%s: %w: something else is mounted there", dir, blockdev.ErrBusy)
 	}
 	return true, nil
+}
+
+// inTable reports whether dir is a mount of a device by the kernel's table.
+func inTable(device uint64, dir string) (bool, error) {
+	found, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	for _, m := range found {
+		if sys.Device(m.Major, m.Minor) == device {
+			return true, err
+		}
+	}
+	return false, err
 }
 
 // UnmountImage undoes MountImage. blockdev.ErrBusy while something uses it.
