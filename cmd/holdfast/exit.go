@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"strings"
 
 	"holdfast/api/client"
 	"holdfast/internal/tarball"
@@ -64,6 +65,8 @@ func explainRefusal(e *client.Error) (code int, hint string) {
 		return exitUnauthorized, "give a key with --key or HOLDFAST_KEY, or use the daemon's socket as root"
 	case e.Status == http.StatusForbidden:
 		return exitUnauthorized, "the key's role or workspace does not allow this"
+	case e.Status == http.StatusNotFound && strings.HasPrefix(e.Message, "no workspace"):
+		return exitNotFound, "make it with holdfast workspace create, or name another with --workspace"
 	case e.Status == http.StatusNotFound:
 		return exitNotFound, ""
 	case e.Status == http.StatusConflict && e.Code == "VOLUME_ATTACHED":

@@ -140,3 +140,24 @@ func TestDevHasAPlaceToAttach(t *testing.T) {
 		t.Errorf("got %v, %v", c.HostPrefixes, c.TenantsAttach)
 	}
 }
+
+// TestSampleIsTheDefaults: the file that is shipped says what holds without it.
+func TestSampleIsTheDefaults(t *testing.T) {
+	sample, err := Load(Sources{File: "../../deploy/holdfastd.toml"})
+	must(t, err)
+	want, err := Load(Sources{})
+	must(t, err)
+	var a, b bytes.Buffer
+	must(t, sample.Write(&a))
+	must(t, want.Write(&b))
+	if a.String() != b.String() {
+		t.Errorf("the sample says:\n%s\nthe defaults are:\n%s", a.String(), b.String())
+	}
+	text, err := os.ReadFile("../../deploy/holdfastd.toml")
+	must(t, err)
+	Names(func(name, _, _, _ string) {
+		if name != "dev" && !strings.Contains(string(text), "\n"+name+" = ") && !strings.Contains(string(text), "\n# "+name+" = ") {
+			t.Errorf("the sample does not show %s", name)
+		}
+	})
+}
