@@ -17,6 +17,12 @@ func MountNamespace(pid int) (*os.File, error) {
 	return open("/proc/"+strconv.Itoa(pid)+"/ns/mnt", unix.O_RDONLY)
 }
 
+// RootOf opens the root directory of a process, as it is seen in the process's
+// own mount namespace; see MountNamespace.
+func RootOf(pid int) (*os.File, error) {
+	return open("/proc/"+strconv.Itoa(pid)+"/root", unix.O_PATH|unix.O_DIRECTORY)
+}
+
 // UserNamespace opens the user namespace of a process; see MountNamespace.
 func UserNamespace(pid int) (*os.File, error) {
 	return open("/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY)

@@ -116,6 +116,24 @@ func (p *process) inside(fn func(in sys.Inside) error) error {
 	return sys.InMountNamespace(ns, fn)
 }
 
+// rootIs checks that root, a process's, is the root of its namespace. A first
+// process that has changed its root, or a container that was started without
+// pivot_root on a host that is a chroot itself, has more in its namespace than it
+// sees, perhaps the host's tree: a mount path would be looked for, and made, there.
+func rootIs(in sys.Inside, root *os.File) error {
+	seen, err1 := sys.PlaceOf(root)
+	whole, err2 := sys.PlaceOf(in.Root)
+	seenMount, err3 := in.MountID(root)
+	wholeMount, err4 := in.MountID(in.Root)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return err
+	}
+	if seen.Device != whole.Device || seen.Inode != whole.Inode || seenMount != wholeMount {
+		return invalid("the root of the container's first process is not the root of its mount namespace: it has changed its root, or was started without pivot_root in a chroot")
+	}
+	return nil
+}
+
 // mapOwners makes the files of a mount belong, inside a container with a user
 // namespace, to whom they belong on the volume.
 func (p *process) mapOwners(mount *os.File) error {

@@ -133,7 +133,17 @@ func (a *Attacher) attach(r attach.Request) error {
 	if err := p.mapOwners(clone); err != nil {
 		return err
 	}
-	err = p.inside(func(in sys.Inside) error { return put(in, clone, v, r) })
+	root, err := sys.RootOf(p.pid)
+	if err != nil {
+		return errors.Join(err, p.alive())
+	}
+	defer root.Close()
+	err = p.inside(func(in sys.Inside) error {
+		if err := rootIs(in, root); err != nil {
+			return err
+		}
+		return put(in, clone, v, r)
+	})
 	if err != nil {
 		return err
 	}

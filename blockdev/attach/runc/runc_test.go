@@ -289,6 +289,44 @@ func TestNoSymbolicLinkIsFollowed(t *testing.T) {
 	}
 }
 
+// Without pivot_root the container's root lies over the host's: what is mounted
+// and made is the container's all the same.
+func TestWithoutPivotRoot(t *testing.T) {
+	f := setUp(t, filesystem.Ext4, runctest.Options{NoPivot: true})
+	f.r.MountPath = filepath.Join(t.TempDir(), "made-on-the-host")
+	f.attach()
+	f.c.Shell("echo >" + f.r.MountPath + "/written")
+	if _, err := os.Lstat(f.r.MountPath); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the host has %s: %v", f.r.MountPath, err)
+	}
+	f.detach()
+}
+
+// A first process that changed its root sees less than its namespace has, and in
+// a host that is a chroot itself less than the host has: nothing is mounted or
+// made outside of what it sees.
+func TestChangedRootIsRefused(t *testing.T) {
+	f := setUp(t, filesystem.Ext4, runctest.Options{
+		Capabilities: []string{"CAP_SYS_CHROOT"},
+		Args:         []string{"/bin/sh", "-c", "mkdir -p /sub/bin && cp /bin/busybox /sub/bin/ && exec chroot /sub /bin/busybox sleep 1000"},
+	})
+	deadline := time.Now().Add(20 * time.Second)
+	for {
+		root, err := os.Readlink(fmt.Sprintf("/proc/%d/root", f.c.Pid))
+		if err == nil && strings.HasSuffix(root, "/sub") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the root is %q, %v", root, err)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	if err := f.a.Attach(context.Background(), f.r); !errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), "root") {
+		t.Errorf("attach: %v", err)
+	}
+	f.expect(attach.StateMissing)
+}
+
 // The container swaps the mount path for a link as fast as it can, and moves
 // directories above it: the volume is never mounted where a link leads, and
 // detach always finds it.

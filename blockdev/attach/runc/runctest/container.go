@@ -32,6 +32,7 @@ type Options struct {
 	UserNamespace bool     // root inside is user 100000 outside
 	Capabilities  []string // given besides the default ones, for example "CAP_SYS_ADMIN"
 	OnlyCreate    bool     // its first process waits to be started: call Start
+	NoPivot       bool     // started with --no-pivot: the host's tree stays in its namespace
 	Bind          []string // host directories, each bound at the same path inside
 }
 
@@ -73,7 +74,7 @@ func Start(t testing.TB, o Options) *Container {
 	defer cancel()
 	t.Cleanup(c.remove)
 	pidFile := filepath.Join(bundle, "pid")
-	if err := c.runc.Create(ctx, c.ID, bundle, &runc.CreateOpts{IO: null, PidFile: pidFile}); err != nil {
+	if err := c.runc.Create(ctx, c.ID, bundle, &runc.CreateOpts{IO: null, PidFile: pidFile, NoPivot: o.NoPivot}); err != nil {
 		t.Fatalf("create container: %v\n%s", err, c.log())
 	}
 	if c.Pid, err = runc.ReadPidFile(pidFile); err != nil {
