@@ -345,3 +345,42 @@ func (n *node) listing() string {
 	must(n.t, err)
 	return string(b)
 }
+
+// TestWithoutReflink: a directory pool on a filesystem that shares no bytes;
+// the records then have a filesystem of their own.
+func TestWithoutReflink(t *testing.T) {
+	n := newNode(t, "--pool-mode", "copy")
+	if images := glob(t, n.state, "*.img"); len(images) != 1 || filepath.Base(images[0]) != "meta.img" {
+		t.Errorf("images are %v, want that of the records alone", images)
+	}
+	n.push("tpl", sampleTree(t))
+	n.create("filled", client.VolumeSpec{Size: 32, Template: "tpl"})
+	checks, err := n.Doctor(t.Context())
+	must(t, err)
+	for _, c := range checks {
+		if c.Name == "metadata-apart" && c.Status != "ok" {
+			t.Errorf("doctor: %+v", c)
+		}
+	}
+	before := n.listing()
+	n.kill()
+	n.start()
+	if after := n.listing(); after != before {
+		t.Errorf("after the restart:\n%s\nbefore:\n%s", after, before)
+	}
+	n.stop()
+	n.uninstall() // as after a boot: nothing is mounted
+	code, out := command(t, holdfastd, append([]string{"rebuild", "--yes"}, n.args...)...)
+	if code != 0 {
+		t.Fatalf("rebuild: exit code %d\n%s", code, out)
+	}
+	n.start()
+	if after := n.listing(); after != before {
+		t.Errorf("after the rebuild:\n%s\nbefore:\n%s", after, before)
+	}
+	var b bytes.Buffer
+	must(t, n.ReadFile(t.Context(), "filled", "/hello.txt", &b))
+	if b.String() != "from the template\n" {
+		t.Errorf("content is %q", b.String())
+	}
+}
