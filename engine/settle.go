@@ -46,7 +46,7 @@ func (e *Engine) settle(ctx context.Context, v *Volume) error {
 func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (again bool, err error) {
 	switch next {
 	case actAllocate:
-		return true, e.allocate(ctx, v)
+		return false, e.allocate(ctx, v) // its image has the wanted size, and its filesystem the image's
 	case actAdopt:
 		return true, e.adoptImage(ctx, v)
 	case actRemove:
