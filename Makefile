@@ -53,7 +53,7 @@ demo: ## install what is missing, build, and show the whole job once
 	@$(SUDO) bin/holdfast demo
 
 bench: build ## measure what is claimed; writes a report
-	@$(SUDO) bin/holdfast bench lifecycle
+	@$(SUDO) bin/holdfast bench lifecycle --out docs
 
 clean: ## remove what was built
 	rm -rf bin .cache/bin
