@@ -30,6 +30,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 			return Attachment{}, err
 		}
 		defer release()
+		if v, err = e.current(ctx, v); err != nil {
+			return Attachment{}, err
+		}
 		if a := v.sameAttachment(r); a != nil && a.Phase == Attached {
 			return *a, nil
 		}
@@ -46,6 +49,24 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		}
 		return e.attach(ctx, v, r, target)
 	})
+}
+
+// current asks the sandboxes of a volume's attachments how they are before a
+// caller is told that one is in the way, or that all is well: a sandbox that died
+// a moment ago lets go now, and one that was started again under its old name is
+// not taken for the one that had the volume. What cannot be asked stays.
+func (e *Engine) current(ctx context.Context, v Volume) (Volume, error) {
+	if len(v.Attachments) == 0 {
+		return v, nil
+	}
+	v = v.clone()
+	if err := e.tendAttachments(ctx, &v); err != nil {
+		if lostWrite(err) {
+			return v, err
+		}
+		e.o.Log.Warn("an attachment could not be looked after", "volume", v.ID, "workspace", v.Workspace, "err", err)
+	}
+	return v, nil
 }
 
 // sameAttachment finds the attachment that an equal request made.

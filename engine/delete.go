@@ -17,6 +17,9 @@ func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string
 			return Volume{}, err
 		}
 		defer release()
+		if v, err = e.current(ctx, v); err != nil {
+			return Volume{}, err
+		}
 		if len(v.Attachments) > 0 {
 			return Volume{}, problem(ErrAttached, "", "volume %q is attached to %s: detach it first", v.Name, v.AttachedTo())
 		}

@@ -345,6 +345,36 @@ func TestADeadSandboxLetsGo(t *testing.T) {
 	w.verifyConsistent(t)
 }
 
+// TestADeadSandboxIsInNobodysWay: before it is noticed in the background, a dead
+// container neither blocks the next one, nor a delete, nor stands for a new
+// container of its name.
+func TestADeadSandboxIsInNobodysWay(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	w.create("a", 4)
+	in := func(box string) AttachVolume {
+		return AttachVolume{Holder: "sandbox:" + box, Target: attach.Target{Type: "runc", Container: box}, MountPath: "/data"}
+	}
+	first, err := w.engine.Attach(ctx, space, "a", in("box"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.kernel.boots++ // every process is another one now; "box" runs again
+	clear(w.kernel.visible)
+	again, err := w.engine.Attach(ctx, space, "a", in("box"))
+	if err != nil || again.ID == first.ID || !w.sees("a", "|box|/data") {
+		t.Fatalf("the container of the same name: %+v, %v", again, err)
+	}
+	w.kernel.dead["box"] = true
+	if _, err := w.engine.Attach(ctx, space, "a", in("other")); err != nil {
+		t.Fatalf("another container after the first died: %v", err)
+	}
+	w.kernel.dead["other"] = true
+	if _, err := w.engine.DeleteVolume(ctx, space, "a", ""); err != nil {
+		t.Fatalf("delete after the container died: %v", err)
+	}
+}
+
 func TestRawVolumesAreNotMounted(t *testing.T) {
 	w := newWorld(t)
 	if _, err := w.engine.CreateVolume(context.Background(), CreateVolume{Workspace: space, Name: "raw", Filesystem: "none", SizeMiB: mib(1)}); err != nil {
