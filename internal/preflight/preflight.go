@@ -139,10 +139,8 @@ var tools = []tool{
 	{"mkfs.ext4", "e2fsprogs", "no ext4 volumes and no templates can be made", Fail},
 	{"e2fsck", "e2fsprogs", "ext4 volumes cannot be grown or checked", Fail},
 	{"resize2fs", "e2fsprogs", "ext4 volumes cannot be grown, and templates not sized", Fail},
-	{"debugfs", "e2fsprogs", "files of detached ext4 volumes cannot be read", Warn},
 	{"mkfs.xfs", "xfsprogs", "no XFS volumes, and no pool image where the file system cannot reflink", Warn},
 	{"xfs_repair", "xfsprogs", "damaged XFS volumes cannot be repaired", Warn},
-	{"xfs_db", "xfsprogs", "files of detached XFS volumes cannot be read", Warn},
 	{"mkfs.btrfs", "btrfs-progs", "no btrfs volumes", Warn},
 	{"runc", "runc", "no attachments to runc containers", Warn},
 }
