@@ -19,10 +19,10 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 # reported, not cut.
 define LAYERS
 pure       60  disk   -      rest
-engine    200  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
-templates  60  disk   -race  ^holdfast/templates(/|$$)
+engine    140  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
+templates 150  disk   -race  ^holdfast/templates(/|$$)
 kernel    150  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
-powercut   90  disk   -      ^holdfast/internal/powercut(/|$$)
+powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk        60  disk   -      ^holdfast/.*sdk
 e2e       280  disk   -      ^holdfast/cmd/
 endef

@@ -40,7 +40,7 @@ func TestTopLevel(t *testing.T) {
 }
 
 // purposeless names say what code is made of, not what it is for.
-var purposeless = []string{"util", "utils", "common", "helper", "helpers", "misc", "types", "base", "shared", "lib", "pkg"}
+var purposeless = []string{"util", "utils", "common", "helper", "helpers", "misc", "types", "base", "lib", "pkg"}
 
 func TestRoomsHaveAPurpose(t *testing.T) {
 	_, ours := packages(t)
