@@ -74,7 +74,7 @@ var answers = []answer{
 	{engine.ErrConflict, 409, "CONFLICT", false},
 	{engine.ErrInvalid, 400, "INVALID_REQUEST", false},
 	{engine.ErrQuota, 403, "QUOTA_EXCEEDED", false},
-	{engine.ErrNoSpace, 507, "POOL_FULL", false},
+	{engine.ErrNoSpace, 403, "POOL_FULL", false},
 	{engine.ErrUnsupported, 409, "UNSUPPORTED", false},
 	{engine.ErrUnavailable, 503, "SERVICE_UNAVAILABLE", true},
 
@@ -85,7 +85,7 @@ var answers = []answer{
 	{templates.ErrLastRevision, 400, "LAST_VERSION", false},
 	{templates.ErrTooSmall, 400, "INVALID_REQUEST", false},
 	{templates.ErrInUse, 409, "VOLUME_TEMPLATE_IN_USE", false},
-	{templates.ErrNoSpace, 507, "POOL_FULL", false},
+	{templates.ErrNoSpace, 403, "POOL_FULL", false},
 	{templates.ErrBusy, 429, "TOO_MANY_REQUESTS", false},
 	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},
 
@@ -101,7 +101,7 @@ var answers = []answer{
 	{blockdev.ErrBusy, 409, "VOLUME_BUSY", true},
 	{blockdev.ErrGone, 409, "SANDBOX_GONE", true},
 	{blockdev.ErrInvalid, 400, "INVALID_REQUEST", true},
-	{blockdev.ErrNoSpace, 507, "POOL_FULL", true},
+	{blockdev.ErrNoSpace, 403, "POOL_FULL", true},
 	{blockdev.ErrCorrupt, 500, "VOLUME_DAMAGED", true},
 	{blockdev.ErrFailed, 503, "STORAGE_FAILED", true},
 	{blockdev.ErrNotFound, 500, "IMAGE_MISSING", true},

@@ -13,7 +13,7 @@ var (
 	ErrAttached    = errors.New("volume is attached")            // 409
 	ErrInvalid     = errors.New("invalid request")               // 400
 	ErrQuota       = errors.New("quota exceeded")                // 403
-	ErrNoSpace     = errors.New("pool is full")                  // 507
+	ErrNoSpace     = errors.New("pool is full")                  // 403
 	ErrUnsupported = errors.New("not supported here")            // 409
 	ErrUnavailable = errors.New("service is stopping or failed") // 503
 )

@@ -50,7 +50,7 @@ func TestExitCodes(t *testing.T) {
 		exitConflict:     {refusal(409, "VOLUME_ATTACHED"), refusal(409, "VOLUME_ALREADY_EXISTS")},
 		exitUnauthorized: {refusal(401, "UNAUTHORIZED"), refusal(403, "FORBIDDEN")},
 		exitInvalid:      {refusal(400, "INVALID_REQUEST"), refusal(413, "BODY_TOO_LARGE")},
-		exitFull:         {refusal(507, "POOL_FULL"), refusal(403, "QUOTA_EXCEEDED")},
+		exitFull:         {refusal(403, "POOL_FULL"), refusal(507, "METADATA_FULL"), refusal(403, "QUOTA_EXCEEDED")},
 		exitUnreachable:  {refusal(503, "SERVICE_UNAVAILABLE"), refusal(429, "TOO_MANY_REQUESTS")},
 	} {
 		for _, err := range errs {

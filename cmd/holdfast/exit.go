@@ -59,7 +59,7 @@ func explainRefusal(e *client.Error) (code int, hint string) {
 	switch {
 	case e.Code == "QUOTA_EXCEEDED":
 		return exitFull, "holdfast workspace quota shows the bounds"
-	case e.Status == http.StatusInsufficientStorage:
+	case e.Code == "POOL_FULL", e.Status == http.StatusInsufficientStorage:
 		return exitFull, "holdfast pool list shows the space; delete volumes or template versions"
 	case e.Status == http.StatusUnauthorized:
 		return exitUnauthorized, "give a key with --key or HOLDFAST_KEY, or use the daemon's socket as root"

@@ -88,7 +88,7 @@ describe('creating', () => {
 
   it('refuses more than the pool can promise, and makes nothing', async () => {
     const name = volumeName();
-    await refused(VolumeInstance.create({ name, size: 1 << 20, region }), 507);
+    await refused(VolumeInstance.create({ name, size: 1 << 20, region }), 403);
     await refused(VolumeInstance.get(name), 404);
   });
 });
