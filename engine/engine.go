@@ -349,12 +349,17 @@ func (e *Engine) detached(ctx context.Context, workspace, name string, use func(
 	case v.Filesystem == filesystem.None:
 		return problem(ErrUnsupported, "", "volume %q has no filesystem", v.Name)
 	}
-	endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: true})
-	if err != nil {
+	read := func(path string) error { return use(path, v) }
+	err = e.asFile(ctx, v.ID, true, read)
+	if !errors.Is(err, filesystem.ErrDirty) || v.Tainted {
 		return err
 	}
-	defer func() { err = errors.Join(err, e.o.Pool.Close(ctx, v.ID, endpoint.Lease)) }()
-	return use(endpoint.Path, v)
+	// Its last use was cut short, by a power cut as a rule: mounting it recovers it.
+	_, err = e.activate(ctx, v, false)
+	if err := errors.Join(err, e.deactivate(ctx, v)); err != nil {
+		return err
+	}
+	return e.asFile(ctx, v.ID, true, read)
 }
 
 func notReady(v Volume) error {

@@ -375,6 +375,18 @@ func TestADeadSandboxIsInNobodysWay(t *testing.T) {
 	}
 }
 
+// TestADirtyVolumeIsRecoveredBeforeItIsRead: its last use ended with the power.
+func TestADirtyVolumeIsRecoveredBeforeItIsRead(t *testing.T) {
+	w := newWorld(t)
+	v := w.create("a", 4)
+	w.kernel.dirty[string(v.ID)] = true
+	entries, err := w.engine.ListDir(context.Background(), space, "a", "/")
+	if err != nil || len(entries) != 1 {
+		t.Fatalf("%v, %v", entries, err)
+	}
+	w.verifyConsistent(t)
+}
+
 func TestRawVolumesAreNotMounted(t *testing.T) {
 	w := newWorld(t)
 	if _, err := w.engine.CreateVolume(context.Background(), CreateVolume{Workspace: space, Name: "raw", Filesystem: "none", SizeMiB: mib(1)}); err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
 	w.pool.Failpoint = w.point
-	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}}
+	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}}
 	dir := t.TempDir()
 	var err error
 	w.store, err = metadata.Open(filepath.Join(dir, "db"), metadata.Options{Log: slog.New(slog.DiscardHandler), Failpoint: w.point})
@@ -222,7 +223,10 @@ func (f toyFS) grow(path string) error {
 	return f.w.effect("grow filesystem", func() { err = writeToy(f.w.pool, path, image.Size(), s.uuid, s.from) })
 }
 
-func (f toyFS) ListDir(context.Context, string, filesystem.Type, string) ([]filesystem.Entry, error) {
+func (f toyFS) ListDir(_ context.Context, path string, _ filesystem.Type, _ string) ([]filesystem.Entry, error) {
+	if f.w.kernel.dirty[strings.TrimPrefix(path, "mem:")] {
+		return nil, filesystem.ErrDirty
+	}
 	return []filesystem.Entry{{Name: "file"}}, nil
 }
 
@@ -265,6 +269,7 @@ type kernel struct {
 	visible map[string]blockdev.ID // holder key -> volume
 	dead    map[string]bool        // containers
 	busy    map[string]bool        // holder keys with open files
+	dirty   map[string]bool        // volumes whose journal a mount must recover
 	boots   int
 }
 
@@ -300,6 +305,7 @@ func (k *kernel) Mount(_ context.Context, id blockdev.ID, e blockdev.Endpoint, _
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		k.mounts[id] = mount{e, letGo}
+		delete(k.dirty, string(id))
 	})
 	k.mu.Lock()
 	defer k.mu.Unlock()
