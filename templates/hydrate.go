@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/extent"
 )
 
 // Hydrate makes a draft dst of exactly s.Size bytes that holds a clean
@@ -34,6 +35,6 @@ func (l *Library) copyData(ctx context.Context, dst, src blockdev.ID, size int64
 	defer l.openings.lock(string(src)).Unlock()
 	readOnly := blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: true}
 	return l.withEndpoint(ctx, src, readOnly, func(from string) error {
-		return l.withFile(ctx, dst, func(to string) error { return copyImage(ctx, to, from) })
+		return l.withFile(ctx, dst, func(to string) error { return copyImage(ctx, to, from, extent.Copy) })
 	})
 }

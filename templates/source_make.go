@@ -25,7 +25,11 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 		}
 		defer l.unpin(s.Revision)
 	}
-	release, err := l.reserve(sourceNeed(s, l.images.of(s.Revision)), "source "+string(id))
+	need := sourceNeed(s, l.images.of(s.Revision))
+	if s.converts(v) {
+		need *= 2 // of the scratch image as well
+	}
+	release, err := l.reserve(need, "source "+string(id))
 	if err != nil {
 		return "", err
 	}
@@ -68,11 +72,34 @@ func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec, 
 	switch {
 	case s.Revision == "":
 		return 0, l.makeBlank(ctx, id, s, 0)
-	case s.Filesystem == filesystem.Ext4 && v.growsWell(s.Size):
-		return l.growRevision(ctx, id, s)
+	case s.converts(v):
+		return 0, l.convertInOrder(ctx, id, s, v)
 	default:
-		return 0, l.convertRevision(ctx, id, s, v)
+		return l.growRevision(ctx, id, s)
 	}
+}
+
+// converts tells whether the files of a revision have to be copied into another
+// filesystem than its own.
+func (s SourceSpec) converts(v Revision) bool {
+	return s.Revision != "" && (s.Filesystem != filesystem.Ext4 || !v.growsWell(s.Size))
+}
+
+// convertInOrder converts by way of a scratch image. Files that are written one by
+// one leave an image in a thousand pieces, and a clone costs with the pieces; a
+// copy of the image from front to end has few.
+func (l *Library) convertInOrder(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) (err error) {
+	scratch := newID(blockdev.PrefixSource, l.now())
+	defer func() { err = errors.Join(err, l.abandon(ctx, scratch)) }()
+	if err := l.convertRevision(ctx, scratch, s, v); err != nil {
+		return err
+	}
+	if err := l.o.Pool.Create(ctx, id, s.Size); err != nil {
+		return err
+	}
+	return l.withFile(ctx, scratch, func(from string) error {
+		return l.withFile(ctx, id, func(to string) error { return copyImage(ctx, to, from, extent.Rewrite) })
+	})
 }
 
 func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec, inodes int64) error {
@@ -101,7 +128,8 @@ func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec
 	return shared, err
 }
 
-func copyImage(ctx context.Context, to, from string) (err error) {
+// copyImage copies the data of one image to another, with extent.Copy or Rewrite.
+func copyImage(ctx context.Context, to, from string, by func(ctx context.Context, dst, src *os.File) (int64, error)) (err error) {
 	src, err := os.Open(from)
 	if err != nil {
 		return err
@@ -112,7 +140,7 @@ func copyImage(ctx context.Context, to, from string) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, dst.Close()) }()
-	_, err = extent.Copy(ctx, dst, src)
+	_, err = by(ctx, dst, src)
 	return err
 }
 

@@ -69,9 +69,21 @@ func Map(ctx context.Context, f *os.File) (ranges []Range, err error) {
 // as large as src. Not durable: the caller flushes dst. blockdev.ErrNoSpace when
 // it does not fit.
 func Copy(ctx context.Context, dst, src *os.File) (copied int64, err error) {
+	copied, err = copyAll(ctx, dst, src, copyRange)
+	return copied, blockdev.Op("extent.Copy", "", err)
+}
+
+// Rewrite is Copy, but always writes: where Copy would share the pieces of src,
+// as they lie, Rewrite gives dst pieces of its own, laid out in order.
+func Rewrite(ctx context.Context, dst, src *os.File) (copied int64, err error) {
+	copied, err = copyAll(ctx, dst, src, writeRange)
+	return copied, blockdev.Op("extent.Rewrite", "", err)
+}
+
+func copyAll(ctx context.Context, dst, src *os.File, one func(ctx context.Context, dst, src *os.File, r Range) (int64, error)) (copied int64, err error) {
 	status, err := sys.StatusOf(src)
 	if err != nil {
-		return 0, blockdev.Op("extent.Copy", "", err)
+		return 0, err
 	}
 	have, err := sys.StatusOf(dst)
 	if err == nil && have.Size < status.Size {
@@ -79,7 +91,7 @@ func Copy(ctx context.Context, dst, src *os.File) (copied int64, err error) {
 	}
 	if err == nil {
 		err = Each(ctx, src, func(r Range) error {
-			n, err := copyRange(ctx, dst, src, r)
+			n, err := one(ctx, dst, src, r)
 			copied += n
 			return err
 		})
@@ -87,7 +99,24 @@ func Copy(ctx context.Context, dst, src *os.File) (copied int64, err error) {
 	if sys.IsNoSpace(err) {
 		err = fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
 	}
-	return copied, blockdev.Op("extent.Copy", "", err)
+	return copied, err
+}
+
+func writeRange(ctx context.Context, dst, src *os.File, r Range) (copied int64, err error) {
+	for copied < r.Length {
+		if err := ctx.Err(); err != nil {
+			return copied, err
+		}
+		n, err := copyThrough(dst, src, r.Offset+copied, min(step, r.Length-copied))
+		copied += n
+		if err != nil {
+			return copied, err
+		}
+		if n == 0 {
+			return copied, io.ErrUnexpectedEOF // src shrank
+		}
+	}
+	return copied, nil
 }
 
 func copyRange(ctx context.Context, dst, src *os.File, r Range) (copied int64, err error) {
