@@ -105,6 +105,10 @@ func copyTree(ctx context.Context, from, to string) error {
 	if _, err := run.Run(ctx, run.Cmd{Args: []string{"cp", "-r", from, to}}); err != nil {
 		return err
 	}
-	_, err := run.Run(ctx, run.Cmd{Args: []string{"sync", "--file-system", to}})
+	return syncFilesystem(ctx, to)
+}
+
+func syncFilesystem(ctx context.Context, path string) error {
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"sync", "--file-system", path}})
 	return err
 }

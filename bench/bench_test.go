@@ -1,0 +1,97 @@
+package bench
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"holdfast/blockdev/blockdevtest"
+)
+
+func ms(values ...int) samples {
+	var s samples
+	for _, v := range values {
+		s = append(s, time.Duration(v)*time.Millisecond)
+	}
+	return s
+}
+
+func TestQuantiles(t *testing.T) {
+	s := ms(5, 1, 4, 2, 3)
+	for q, want := range map[float64]time.Duration{0.01: time.Millisecond, 0.5: 3 * time.Millisecond, 0.8: 4 * time.Millisecond, 0.99: 5 * time.Millisecond, 1: 5 * time.Millisecond} {
+		if got := s.quantile(q); got != want {
+			t.Errorf("quantile %v is %v, want %v", q, got, want)
+		}
+	}
+	if s[0] != 5*time.Millisecond {
+		t.Error("the samples were sorted in place: rounds cannot be paired any more")
+	}
+	if (samples{}).median() != 0 {
+		t.Error("no samples have a median")
+	}
+}
+
+// TestRatiosArePairedByRound: a round in which the machine was slow for both
+// counts as any other.
+func TestRatiosArePairedByRound(t *testing.T) {
+	if got := pairedRatio(ms(2, 200, 2), ms(1, 100, 1)); got != 2 {
+		t.Errorf("ratio %v", got)
+	}
+	if got := pairedRatio(ms(1), nil); got != 0 {
+		t.Errorf("ratio to nothing is %v", got)
+	}
+}
+
+func TestReportSaysWhatIsMissed(t *testing.T) {
+	r := Report{Name: "Test", Rows: []Row{
+		{Measure: "good", Unit: "ms", P50: 1, Goal: "≤ 2 ms", Met: true},
+		{Measure: "bad", Unit: "ms", P50: 3, Goal: "≤ 2 ms", Yardstick: "by hand", Beside: 30, Ratio: 0.1},
+		{Measure: "no goal", Unit: "/s", P50: 5},
+	}}
+	if r.Missed() != 1 {
+		t.Errorf("%d goals are missed", r.Missed())
+	}
+	var md, js bytes.Buffer
+	if err := r.Markdown(&md); err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(md.String(), "| bad | 3.00 ms |  | ≤ 2 ms | **no** | by hand | 30.00 ms | 0.10 |") {
+		t.Errorf("%s", md.String())
+	}
+	var back Report
+	if err := r.JSON(&js); err != nil || json.Unmarshal(js.Bytes(), &back) != nil || len(back.Rows) != 3 {
+		t.Errorf("%v: %s", err, js.String())
+	}
+}
+
+// TestQuickRun takes every measure once, on a real daemon: the bench itself must
+// not rot. What it measures is not looked at.
+func TestQuickRun(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+	blockdevtest.LeakCheck(t)
+	bin := filepath.Join(t.TempDir(), "holdfastd")
+	build := exec.Command("go", "build", "-o", bin, "holdfast/cmd/holdfastd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	l := Lifecycle{Daemon: bin, Dir: t.TempDir(), Rounds: 3, Quick: true, Log: t.Output()}
+	report, err := l.Run(t.Context())
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(l.Dir, "holdfastd.log")) // says more where there is one
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if len(report.Rows) < 11 {
+		t.Errorf("%d rows", len(report.Rows))
+	}
+	for _, row := range report.Rows {
+		if row.P50 <= 0 && !strings.Contains(row.Measure, "CPU") {
+			t.Errorf("nothing was measured for %q", row.Measure)
+		}
+	}
+}
