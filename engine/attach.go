@@ -226,7 +226,7 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 	a := v.attachment(id)
 	before := a.Phase
 	a.Phase = Detaching
-	if err := e.commit(ctx, v.clone()); err != nil {
+	if err := e.commitFreeing(ctx, v.clone()); err != nil {
 		return err
 	}
 	request, err := e.request(ctx, *v, *a)
@@ -247,7 +247,7 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 	changed.Attachments = slices.DeleteFunc(changed.Attachments, func(b Attachment) bool { return b.ID == id })
 	changed.UpdatedAt = e.now()
 	e.happened(&changed, "detach", "Detached from %s", a.Holder)
-	if err := e.save(ctx, &changed); err != nil {
+	if err := e.saveFreeing(ctx, &changed); err != nil {
 		return err
 	}
 	*v = changed
@@ -263,7 +263,7 @@ func (e *Engine) stay(ctx context.Context, v *Volume, id string, phase Attachmen
 	a := changed.attachment(id)
 	a.Phase = phase
 	a.Failure = innermost(cause)
-	if err := e.commit(ctx, changed); err != nil {
+	if err := e.commitFreeing(ctx, changed); err != nil {
 		return errors.Join(cause, err)
 	}
 	*v = changed

@@ -37,15 +37,12 @@ func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string
 
 // mark durably says in the image's description that the volume is being deleted:
 // from here on it is finished, whatever happens. An image that is missing, or not
-// yet there, needs no mark: the record has it.
+// yet there, needs no mark, and a pool that is full has no room for one: the
+// record has it.
 func (e *Engine) mark(ctx context.Context, v *Volume) error {
 	v.Phase = Deleting
 	v.Sequence++
-	b, err := describe(*v)
-	if err != nil {
-		return err
-	}
-	err = e.o.Pool.Describe(ctx, v.ID, b)
+	err := e.describeIfRoom(ctx, *v)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}

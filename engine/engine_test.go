@@ -470,6 +470,41 @@ func TestALostWriteStopsTheEngine(t *testing.T) {
 	}
 }
 
+// full is a pool that has no room for another description.
+type full struct{ blockdev.Backend }
+
+func (f full) Describe(context.Context, blockdev.ID, []byte) error {
+	return blockdev.Op("test.Describe", "", blockdev.ErrNoSpace)
+}
+
+// TestAFullPoolCanBeEmptied: detach and delete need no room.
+func TestAFullPoolCanBeEmptied(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	w.create("a", 4)
+	w.create("b", 4)
+	a, err := w.engine.Attach(ctx, space, "a", hostAttach("/w", false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.engine.o.Pool = full{w.pool}
+	if _, err := w.engine.ChangeVolume(ctx, space, "a", ChangeVolume{Labels: map[string]string{"k": "v"}}); !errors.Is(err, ErrNoSpace) {
+		t.Fatalf("a change on a full pool: %v", err)
+	}
+	if _, err := w.engine.Detach(ctx, space, "a", a.ID, ""); err != nil {
+		t.Fatalf("detach: %v", err)
+	}
+	if _, err := w.engine.DeleteVolume(ctx, space, "b", ""); err != nil {
+		t.Fatalf("delete: %v", err)
+	}
+	w.verifyConsistent(t)
+	w.restart(false)
+	if v, err := w.engine.Volume(space, "a"); err != nil || len(v.Attachments) != 0 {
+		t.Fatalf("after a restart: %+v, %v", v, err)
+	}
+	w.verifyConsistent(t)
+}
+
 func TestCloseRefusesNewWork(t *testing.T) {
 	w := newWorld(t)
 	if err := w.engine.Close(context.Background()); err != nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -80,12 +81,41 @@ func (e *Engine) commit(ctx context.Context, v Volume) error {
 	return nil
 }
 
+// saveFreeing is save for a change that frees something: it works on a full pool
+// and a full metadata filesystem as well. A description that does not fit any
+// more stays as it was; the record has the higher sequence and is believed.
+func (e *Engine) saveFreeing(ctx context.Context, v *Volume) error {
+	v.Sequence++
+	if err := e.describeIfRoom(ctx, *v); err != nil {
+		return err
+	}
+	return e.commitFreeing(ctx, *v)
+}
+
+func (e *Engine) describeIfRoom(ctx context.Context, v Volume) error {
+	b, err := describe(v)
+	if err != nil {
+		return err
+	}
+	err = e.o.Pool.Describe(ctx, v.ID, b)
+	if errors.Is(err, blockdev.ErrNoSpace) && !lostWrite(err) {
+		e.o.Log.Warn("the pool has no room for a description: only the record has the change", "volume", v.ID, "workspace", v.Workspace, "err", err)
+		return nil
+	}
+	return err
+}
+
 // commitFreeing is commit for a change that frees something: it works on a full
 // metadata filesystem as well.
 func (e *Engine) commitFreeing(ctx context.Context, v Volume) error {
-	return e.o.Store.UpdateFreeing(ctx, func(tx *metadata.Tx) error {
+	err := e.o.Store.UpdateFreeing(ctx, func(tx *metadata.Tx) error {
 		return volumesTable.Put(tx, string(v.ID), v)
 	})
+	if err != nil {
+		return err
+	}
+	e.catalog.replace(v)
+	return nil
 }
 
 // erase ends a volume's record and promise.
