@@ -17,19 +17,11 @@ const (
 // grew by reads as zero already. Done in the primary descriptors only, while the
 // filesystem is marked not clean.
 func markInodeTablesZeroed(path string) error {
-	f, err := openExclusive(path)
+	f, b, s, err := openExt4(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b, err := readAt(f, ext4SuperOffset, ext4SuperBytes)
-	if err != nil {
-		return err
-	}
-	s, err := parseExt4Super(b)
-	if err != nil {
-		return err
-	}
 	if s.incompat&(ext4IncompatMetaBG|ext4IncompatSeed) != ext4IncompatSeed || s.roCompat&ext4ROMetadataCsum == 0 {
 		return nil // not as we make it: then it costs the space
 	}

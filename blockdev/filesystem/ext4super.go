@@ -1,6 +1,9 @@
 package filesystem
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"os"
+)
 
 // The ext4 superblock: 1024 bytes at byte 1024, little-endian. Offsets and bits
 // are those of the kernel's Documentation/filesystems/ext4/super.rst.
@@ -133,23 +136,30 @@ func dirtyExt4(path string) (bool, error) {
 	return !s.clean(), nil
 }
 
+// openExt4 opens an image to change it, with its superblock as bytes and as read.
+func openExt4(path string) (f *os.File, b []byte, s *ext4Super, err error) {
+	if f, err = openExclusive(path); err != nil {
+		return nil, nil, nil, err
+	}
+	if b, err = readAt(f, ext4SuperOffset, ext4SuperBytes); err == nil {
+		s, err = parseExt4Super(b)
+	}
+	if err != nil {
+		f.Close()
+		return nil, nil, nil, err
+	}
+	return f, b, s, nil
+}
+
 // identifyExt4 needs metadata_csum_seed: with it no checksum but the
 // superblock's own depends on the UUID. Backup superblocks keep the old UUID:
 // e2fsck renews them from the primary one.
 func identifyExt4(path string, id UUID) error {
-	f, err := openExclusive(path)
+	f, b, s, err := openExt4(path)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	b, err := readAt(f, ext4SuperOffset, ext4SuperBytes)
-	if err != nil {
-		return err
-	}
-	s, err := parseExt4Super(b)
-	if err != nil {
-		return err
-	}
 	if s.roCompat&ext4ROMetadataCsum == 0 || s.incompat&ext4IncompatSeed == 0 {
 		return damaged("ext4 without metadata_csum_seed: its checksums depend on its UUID")
 	}
