@@ -66,11 +66,7 @@ func createAttachment(c *call) error {
 }
 
 func listAttachments(c *call) error {
-	name, err := c.pathName("volume")
-	if err != nil {
-		return err
-	}
-	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	v, err := c.pathVolume()
 	if err != nil {
 		return err
 	}
@@ -82,11 +78,7 @@ func listAttachments(c *call) error {
 }
 
 func getAttachment(c *call) error {
-	name, err := c.pathName("volume")
-	if err != nil {
-		return err
-	}
-	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	v, err := c.pathVolume()
 	if err != nil {
 		return err
 	}
@@ -95,7 +87,7 @@ func getAttachment(c *call) error {
 			return c.json(attachmentBody(a))
 		}
 	}
-	return refuse(ErrMissing, "volume %q has no attachment %q", name, clip(c.r.PathValue("id"), 64))
+	return refuse(ErrMissing, "volume %q has no attachment %q", v.Name, clip(c.r.PathValue("id"), 64))
 }
 
 func deleteAttachment(c *call) error {

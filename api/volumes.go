@@ -78,12 +78,17 @@ func (c *call) idempotencyKey() (string, error) {
 	return key, nil
 }
 
-func getVolume(c *call) error {
+// pathVolume is the volume that the path names.
+func (c *call) pathVolume() (engine.Volume, error) {
 	name, err := c.pathName("volume")
 	if err != nil {
-		return err
+		return engine.Volume{}, err
 	}
-	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	return c.s.o.Engine.Volume(c.workspace, name)
+}
+
+func getVolume(c *call) error {
+	v, err := c.pathVolume()
 	if err != nil {
 		return err
 	}

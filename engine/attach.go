@@ -147,7 +147,8 @@ func (e *Engine) attach(ctx context.Context, v Volume, r AttachVolume, target at
 		if lostWrite(err) {
 			return Attachment{}, err
 		}
-		e.happened(&v, "failure", "Attaching to %s failed: %v", a.Holder, err)
+		e.happened(&v, "failure", "Attaching to %s failed", a.Holder)
+		e.o.Log.Warn("an attachment failed and is taken back", "volume", v.ID, "workspace", v.Workspace, "attachment", a.ID, "err", err)
 		if undo := e.release(ctx, &v, a.ID); undo != nil {
 			e.o.Log.Warn("a failed attachment could not be taken back: it is tried again", "volume", v.ID, "attachment", a.ID, "err", undo)
 		}
@@ -225,6 +226,9 @@ func (v Volume) hasPendingGrowth(e *Engine) bool {
 func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 	a := v.attachment(id)
 	before := a.Phase
+	if before == Attaching { // its caller is told that it failed: it must not come true later
+		before = Detaching
+	}
 	a.Phase = Detaching
 	if err := e.commitFreeing(ctx, v.clone()); err != nil {
 		return err
@@ -262,7 +266,10 @@ func (e *Engine) stay(ctx context.Context, v *Volume, id string, phase Attachmen
 	changed := v.clone()
 	a := changed.attachment(id)
 	a.Phase = phase
-	a.Failure = innermost(cause)
+	a.Failure = "detaching is tried again: the operator's log has the reason"
+	if phase != Detaching && errors.Is(cause, blockdev.ErrBusy) {
+		a.Failure = innermost(cause) // which processes of the sandbox: for who has to close their files
+	}
 	if err := e.commitFreeing(ctx, changed); err != nil {
 		return errors.Join(cause, err)
 	}
@@ -315,7 +322,7 @@ func detachError(v Volume, id string, err error) error {
 		return userError(err)
 	}
 	if a := v.attachment(id); a != nil && a.Phase == Detaching {
-		return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q has left the sandbox, but something still holds it: detaching is tried again until it lets go (%s)", v.Name, innermost(err)), Err: err}
+		return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q has left the sandbox, but something still holds it: detaching is tried again until it lets go", v.Name), Err: err}
 	}
 	return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q is in use in the sandbox: close its files there first (%s)", v.Name, innermost(err)), Err: err}
 }

@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 
 	"holdfast/blockdev"
@@ -59,7 +58,7 @@ func (e *Engine) grow(ctx context.Context, v Volume) (Volume, error) {
 		return Volume{}, err
 	}
 	if err != nil {
-		e.setPending(v.ID, fmt.Sprintf("growing failed and is tried again: %v", err))
+		e.setPending(v.ID, pendingFailed)
 		e.o.Log.Warn("growth is pending", "volume", v.ID, "workspace", v.Workspace, "err", err)
 		e.watch(v.ID)
 		return v, nil
@@ -69,6 +68,10 @@ func (e *Engine) grow(ctx context.Context, v Volume) (Volume, error) {
 	}
 	return v, nil
 }
+
+// pendingFailed is what a user is told: the reason may show paths of the host, and
+// is in the log.
+const pendingFailed = "growing failed and is tried again: the operator's log has the reason"
 
 func (e *Engine) pendingReason(id blockdev.ID) string {
 	e.mu.Lock()

@@ -151,6 +151,9 @@ func (e *Engine) abandon(ctx context.Context, v Volume, idempotencyKey string, c
 	}
 	v.Phase = Deleting
 	if err := e.bury(ctx, v); err != nil {
+		if lostWrite(err) {
+			return errors.Join(cause, err)
+		}
 		e.o.Log.Error("a failed create could not be undone: it is tried again", "volume", v.ID, "workspace", v.Workspace, "err", err)
 	}
 	return userError(cause)
@@ -163,7 +166,7 @@ func userError(err error) error {
 		return firstProblem(err)
 	case errors.Is(err, templates.ErrTooSmall), errors.Is(err, filesystem.ErrTooSmall):
 		return &Problem{Kind: ErrInvalid, Field: "spec.size", Message: innermost(err), Err: err}
-	case errors.Is(err, blockdev.ErrNoSpace), errors.Is(err, templates.ErrNoSpace), errors.Is(err, metadata.ErrNoSpace):
+	case errors.Is(err, blockdev.ErrNoSpace), errors.Is(err, templates.ErrNoSpace):
 		return &Problem{Kind: ErrNoSpace, Message: "the pool is full: delete volumes or template versions, or enlarge the pool", Err: err}
 	}
 	return err

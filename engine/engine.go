@@ -68,6 +68,7 @@ type Engine struct {
 	endpoints map[blockdev.ID]blockdev.Endpoint // openings that attachments use
 	attention map[blockdev.ID]struct{}          // volumes that Run looks at
 	pending   map[blockdev.ID]string            // why growth waits
+	retries   map[blockdev.ID]retry             // volumes that did not settle: when to try again
 	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
 	intents   map[blockdev.ID]chan error        // creates whose wish is being made durable
 	failed    error
@@ -88,7 +89,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
-		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{}, filled: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := e.load(); err != nil {

@@ -8,10 +8,12 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/filesystem"
+	"holdfast/metadata"
 )
 
 func (w *world) create(name string, size int64) Volume {
@@ -467,6 +469,99 @@ func TestALostWriteStopsTheEngine(t *testing.T) {
 	}
 	if told.Load() != 1 || w.engine.Healthy() == nil {
 		t.Fatalf("told %d times, healthy %v", told.Load(), w.engine.Healthy())
+	}
+}
+
+// stubborn is an attacher whose work fails after it was done, and whose undoing
+// fails at first.
+type stubborn struct {
+	attacher
+	refusals *int
+}
+
+func (s stubborn) Attach(ctx context.Context, r attach.Request) error {
+	return errors.Join(s.attacher.Attach(ctx, r), errInjected)
+}
+
+func (s stubborn) Detach(ctx context.Context, r attach.Request) error {
+	if *s.refusals > 0 {
+		*s.refusals--
+		return errInjected
+	}
+	return s.attacher.Detach(ctx, r)
+}
+
+// TestAFailedAttachDoesNotComeTrueLater: its caller was told that it failed.
+func TestAFailedAttachDoesNotComeTrueLater(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	w.create("a", 4)
+	refusals := 1
+	w.engine.o.Attachers["host"] = stubborn{attacher{w, true}, &refusals}
+	if _, err := w.engine.Attach(ctx, space, "a", hostAttach("/w", false)); !errors.Is(err, errInjected) {
+		t.Fatalf("got %v", err)
+	}
+	if v, _ := w.engine.Volume(space, "a"); len(v.Attachments) != 1 || v.Attachments[0].Phase != Detaching {
+		t.Fatalf("%+v", v.Attachments)
+	}
+	if err := w.engine.tend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if v, _ := w.engine.Volume(space, "a"); len(v.Attachments) != 0 || w.sees("a", "/w||") {
+		t.Fatalf("%+v", v.Attachments)
+	}
+	w.verifyConsistent(t)
+}
+
+// damaged is a filesystem that cannot be grown.
+type damaged struct {
+	toyFS
+	tries *int
+}
+
+func (d damaged) Grow(context.Context, string, filesystem.Type) error {
+	*d.tries++
+	return filesystem.ErrDamaged
+}
+
+// TestWhatDoesNotSettleIsPostponed: a checker that fails is not run all the time.
+func TestWhatDoesNotSettleIsPostponed(t *testing.T) {
+	w := newWorld(t)
+	ctx := context.Background()
+	w.create("a", 4)
+	tries := 0
+	w.engine.o.Filesystems = damaged{toyFS{w}, &tries}
+	if _, err := w.engine.ChangeVolume(ctx, space, "a", ChangeVolume{SizeMiB: mib(8)}); err != nil || w.engine.pendingReason(w.engine.volumes()[0].ID) == "" {
+		t.Fatalf("growth of a damaged filesystem is not pending: %v", err)
+	}
+	for range 10 {
+		if err := w.engine.tend(ctx); err != nil && !errors.Is(err, filesystem.ErrDamaged) {
+			t.Fatal(err)
+		}
+	}
+	if tries != 2 { // the change's own, and the first in the background
+		t.Fatalf("%d tries in a moment", tries)
+	}
+	w.mu.Lock()
+	w.clock = w.clock.Add(time.Hour)
+	w.mu.Unlock()
+	if err := w.engine.tend(ctx); !errors.Is(err, filesystem.ErrDamaged) || tries != 3 {
+		t.Fatalf("an hour later: %d tries, %v", tries, err)
+	}
+	w.engine.o.Filesystems = toyFS{w}
+	w.mu.Lock()
+	w.clock = w.clock.Add(time.Hour)
+	w.mu.Unlock()
+	if err := w.engine.tend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.verifyConsistent(t)
+}
+
+// TestAFullMetadataDiskIsNotAFullPool: the operator has to look elsewhere.
+func TestAFullMetadataDiskIsNotAFullPool(t *testing.T) {
+	if err := userError(fmt.Errorf("create: %w", metadata.ErrNoSpace)); errors.Is(err, ErrNoSpace) || !errors.Is(err, metadata.ErrNoSpace) {
+		t.Fatalf("got %v", err)
 	}
 }
 

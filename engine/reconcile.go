@@ -170,7 +170,7 @@ func (e *Engine) resume(ctx context.Context, v Volume, r *Report) error {
 		return e.abandon(ctx, v, "", nil)
 	case err != nil:
 		e.o.Log.Warn("a volume needs another try", "volume", v.ID, "name", v.Name, "err", err)
-		e.setPending(v.ID, err.Error())
+		e.setPending(v.ID, pendingFailed)
 		e.watch(v.ID)
 	case interrupted:
 		r.Finished++
@@ -189,6 +189,7 @@ func (e *Engine) resume(ctx context.Context, v Volume, r *Report) error {
 func (e *Engine) Run(ctx context.Context) error {
 	ticker := time.NewTicker(e.o.ProbeInterval)
 	defer ticker.Stop()
+	said := ""
 	for {
 		select {
 		case <-ctx.Done():
@@ -200,9 +201,45 @@ func (e *Engine) Run(ctx context.Context) error {
 			if err = e.inspect(err); errors.Is(err, ErrUnavailable) {
 				return err
 			}
-			e.o.Log.Warn("background work failed: it is tried again", "err", err)
+			if text := err.Error(); text != said { // not every two seconds
+				e.o.Log.Warn("background work failed: it is tried again", "err", err)
+				said = text
+			}
 		}
 	}
+}
+
+// A volume that does not settle (a damaged filesystem, say) is tried again after
+// a time that doubles: a checker that fails every two seconds helps nobody.
+const (
+	firstRetry = 5 * time.Second
+	lastRetry  = 10 * time.Minute
+)
+
+type retry struct {
+	at   time.Time
+	wait time.Duration
+}
+
+func (e *Engine) due(id blockdev.ID) bool {
+	now := e.now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return !now.Before(e.retries[id].at)
+}
+
+func (e *Engine) forgetRetry(id blockdev.ID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	delete(e.retries, id)
+}
+
+func (e *Engine) postpone(id blockdev.ID) {
+	now := e.now()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	wait := min(max(2*e.retries[id].wait, firstRetry), lastRetry)
+	e.retries[id] = retry{now.Add(wait), wait}
 }
 
 // tend looks once at every volume that needs attention.
@@ -244,10 +281,11 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID) error {
 	if err := e.tendAttachments(ctx, &v); err != nil {
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
-	if len(v.Attachments) > 0 && e.pendingReason(id) == "" {
+	if len(v.Attachments) > 0 && e.pendingReason(id) == "" || !e.due(id) {
 		return nil
 	}
 	if err := e.settle(ctx, &v); err != nil {
+		e.postpone(id)
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
 	if len(v.Attachments) == 0 {

@@ -133,6 +133,7 @@ func (e *Engine) erase(ctx context.Context, id blockdev.ID) error {
 	e.mu.Lock()
 	delete(e.pending, id)
 	delete(e.filled, id)
+	delete(e.retries, id)
 	delete(e.endpoints, id)
 	e.mu.Unlock()
 	return nil

@@ -24,6 +24,7 @@ func (e *Engine) settle(ctx context.Context, v *Volume) error {
 		next := step(*v, f)
 		if next == actNothing {
 			e.setPending(v.ID, "")
+			e.forgetRetry(v.ID)
 			return nil
 		}
 		var again bool

@@ -60,17 +60,7 @@ func command(t *testing.T, args ...string) {
 // until it has stopped.
 func cutWriter(t *testing.T, dir string, after int, acknowledged map[string]bool) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), writerDir+"="+dir)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	cmd, out, stderr := startWriter(t, dir)
 	defer func() { _ = cmd.Process.Kill() }() // when the test has failed
 	lines := bufio.NewScanner(out)
 	n := 0

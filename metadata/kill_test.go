@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -92,19 +93,26 @@ func stillThere(path string) error {
 	return f.Close()
 }
 
-func killWriter(t *testing.T, dir string, after int, acknowledged map[string]bool) {
+// startWriter runs write4ever in a process of its own; what it acknowledges comes
+// out of out.
+func startWriter(t *testing.T, dir string) (cmd *exec.Cmd, out io.Reader, stderr *strings.Builder) {
 	t.Helper()
-	cmd := exec.Command(os.Args[0])
+	cmd, stderr = exec.Command(os.Args[0]), &strings.Builder{}
 	cmd.Env = append(os.Environ(), writerDir+"="+dir)
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
+	cmd.Stderr = stderr
 	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	return cmd, out, stderr
+}
+
+func killWriter(t *testing.T, dir string, after int, acknowledged map[string]bool) {
+	t.Helper()
+	cmd, out, stderr := startWriter(t, dir)
 	kill := sync.OnceFunc(func() { _ = cmd.Process.Kill() })
 	defer kill()
 	if after < 60 { // also while it opens
