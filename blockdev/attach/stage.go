@@ -17,8 +17,11 @@ import (
 
 const (
 	// releaseWait bounds how long Unmount waits for the kernel to let a
-	// filesystem go: that is done by others' last close, usually at once.
-	releaseWait = 500 * time.Millisecond
+	// filesystem go: that is done by others' last close, usually at once. A
+	// container that is being started holds a copy of every mount of the host until
+	// it has changed its root: tens of milliseconds, and on a busy host, where
+	// containers start all the time, many times that.
+	releaseWait = 2 * time.Second
 	releasePoll = 2 * time.Millisecond
 	// passingWait bounds how long a passing user may keep a mount busy.
 	passingWait = 100 * time.Millisecond
