@@ -270,14 +270,15 @@ func TestStageRefuses(t *testing.T) {
 }
 
 // namespaceCopy starts a process in a mount namespace of its own, which begins
-// with a copy of all mounts, and returns what ends it. Other tests' mounts are
-// let go at once, so that these are not held.
+// with a copy of all mounts, and returns what ends it. Other tests' mounts
+// are let go at once, wherever their temporary directories are, so that these are
+// not held.
 func namespaceCopy(t *testing.T, s *attach.Stage, propagation string) (end func()) {
 	t.Helper()
 	const script = `while read -r _ _ _ _ path _; do
 		case $path in
 		"$1"|"$1"/*) ;;
-		/tmp/*) mount --make-private "$path"; umount -l "$path" ;;
+		*/Test*/*) mount --make-private "$path"; umount -l "$path" ;;
 		esac
 	done </proc/self/mountinfo 2>/dev/null
 	echo ready; exec cat`

@@ -18,7 +18,8 @@ import (
 // nor may the main thread have been there.
 func TestInMountNamespaceLeavesNoThreadBehind(t *testing.T) {
 	blockdevtest.Require(t, blockdevtest.Root)
-	cmd := exec.Command("unshare", "--mount", "sh", "-c", "echo ready; exec cat")
+	// As a slave it lets go of mounts of other tests when these do.
+	cmd := exec.Command("unshare", "--mount", "--propagation", "slave", "sh", "-c", "echo ready; exec cat")
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

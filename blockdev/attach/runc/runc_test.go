@@ -334,8 +334,8 @@ func TestHostileNames(t *testing.T) {
 	f := setUp(t, filesystem.Ext4, runctest.Options{})
 	f.r.MountPath = "/a/data"
 	f.c.Shell("mkdir -p /a/data /target; ln -s /target /a/link")
-	f.c.Background("while :; do mv /a/data /a/real; ln -s /target /a/data; rm /a/data; mv /a/real /a/data; done")
-	f.c.Background("while :; do mv /a /b; mv /b /a; done")
+	f.c.Background("while :; do mv -T /a/data /a/real; ln -sT /target /a/data; rm /a/data; mv -T /a/real /a/data; done")
+	f.c.Background("while :; do mv -T /a /b; mv -T /b /a; done")
 	var attached, refused, busy int
 	for range 150 {
 		err := f.a.Attach(context.Background(), f.r)
