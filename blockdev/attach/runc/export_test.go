@@ -2,12 +2,20 @@ package runc
 
 import "context"
 
-// HintedPid is hintedPid, for tests.
-var HintedPid = hintedPid
+// RecordedPid tells the first process that a container's record leaves no doubt
+// about, 0 for a doubt.
+func RecordedPid(root, id string) int {
+	p := record(root, id).process()
+	if p == nil {
+		return 0
+	}
+	defer p.close()
+	return p.pid
+}
 
-// FindPid is find, for tests.
-func (a *Attacher) FindPid(ctx context.Context, root, id string, hint int) (int, error) {
-	p, err := a.find(ctx, root, id, hint)
+// AskedPid is ask, for tests.
+func (a *Attacher) AskedPid(ctx context.Context, root, id string, hint int) (int, error) {
+	p, err := a.ask(ctx, root, id, hint)
 	if err != nil {
 		return 0, err
 	}

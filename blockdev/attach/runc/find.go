@@ -2,12 +2,9 @@ package runc
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"os"
 	"path"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
@@ -60,10 +57,23 @@ func validMountPath(p string) error {
 	return nil
 }
 
-// find finds a container's first process. By the time that runc has told a pid,
-// that may be somebody else's; so a process is opened first, and is the right one
-// if runc then tells its pid and it still lives. The first guess is the hint.
-func (a *Attacher) find(ctx context.Context, root, id string, hint int) (*process, error) {
+// find finds a container's first process: by its record when that leaves no doubt,
+// else by asking runc.
+func (a *Attacher) find(ctx context.Context, root, id string) (*process, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	r := record(root, id)
+	if p := r.process(); p != nil {
+		return p, nil
+	}
+	return a.ask(ctx, root, id, r.Pid)
+}
+
+// ask finds a container's first process by runc. By the time that runc has told a
+// pid, that may be somebody else's; so a process is opened first, and is the right
+// one if runc then tells its pid and it still lives. The first guess is the hint.
+func (a *Attacher) ask(ctx context.Context, root, id string, hint int) (*process, error) {
 	for range findTries {
 		var p *process
 		var openErr error
@@ -88,23 +98,6 @@ func (a *Attacher) find(ctx context.Context, root, id string, hint int) (*proces
 		hint = c.Pid
 	}
 	return nil, fmt.Errorf("%w: container %s is being replaced", blockdev.ErrBusy, id)
-}
-
-// hintedPid reads a container's pid from the file in which runc keeps its state
-// (init_process_pid of BaseState, libcontainer/container.go); 0 when it cannot,
-// which costs one more call of runc and nothing else.
-func hintedPid(root, id string) int {
-	text, err := os.ReadFile(filepath.Join(root, id, "state.json"))
-	if err != nil {
-		return 0
-	}
-	var s struct {
-		Pid int `json:"init_process_pid"`
-	}
-	if json.Unmarshal(text, &s) != nil {
-		return 0
-	}
-	return s.Pid
 }
 
 // state asks runc for a container that has a live first process.

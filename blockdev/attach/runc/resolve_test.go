@@ -1,10 +1,12 @@
 package runc_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -33,11 +35,11 @@ func TestResolve(t *testing.T) {
 	if got.Pid != c.Pid || got.StartTime <= 2 || len(got.Boot) != 36 || got.Container != c.ID || got.Root != c.Root {
 		t.Errorf("resolved %+v", got)
 	}
-	if hint := runc.HintedPid(c.Root, c.ID); hint != c.Pid {
-		t.Errorf("the hint is %d: this runc keeps its state in another form", hint)
+	if pid := runc.RecordedPid(c.Root, c.ID); pid != c.Pid {
+		t.Errorf("the record says %d: this runc keeps its state in another form", pid)
 	}
 	for _, hint := range []int{c.Pid, 0, os.Getpid(), 1 << 30} {
-		if pid, err := a.FindPid(ctx, c.Root, c.ID, hint); err != nil || pid != c.Pid {
+		if pid, err := a.AskedPid(ctx, c.Root, c.ID, hint); err != nil || pid != c.Pid {
 			t.Errorf("with the hint %d: %d, %v", hint, pid, err)
 		}
 	}
@@ -103,5 +105,69 @@ func TestResolveWithoutContainerOrRunc(t *testing.T) {
 	}
 	if _, err := missing.Resolve(ctx, target, "/data"); !errors.Is(err, run.ErrNotFound) {
 		t.Errorf("without runc: %v", err)
+	}
+}
+
+// TestResolveAsksRuncOnlyInDoubt puts a program that must not be run in runc's place.
+func TestResolveAsksRuncOnlyInDoubt(t *testing.T) {
+	t.Parallel()
+	c := runctest.Start(t, runctest.Options{})
+	ctx := context.Background()
+	target := attach.Target{Type: runc.Type, Container: c.ID}
+	a, err := runc.New(runc.Options{Root: c.Root, Command: "/bin/false"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := a.Resolve(ctx, target, "/data")
+	if err != nil || got.Pid != c.Pid {
+		t.Fatalf("running: %+v, %v", got, err)
+	}
+	record := filepath.Join(c.Root, c.ID, "state.json")
+	text, err := os.ReadFile(record)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start := []byte(strconv.FormatUint(got.StartTime, 10))
+	for name, changed := range map[string][]byte{
+		"another start time": bytes.ReplaceAll(text, start, append([]byte("1"), start...)),
+		"no control group":   bytes.ReplaceAll(text, []byte("cgroup_paths"), []byte("cgroup_nowhere")),
+		"half a record":      text[:len(text)/2],
+		"nothing":            nil,
+	} {
+		if bytes.Equal(changed, text) {
+			t.Fatalf("%s: the record is as it was", name)
+		}
+		if err := os.WriteFile(record, changed, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := a.Resolve(ctx, target, "/data"); err == nil {
+			t.Errorf("%s: runc was not asked: %+v", name, got)
+		}
+	}
+	if err := os.WriteFile(record, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.Pause()
+	if got, err := a.Resolve(ctx, target, "/data"); err == nil {
+		t.Errorf("paused: runc was not asked: %+v", got)
+	}
+	c.Resume()
+	c.Kill()
+	if got, err := a.Resolve(ctx, target, "/data"); err == nil {
+		t.Errorf("killed: runc was not asked: %+v", got)
+	}
+}
+
+func BenchmarkResolve(b *testing.B) {
+	c := runctest.Start(b, runctest.Options{})
+	a, err := runc.New(runc.Options{Root: c.Root})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.ResetTimer()
+	for b.Loop() {
+		if _, err := a.Resolve(context.Background(), attach.Target{Type: runc.Type, Container: c.ID}, "/data"); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

@@ -62,7 +62,7 @@ func (a *Attacher) Needs() attach.Needs {
 }
 
 // Resolve checks the target and finds the container's first process. It runs
-// runc, once as a rule; nothing else here does. blockdev.ErrGone when there is no such
+// runc where the container's record leaves a doubt; nothing else here does. blockdev.ErrGone when there is no such
 // container or it has stopped, blockdev.ErrBusy while it is paused.
 func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath string) (attach.Target, error) {
 	resolved, err := a.resolve(ctx, t, mountPath)
@@ -85,7 +85,7 @@ func (a *Attacher) resolve(ctx context.Context, t attach.Target, mountPath strin
 	} else if root != a.o.Root && !slices.Contains(a.o.Roots, root) {
 		return t, invalid("target.root is not one of the state directories that the operator allows")
 	}
-	p, err := a.find(ctx, root, t.Container, hintedPid(root, t.Container))
+	p, err := a.find(ctx, root, t.Container)
 	if err != nil {
 		return t, err
 	}
