@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
@@ -64,6 +65,19 @@ func mountsOf(infos []*mountinfo.Info) []Mount {
 	return all
 }
 
+func mountOf(i sys.MountInfo) Mount {
+	group := func(number uint64) string {
+		if number == 0 {
+			return ""
+		}
+		return strconv.FormatUint(number, 10)
+	}
+	return Mount{
+		ID: i.ID, Parent: i.Parent, Device: i.Device, Path: i.Path, Type: i.Type, Source: i.Source,
+		ReadOnly: i.ReadOnly, ReadOnlyFS: i.ReadOnlyFS, Group: group(i.Group), Master: group(i.Master),
+	}
+}
+
 func hasOption(list, option string) bool {
 	return slices.Contains(strings.Split(list, ","), option)
 }
@@ -81,10 +95,16 @@ func optional(list, prefix string) string {
 // no symbolic link; nil when the path does not exist or is not a mount point.
 func mountAt(path string) (*Mount, error) {
 	// Asked first because it is quick. A filesystem that has shut down answers
-	// with an error: only the table tells then.
-	place, err := sys.PlaceAt(path)
-	if errors.Is(err, fs.ErrNotExist) || err == nil && !place.MountRoot {
+	// with an error, and so does an older kernel: only the table tells then.
+	info, root, err := sys.MountAt(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist) || err == nil && !root:
 		return nil, nil
+	case err == nil && info.Path == path:
+		m := mountOf(info)
+		return &m, nil
+	case errors.Is(err, errors.ErrUnsupported):
+		err = nil
 	}
 	all, tableErr := Mounts()
 	if tableErr != nil {
@@ -96,6 +116,27 @@ func mountAt(path string) (*Mount, error) {
 		}
 	}
 	return nil, err
+}
+
+// MountOnHere is MountOn in this process's own namespace. It costs the same
+// however many mounts there are, where the kernel can tell of one.
+func MountOnHere(parent, dir *os.File) (*Mount, error) {
+	below, err := sys.MountOf(parent)
+	if err == nil {
+		var info sys.MountInfo
+		if info, err = sys.MountOf(dir); err == nil && info.ID != below.ID {
+			m := mountOf(info)
+			return &m, nil
+		}
+	}
+	if err == nil {
+		return nil, nil
+	}
+	all, err := Mounts()
+	if err != nil {
+		return nil, err
+	}
+	return MountOn(all, parent, dir, sys.MountID)
 }
 
 // ByID finds a mount in a table, nil when it is not there.

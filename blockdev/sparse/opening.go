@@ -91,10 +91,13 @@ func (o *opening) endpoint(dir string, f *os.File) (blockdev.Endpoint, error) {
 }
 
 // unknownDevice looks for a device of the image that this process has not made
-// and did not find when it opened the pool, and adopts it; nil for none. It asks
-// every loop device of the host, so only who wants a device pays for it: files
-// that nobody but the pool's one process touches need no look.
+// and did not find when it opened the pool, and adopts it; nil for none. As a
+// rule the image is provably open nowhere else, which is told at once. Otherwise
+// every loop device of the host is asked.
 func (p *Pool) unknownDevice(id blockdev.ID, dir string, f *os.File) (*opening, error) {
+	if only, err := sys.OnlyOpening(f); err != nil || only {
+		return nil, err
+	}
 	devices, err := loop.Find(f)
 	if err != nil || len(devices) == 0 {
 		return nil, err

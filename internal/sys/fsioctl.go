@@ -19,6 +19,7 @@ const (
 	btrfsIocDevInfo = 0xD000941E
 	iocFreeze       = 0xC0045877
 	iocThaw         = 0xC0045878
+	iocShutdown     = 0x8004587D // of ext4 and XFS alike
 )
 
 // The magic numbers that FilesystemMagic tells.
@@ -114,6 +115,23 @@ func Thaw(f *os.File) error {
 	err := pointerIoctl(f, "ioctl(FITHAW)", iocThaw, nil)
 	if errors.Is(err, unix.EINVAL) {
 		return nil
+	}
+	return err
+}
+
+// The ways to shut a filesystem down; the numbers are XFS's and ext4's.
+const (
+	ShutdownFlushed = uint32(0) // all that is dirty is written first
+	ShutdownNow     = uint32(2) // what is not written is lost, as in a power cut
+)
+
+// Shutdown makes the mounted filesystem that f is on refuse everything from now
+// on (EIO), for whoever has it open. errors.ErrUnsupported when its type cannot.
+// Shut down already is success, or EIO.
+func Shutdown(f *os.File, how uint32) error {
+	err := pointerIoctl(f, "ioctl(SHUTDOWN)", iocShutdown, unsafe.Pointer(&how))
+	if errors.Is(err, unix.ENOTTY) {
+		return errors.ErrUnsupported
 	}
 	return err
 }

@@ -333,13 +333,17 @@ func statx(fd int, path string, flags int) (Place, error) {
 	if err != nil {
 		return Place{}, err
 	}
+	return placeOf(&st), nil
+}
+
+func placeOf(st *unix.Statx_t) Place {
 	return Place{
 		MountRoot: st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0,
 		Device:    unix.Mkdev(st.Dev_major, st.Dev_minor),
 		RDevice:   unix.Mkdev(st.Rdev_major, st.Rdev_minor),
 		Inode:     st.Ino,
 		Mode:      uint32(st.Mode),
-	}, nil
+	}
 }
 
 // Device is the number of a device, as st_dev and st_rdev hold it.

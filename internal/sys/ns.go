@@ -65,25 +65,42 @@ func (in Inside) openProc(path string) (*os.File, error) {
 
 // UnmountAt takes the topmost mount at name away, which is one component below
 // the opened directory. A symbolic link is not followed. See Unmount for errors.
-func (in Inside) UnmountAt(dir *os.File, name string) error {
+func (in Inside) UnmountAt(dir *os.File, name string) error { return in.unmountAt(dir, name, 0) }
+
+func (in Inside) unmountAt(dir *os.File, name string, flags int) error {
 	err := control(dir, func(fd uintptr) error {
 		if err := unix.Fchdir(int(fd)); err != nil { // of this thread alone
 			return err
 		}
-		err := retry(func() error { return unix.Unmount(name, unix.UMOUNT_NOFOLLOW) })
+		err := retry(func() error { return unix.Unmount(name, unix.UMOUNT_NOFOLLOW|flags) })
 		return errors.Join(err, unix.Chdir("/"))
 	})
 	return wrap("umount", name, err)
 }
 
+// UnmountLazyAt is UnmountAt for a mount that may be in use: it goes from the
+// namespace at once, with all below it; who has files of it open keeps them.
+func (in Inside) UnmountLazyAt(dir *os.File, name string) error {
+	return in.unmountAt(dir, name, unix.MNT_DETACH)
+}
+
 // UnmountAt is Inside.UnmountAt in this process's own namespace.
 func UnmountAt(dir *os.File, name string) error {
+	return here(func(in Inside) error { return in.UnmountAt(dir, name) })
+}
+
+// UnmountLazyAt is Inside.UnmountLazyAt in this process's own namespace.
+func UnmountLazyAt(dir *os.File, name string) error {
+	return here(func(in Inside) error { return in.UnmountLazyAt(dir, name) })
+}
+
+func here(fn func(in Inside) error) error {
 	ns, err := open("/proc/thread-self/ns/mnt", unix.O_RDONLY)
 	if err != nil {
 		return err
 	}
 	defer ns.Close()
-	return InMountNamespace(ns, func(in Inside) error { return in.UnmountAt(dir, name) })
+	return InMountNamespace(ns, fn)
 }
 
 // InMountNamespace runs fn on a thread of its own inside a mount namespace, with

@@ -1,11 +1,13 @@
 package sys
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -13,7 +15,7 @@ import (
 // OpenPidfd opens a process: the descriptor goes on meaning this process when
 // its number is used again. ESRCH (os.ErrProcessDone) when there is none.
 func OpenPidfd(pid int) (*os.File, error) {
-	fd, err := unix.PidfdOpen(pid, 0)
+	fd, err := unix.PidfdOpen(pid, unix.PIDFD_NONBLOCK) // so that the runtime can wait for it
 	switch {
 	case errors.Is(err, unix.ESRCH):
 		return nil, fmt.Errorf("pidfd_open %d: %w (%w)", pid, os.ErrProcessDone, err)
@@ -26,14 +28,48 @@ func OpenPidfd(pid int) (*os.File, error) {
 // PidfdAlive reports whether the process has not ended; a zombie has.
 func PidfdAlive(pidfd *os.File) (bool, error) {
 	var ended bool
-	err := control(pidfd, func(fd uintptr) error {
-		fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
-		n, err := 0, error(nil)
-		err = retry(func() error { n, err = unix.Poll(fds, 0); return err })
-		ended = n > 0
+	err := control(pidfd, func(fd uintptr) (err error) {
+		ended, err = pollEnded(fd)
 		return err
 	})
 	return !ended, wrap("poll", pidfd.Name(), err)
+}
+
+func pollEnded(pidfd uintptr) (bool, error) {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}} //nolint:gosec // a descriptor
+	n, err := 0, error(nil)
+	err = retry(func() error { n, err = unix.Poll(fds, 0); return err })
+	return n > 0, err
+}
+
+// AwaitEnd waits until the process has ended, or ctx has; it holds no thread
+// meanwhile.
+func AwaitEnd(ctx context.Context, pidfd *os.File) error {
+	raw, err := pidfd.SyscallConn()
+	if err != nil {
+		return err
+	}
+	wake := context.AfterFunc(ctx, func() { _ = pidfd.SetReadDeadline(time.Now()) })
+	defer wake()
+	var asked error
+	err = raw.Read(func(fd uintptr) bool {
+		var ended bool
+		ended, asked = pollEnded(fd)
+		return ended || asked != nil
+	})
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return errors.Join(asked, err)
+}
+
+// KillProcess sends SIGKILL to the process. It has ended already is success.
+func KillProcess(pidfd *os.File) error {
+	err := control(pidfd, func(fd uintptr) error { return unix.PidfdSendSignal(int(fd), unix.SIGKILL, nil, 0) })
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	return wrap("pidfd_send_signal", pidfd.Name(), err)
 }
 
 // StartTime is when a process began, in clock ticks since boot (field 22 of

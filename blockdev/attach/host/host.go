@@ -28,9 +28,10 @@ const longest = 4095
 // Attacher is an attach.Attacher.
 type Attacher struct {
 	prefixes []string
-	// placing lets one Attach at a time look at a place and mount on it: two of
-	// them for one path must not cover each other.
-	placing sync.Mutex
+	// placing holds a lock for each path at which an Attach looks and mounts: two
+	// of them must not cover each other. Other paths do not wait, because a
+	// filesystem that does not answer may stop one for ever.
+	placing sync.Map // path -> *sync.Mutex
 }
 
 var _ attach.Attacher = (*Attacher)(nil)
@@ -85,14 +86,13 @@ func (a *Attacher) attach(r attach.Request) error {
 	if err != nil {
 		return err
 	}
-	a.placing.Lock()
-	defer a.placing.Unlock()
+	defer a.place(r.Target.Path)()
 	at, err := a.open(r.Target.Path, true)
 	if err != nil {
 		return err
 	}
 	defer at.close()
-	_, there, err := at.mounts()
+	there, err := at.mount()
 	if err != nil {
 		return err
 	}
@@ -105,6 +105,21 @@ func (a *Attacher) attach(r attach.Request) error {
 	}
 	defer clone.Close()
 	return sys.MoveMount(clone, at.dir)
+}
+
+// place waits for the turn of a path. Locks are kept: there is one for each path
+// that was ever used, and they are small.
+func (a *Attacher) place(target string) (done func()) {
+	key := target
+	if prefix, rest, err := a.split(target); err == nil {
+		if real, err := filepath.EvalSymlinks(prefix); err == nil { // two prefixes may be one directory
+			key = real + "/" + rest
+		}
+	}
+	lock, _ := a.placing.LoadOrStore(key, new(sync.Mutex))
+	m := lock.(*sync.Mutex) //nolint:forcetypeassert // nothing else is put there
+	m.Lock()
+	return m.Unlock
 }
 
 // Detach unmounts the volume from the target's path. It is not there is
@@ -130,7 +145,7 @@ func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 		return err
 	}
 	defer at.close()
-	all, there, err := at.mounts()
+	there, err := at.mount()
 	switch {
 	case err != nil:
 		return err
@@ -138,10 +153,8 @@ func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 		return a.moved(v, r, nil)
 	case !v.Known():
 		return attach.NotKnown(there)
-	case !v.Is(*there) && v.Covered(all, there):
-		return fmt.Errorf("%w: something is mounted over it at %s", blockdev.ErrBusy, r.Target.Path)
 	case !v.Is(*there):
-		return a.moved(v, r, nil)
+		return a.covered(v, r, there)
 	}
 	place, _ := sys.PlaceOf(at.dir) // only to name who uses it
 	at.dir.Close()                  // it would keep the mount busy
@@ -178,17 +191,18 @@ func (a *Attacher) probe(r attach.Request) (attach.State, error) {
 		return "", err
 	}
 	defer at.close()
-	all, there, err := at.mounts()
-	if err != nil {
-		return "", err
-	}
+	there, err := at.mount()
 	switch {
-	case there != nil && !v.Known():
+	case err != nil:
+		return "", err
+	case there == nil:
+		return stateOf(a.moved(v, r, nil))
+	case !v.Known():
 		return "", attach.NotKnown(there)
-	case there != nil && (v.Is(*there) || v.Covered(all, there)):
+	case v.Is(*there):
 		return attach.StateAttached, nil
 	}
-	return stateOf(a.moved(v, r, nil))
+	return stateOf(a.covered(v, r, there))
 }
 
 func stateOf(moved error) (attach.State, error) {
@@ -205,6 +219,19 @@ func stateOf(moved error) (attach.State, error) {
 // more, what they were in Resolve.
 func leadsElsewhere(err error) bool {
 	return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) || errors.Is(err, syscall.ENOTDIR)
+}
+
+// covered is moved for a place where something else is mounted: the volume may
+// lie below it.
+func (a *Attacher) covered(v attach.Volume, r attach.Request, there *attach.Mount) error {
+	all, err := attach.Mounts()
+	if err != nil {
+		return err
+	}
+	if v.Covered(all, there) {
+		return fmt.Errorf("%w: something is mounted over it at %s", blockdev.ErrBusy, r.Target.Path)
+	}
+	return a.moved(v, r, nil)
 }
 
 // moved is nil when a volume that is not at the target's path is not somewhere
@@ -239,14 +266,8 @@ func (p *place) close() {
 	p.dir.Close()
 }
 
-// mounts tells all mounts of this host and which is at the place, nil for none.
-func (p *place) mounts() (all []attach.Mount, there *attach.Mount, err error) {
-	if all, err = attach.Mounts(); err != nil {
-		return nil, nil, err
-	}
-	there, err = attach.MountOn(all, p.parent, p.dir, sys.MountID)
-	return all, there, err
-}
+// mount tells what is mounted at the place, nil for nothing.
+func (p *place) mount() (*attach.Mount, error) { return attach.MountOnHere(p.parent, p.dir) }
 
 // open walks from the target's prefix down to its path. Everything above the
 // path itself must be on the prefix's filesystem: a volume is never mounted
