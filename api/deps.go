@@ -27,6 +27,7 @@ type Engine interface {
 	SetQuota(ctx context.Context, workspace string, q engine.Quota) error
 	Quota(workspace string) engine.Quota
 	Pools(ctx context.Context) ([]engine.PoolStatus, error)
+	Happenings(ctx context.Context, workspace string, after uint64, limit int, wait <-chan struct{}) (found []engine.Happening, next uint64, lost bool)
 }
 
 // Library is what the server needs of the templates. templates.Library is one.

@@ -4,7 +4,6 @@ import (
 	_ "embed"
 	"encoding/json"
 	"net/http"
-	"strconv"
 )
 
 // Pool is a pool's space and promises, in bytes.
@@ -88,13 +87,9 @@ const (
 )
 
 func listAudit(c *call) error {
-	limit := defaultAudit
-	if text := c.r.URL.Query().Get("limit"); text != "" {
-		n, err := strconv.Atoi(text)
-		if err != nil || n < 1 {
-			return invalid("limit", "must be a whole number of at least 1 (more than %d is %d)", maxAudit, maxAudit)
-		}
-		limit = min(n, maxAudit)
+	limit, err := boundedCount("limit", c.r.URL.Query().Get("limit"), defaultAudit, maxAudit)
+	if err != nil {
+		return err
 	}
 	list := []AuditEntry{}
 	if c.s.o.Audit != nil {

@@ -39,10 +39,14 @@ func allRoutes() []route {
 		{"GET /v0/workspaces/{name}/quota", mayNameWorkspace, Reader, "", false, getQuota},
 		{"PUT /v0/workspaces/{name}/quota", onNode, Admin, "quota.update", false, updateQuota},
 
+		{"GET /v0/whoami", mayNameWorkspace, Reader, "", false, whoami},
+		{"GET /v0/events", mayNameWorkspace, Reader, "", false, listEvents},
+
 		{"GET /v0/pools", onNode, Reader, "", false, listPools},
 		{"GET /v0/doctor", onNode, Reader, "", false, listChecks},
 		{"GET /v0/audit", mayNameWorkspace, Admin, "", false, listAudit},
 
+		{"GET /ui", open, "", "", false, servePage},
 		{"GET /openapi.json", open, "", "", false, serveOpenAPI},
 		{"GET /healthz", open, "", "", false, healthz},
 		{"GET /readyz", open, "", "", false, readyz},

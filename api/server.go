@@ -42,7 +42,9 @@ type Server struct {
 	keys     *limiters // per API key
 	failures *limiters // failed authentications per address
 	uploads  chan struct{}
+	page     *page
 	draining atomic.Bool
+	drained  chan struct{} // closed by Drain: who waits for something to happen goes home
 }
 
 // New checks the options and builds the routes.
@@ -55,7 +57,7 @@ func New(o Options) (*Server, error) {
 	}
 	o.Limits = o.Limits.withDefaults()
 	o.PublicURL = strings.TrimRight(o.PublicURL, "/")
-	s := &Server{o: o, log: o.Log, now: o.Now}
+	s := &Server{o: o, log: o.Log, now: o.Now, page: newPage(), drained: make(chan struct{})}
 	if s.log == nil {
 		s.log = slog.Default()
 	}
@@ -91,4 +93,8 @@ func (s *Server) LocalHandler() http.Handler {
 
 // Drain refuses new mutations from now on, answers /readyz with 503 and asks
 // clients to close their connections. Requests under way are not touched.
-func (s *Server) Drain() { s.draining.Store(true) }
+func (s *Server) Drain() {
+	if !s.draining.Swap(true) {
+		close(s.drained)
+	}
+}

@@ -145,12 +145,16 @@ func volumeBody(v engine.Volume, sizes *Sizes) Volume {
 		Status:   string(v.Status()), TerminatedAt: terminatedAt(v),
 	}
 	for i, e := range v.Events {
-		b.Events[i] = Event{Type: e.Type, Status: string(e.Status), Message: e.Message, Time: stamp(e.Time)}
+		b.Events[i] = eventBody(e)
 	}
 	for _, a := range v.Attachments {
 		b.State.Attachments = append(b.State.Attachments, attachmentBody(a))
 	}
 	return b
+}
+
+func eventBody(e engine.Event) Event {
+	return Event{Type: e.Type, Status: string(e.Status), Message: e.Message, Time: stamp(e.Time)}
 }
 
 func liteBody(v engine.Volume) LiteVolume {

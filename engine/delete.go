@@ -31,6 +31,7 @@ func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string
 		if err := e.bury(ctx, v); err != nil {
 			return Volume{}, userError(err)
 		}
+		e.feed.add(Happening{Workspace: v.Workspace, Volume: v.Name, Event: Event{Type: "deletion", Status: v.Status(), Message: "Volume is deleted", Time: v.UpdatedAt}})
 		return v, nil
 	})
 }

@@ -57,6 +57,7 @@ type Engine struct {
 	buried  *graveyard
 	locks   *locks
 	keys    *idempotency
+	feed    *feed
 
 	ctx    context.Context // of steps: a caller's context bounds only its waiting
 	cancel context.CancelFunc
@@ -87,7 +88,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		o.ProbeInterval = 2 * time.Second
 	}
 	e := &Engine{
-		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(),
+		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
 		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
 	}
@@ -100,12 +101,17 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 }
 
 func (e *Engine) load() error {
+	var events []Happening
+	defer func() { e.feed.seed(events) }()
 	return e.o.Store.View(func(tx *metadata.Tx) error {
 		err := volumesTable.Scan(tx, "", func(_ string, v Volume) error {
 			e.o.Ledger.record(v.Workspace, v.ID, v.bytes())
 			if v.Phase == Deleting {
 				e.buried.add(v)
 				return nil
+			}
+			for _, event := range v.Events {
+				events = append(events, Happening{Workspace: v.Workspace, Volume: v.Name, Event: event})
 			}
 			if !e.catalog.add(v) {
 				return fmt.Errorf("two records of volume %q in workspace %q", v.Name, v.Workspace)

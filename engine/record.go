@@ -77,8 +77,15 @@ func (e *Engine) commit(ctx context.Context, v Volume) error {
 	if err != nil {
 		return err
 	}
-	e.catalog.replace(v)
+	e.publish(v)
 	return nil
+}
+
+// publish makes a durable change visible: in the catalog, and in the feed.
+func (e *Engine) publish(v Volume) {
+	before, _ := e.catalog.get(v.ID)
+	e.catalog.replace(v)
+	e.tell(before, v)
 }
 
 // saveFreeing is save for a change that frees something: it works on a full pool
@@ -114,7 +121,7 @@ func (e *Engine) commitFreeing(ctx context.Context, v Volume) error {
 	if err != nil {
 		return err
 	}
-	e.catalog.replace(v)
+	e.publish(v)
 	return nil
 }
 

@@ -114,6 +114,7 @@ func documented(t testing.TB) routers.Router {
 			return
 		}
 		openapi3filter.RegisterBodyDecoder("application/x-tar", openapi3filter.FileBodyDecoder)
+		openapi3filter.RegisterBodyDecoder("text/html", openapi3filter.FileBodyDecoder)
 		loaded, broken = gorillamux.NewRouter(doc)
 	})
 	if broken != nil {
