@@ -25,6 +25,8 @@ const (
 	Fuse  Need = "fuse"  // /dev/fuse
 	NPM   Need = "npm"   // node, npm, and the registry that it fetches from
 	SDK   Need = "sdk"   // clients of other makers, wherever they are fetched from
+	// Chromium is the browser, Debian's package of that name.
+	Chromium Need = "chromium"
 	// ReflinkPool is all that ReflinkDir needs: root, loop and XFS.
 	ReflinkPool Need = "reflink"
 	// PowerCut is all that the power-cut rig needs: root, loop, FUSE and
@@ -99,6 +101,8 @@ func (n Need) missing() error {
 		return programs("runc")
 	case NPM:
 		return programs("node", "npm")
+	case Chromium:
+		return programs("chromium")
 	case Qemu:
 		return programs("qemu-system-x86_64", "qemu-img")
 	case PowerCut:

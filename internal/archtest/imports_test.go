@@ -49,7 +49,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/api/..."},
-		by:      []string{"api/...", "cmd/...", "internal/daemon", "internal/demo", "internal/localdaemon", "bench/...", "internal/sandbox/...", "internal/powercut"},
+		by:      []string{"api/...", "cmd/...", "internal/daemon", "internal/demo", "internal/localdaemon", "bench/...", "internal/sandbox/...", "internal/powercut", "internal/browsertest"},
 		why:     "the API stands on top: rooms below it know no HTTP and no tenant's key",
 	},
 	{
@@ -59,7 +59,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/engine/..."},
-		by:      []string{"engine/...", "api/...", "cmd/...", "internal/daemon", "internal/sandbox/...", "bench/..."},
+		by:      []string{"engine/...", "api/...", "cmd/...", "internal/daemon", "internal/sandbox/...", "bench/...", "internal/browsertest"},
 		why:     "the engine decides; mechanisms and stores below it do not ask it",
 	},
 	{
