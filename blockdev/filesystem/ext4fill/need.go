@@ -1,0 +1,142 @@
+package ext4fill
+
+import (
+	"context"
+	"slices"
+
+	"holdfast/blockdev/tree"
+)
+
+// Layout is what a tree takes of an image beside what an empty filesystem takes.
+type Layout struct {
+	BlockSize int64 // bytes
+	Blocks    int64 // of the image's free ones
+	Inodes    int64 // that files can use: MakeOptions.Inodes of package filesystem
+}
+
+// Bytes is what the blocks are in bytes.
+func (l Layout) Bytes() int64 { return l.Blocks * l.BlockSize }
+
+// Need tells what Fill takes at most of an empty filesystem with blocks of
+// blockSize bytes. Filling takes less by what names of unequal length may need in
+// the blocks of large directories, and by the few blocks that files are given in
+// case they are interrupted by the filesystem's own blocks.
+// ErrTooLarge and ErrInvalid as Fill.
+func Need(ctx context.Context, t tree.Tree, blockSize int64) (Layout, error) {
+	p, err := newPlan(ctx, t)
+	if err != nil {
+		return Layout{}, failed("measure", err)
+	}
+	l := Layout{BlockSize: blockSize, Inodes: p.inodes()}
+	for i := range p.nodes {
+		if i%1024 == 0 && ctx.Err() != nil {
+			return Layout{}, failed("measure", ctx.Err())
+		}
+		n, err := p.need(i, blockSize)
+		if err != nil {
+			return Layout{}, failed("measure", about(p.nodes[i].Path, err))
+		}
+		l.Blocks += n
+	}
+	l.Blocks-- // the root directory has its first block
+	return withInterruptions(l), nil
+}
+
+// withInterruptions adds what extent trees may grow by where the filesystem's own
+// blocks cut files: about once in a group of blocks.
+func withInterruptions(l Layout) Layout {
+	l.Blocks += 4 + l.Blocks/(8*l.BlockSize)
+	return l
+}
+
+func (p *plan) need(i int, blockSize int64) (blocks int64, err error) {
+	n := &p.nodes[i]
+	switch n.Kind {
+	case tree.Directory:
+		blocks, err = dirBlocks(p.in(i), blockSize)
+		if err == nil {
+			blocks += treeBlocks(extentsOf(blocks), blockSize)
+		}
+	case tree.Symlink:
+		blocks, err = targetBlocks(n, blockSize)
+	case tree.Regular:
+		blocks, err = fileBlocks(n, blockSize)
+	}
+	if err != nil {
+		return 0, err
+	}
+	_, block, err := attributes(n, blockSize)
+	if len(block) > 0 {
+		blocks++
+	}
+	return blocks, err
+}
+
+// checkLimits refuses what blocks of this size cannot hold of a node, but for a
+// directory's names.
+func checkLimits(n *tree.Node, blockSize int64) (err error) {
+	switch n.Kind {
+	case tree.Symlink:
+		_, err = targetBlocks(n, blockSize)
+	case tree.Regular:
+		_, err = fileBlocks(n, blockSize)
+	}
+	if err == nil {
+		_, _, err = attributes(n, blockSize)
+	}
+	return err
+}
+
+// targetBlocks: a short target lies in the inode.
+func targetBlocks(n *tree.Node, blockSize int64) (int64, error) {
+	switch length := int64(len(n.Target)); {
+	case length < areaBytes:
+		return 0, nil
+	case length >= blockSize:
+		return 0, tooLarge("a symbolic link to %d bytes, at most %d", length, blockSize-1)
+	}
+	return 1, nil
+}
+
+// fileBlocks counts data and extent tree, as long as nothing is in the way.
+func fileBlocks(n *tree.Node, blockSize int64) (blocks int64, err error) {
+	if n.Size > maxFileBlocks*blockSize {
+		return 0, tooLarge("a file of %d bytes, at most %d", n.Size, maxFileBlocks*blockSize)
+	}
+	extents, together, end := int64(0), int64(0), int64(-1)
+	for _, r := range n.Runs {
+		length := (r.Length + blockSize - 1) / blockSize
+		if r.Offset != end {
+			extents, together = extents+extentsOf(together), 0
+		}
+		together += length
+		blocks += length
+		end = r.Offset + r.Length
+	}
+	extents += extentsOf(together)
+	return blocks + treeBlocks(extents, blockSize), nil
+}
+
+// dirBlocks bounds the blocks of a directory without knowing how its names will
+// be hashed: each block ends where the next name does not fit, so that what is
+// lost in all is less than the longest names together.
+func dirBlocks(names []name, blockSize int64) (int64, error) {
+	if oneBlock(names, blockSize) {
+		return 1, nil
+	}
+	room, total := leafRoom(blockSize), 0
+	var lengths [maxName + 16]int // how many entries are so long
+	for _, n := range names {
+		total += entryBytes(n.text)
+		lengths[entryBytes(n.text)]++
+	}
+	leaves, capacity := int64(1), room
+	for length, left := range slices.Backward(lengths[:]) {
+		for ; left > 0 && capacity < total; left-- {
+			leaves++
+			capacity += room - (length - 4)
+		}
+	}
+	index, err := indexBlocks(leaves, blockSize)
+	return leaves + index, err
+}
