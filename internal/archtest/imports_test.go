@@ -38,6 +38,12 @@ var guarded = []only{
 		why:     "go-runc cuts the chain of errors: few places re-type them",
 	},
 	{
+		imports: []string{"oras.land/oras-go/v2/..."},
+		by:      []string{"templates/oci"},
+		tests:   true,
+		why:     "registries are reached through one guard, which knows what the operator listed",
+	},
+	{
 		imports: []string{"holdfast/cmd/..."},
 		by:      []string{"cmd/..."},
 		why:     "commands wire packages together; nothing builds on them",
