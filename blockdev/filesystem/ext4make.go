@@ -46,6 +46,10 @@ func ext4ClassFor(size, inodes int64) ext4Class {
 		c.inodes = size / (16 << 10)
 	}
 	c.inodes = max(c.inodes, inodes+ext4ReservedInodes)
+	if c.blockSize == 1024 { // mke2fs rounds down to 8 in each group
+		step := 8 * ceilDiv(size/c.blockSize-1, 8*c.blockSize)
+		c.inodes = ceilDiv(c.inodes, step) * step
+	}
 	if c.blockSize == 4096 {
 		c.room = max(1<<40, 2*size)
 	}
@@ -91,8 +95,7 @@ func (x Tools) makeExt4(ctx context.Context, path string, size int64, o MakeOpti
 
 func ext4MakeArgs(path string, size int64, o MakeOptions) ([]string, error) {
 	c := ext4ClassFor(size, o.Inodes)
-	groups := (size/c.blockSize + 8*c.blockSize - 1) / (8 * c.blockSize)
-	if c.inodes > groups*8*c.blockSize {
+	if OfferExt4(size, o.Inodes) == (Ext4Offer{}) {
 		return nil, fmt.Errorf("%w: %d MiB cannot hold %d inodes", ErrTooSmall, size/MiB, o.Inodes)
 	}
 	features := ext4Features
