@@ -2,8 +2,10 @@ package ext4fill
 
 import (
 	"context"
+	"errors"
 	"slices"
 
+	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/tree"
 )
 
@@ -27,14 +29,63 @@ func Need(ctx context.Context, t tree.Tree, blockSize int64) (Layout, error) {
 	if err != nil {
 		return Layout{}, failed("measure", err)
 	}
+	l, err := p.layout(ctx, blockSize)
+	if err != nil {
+		return Layout{}, failed("measure", err)
+	}
+	return l, nil
+}
+
+// Size tells the smallest image, in bytes, of at least least and in whole MiB,
+// on which Tools.Make of package filesystem makes an ext4, given the layout's
+// inodes, that Fill can fill with t. Trees that fit less than 16 MiB have blocks
+// of 1 KiB if least allows it. ErrTooLarge and ErrInvalid as Fill.
+func Size(ctx context.Context, t tree.Tree, least int64) (size int64, l Layout, err error) {
+	p, err := newPlan(ctx, t)
+	if err != nil {
+		return 0, l, failed("measure", err)
+	}
+	for _, blockSize := range []int64{1024, 4096} {
+		if l, err = p.layout(ctx, blockSize); err != nil {
+			if errors.Is(err, ErrTooLarge) {
+				continue // for small blocks, perhaps
+			}
+			break
+		}
+		if size = l.fit(least); size != 0 {
+			return size, l, nil
+		}
+	}
+	return 0, Layout{}, failed("measure", err)
+}
+
+// fit finds the size of an image for a layout; 0: none has such blocks.
+func (l Layout) fit(least int64) int64 {
+	const unit = filesystem.MiB
+	for size := max(least, l.Bytes(), unit); ; {
+		size = (size + unit - 1) / unit * unit
+		switch o := filesystem.OfferExt4(size, l.Inodes); {
+		case o.BlockSize > l.BlockSize:
+			return 0
+		case o.BlockSize < l.BlockSize: // none for so many inodes, or small blocks
+			size += max(1, size/64)
+		case o.Blocks >= l.Blocks:
+			return size
+		default:
+			size += (l.Blocks - o.Blocks) * l.BlockSize
+		}
+	}
+}
+
+func (p *plan) layout(ctx context.Context, blockSize int64) (Layout, error) {
 	l := Layout{BlockSize: blockSize, Inodes: p.inodes()}
 	for i := range p.nodes {
 		if i%1024 == 0 && ctx.Err() != nil {
-			return Layout{}, failed("measure", ctx.Err())
+			return Layout{}, ctx.Err()
 		}
 		n, err := p.need(i, blockSize)
 		if err != nil {
-			return Layout{}, failed("measure", about(p.nodes[i].Path, err))
+			return Layout{}, about(p.nodes[i].Path, err)
 		}
 		l.Blocks += n
 	}

@@ -77,10 +77,10 @@ func (p *plan) parents(ctx context.Context) (links []link, err error) {
 		if i == 0 {
 			continue
 		}
-		if i > 1 && comparePaths(p.nodes[i-1].Path, n.Path) >= 0 {
+		if i > 0 && tree.Compare(p.nodes[i-1].Path, n.Path) >= 0 {
 			return nil, about(n.Path, invalid("out of order"))
 		}
-		dir, _ := splitPath(n.Path)
+		dir, _ := tree.Split(n.Path)
 		for len(above) > 1 && p.nodes[above[len(above)-1]].Path != dir {
 			above = above[:len(above)-1]
 		}
@@ -115,18 +115,18 @@ func (p *plan) linkAt(path string) (parent int32, text string, err error) {
 	if err := checkPath(path); err != nil {
 		return 0, "", err
 	}
-	dir, text := splitPath(path)
+	dir, text := tree.Split(path)
 	if dir == "." {
 		if text == lostFound {
 			return 0, "", invalid("on ext4 only a directory can have this name")
 		}
 		return 0, text, nil
 	}
-	i, ok := sort.Find(len(p.nodes)-1, func(i int) int { return comparePaths(dir, p.nodes[i+1].Path) })
-	if !ok || p.nodes[i+1].Kind != tree.Directory {
+	i, ok := sort.Find(len(p.nodes), func(i int) int { return tree.Compare(dir, p.nodes[i].Path) })
+	if !ok || p.nodes[i].Kind != tree.Directory {
 		return 0, "", invalid("not in a directory of the tree")
 	}
-	return int32(i + 1), text, nil
+	return int32(i), text, nil
 }
 
 // enter sorts all names into their directories. Nodes come in the order of their
@@ -149,7 +149,7 @@ func (p *plan) enter(links []link) error {
 	next := slices.Clone(p.from[:len(p.nodes)])
 	for i, parent := range p.parent {
 		if i > 0 {
-			_, text := splitPath(p.nodes[i].Path)
+			_, text := tree.Split(p.nodes[i].Path)
 			p.names[next[parent]] = name{text, int32(i)}
 			next[parent]++
 		}
@@ -208,31 +208,4 @@ func (p *plan) links(i int) uint16 {
 		return uint16(count)
 	}
 	return 1
-}
-
-func splitPath(path string) (dir, text string) {
-	if at := strings.LastIndexByte(path, '/'); at >= 0 {
-		return path[:at], path[at+1:]
-	}
-	return ".", path
-}
-
-// comparePaths is the order of a tree's nodes: of bytes, '/' before all others.
-func comparePaths(a, b string) int {
-	n := min(len(a), len(b))
-	for i := range n {
-		if a[i] == b[i] {
-			continue
-		}
-		switch {
-		case a[i] == '/':
-			return -1
-		case b[i] == '/':
-			return 1
-		case a[i] < b[i]:
-			return -1
-		}
-		return 1
-	}
-	return len(a) - len(b)
 }
