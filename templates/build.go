@@ -22,10 +22,11 @@ const buildAttempts = 5
 // differ in less.
 var buildTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// built tells the sizes of what build made, in bytes.
+// built tells what build made; sizes in bytes.
 type built struct {
-	image   int64 // of the revision's image
-	minimum int64 // of the smallest volume that holds it
+	image   int64  // size of the revision's image
+	minimum int64  // size of the smallest volume that holds it
+	digest  string // of the image
 }
 
 // build makes a draft with the archive's contents in an ext4 filesystem that is

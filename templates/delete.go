@@ -11,7 +11,8 @@ import (
 )
 
 // Delete removes a template and its revisions and tells what it was; volumes
-// made from it stay. ErrInUse while an archive is being uploaded to it.
+// made from it stay. ErrInUse while an archive is being uploaded to it, ErrPinned when one
+// of its revisions is pinned.
 func (l *Library) Delete(ctx context.Context, workspace, name, actor string) (Template, error) {
 	key := keyOf(workspace, name)
 	lock := l.locks.lock(key)
@@ -26,7 +27,10 @@ func (l *Library) Delete(ctx context.Context, workspace, name, actor string) (Te
 			if l.isActive(v.ID) {
 				return nil, fmt.Errorf("%w: version %s is being uploaded", ErrInUse, v.Name)
 			}
-			if v.Status == Ready {
+			if v.Pinned != nil {
+				return nil, v.pinnedError()
+			}
+			if r.hasImage(v.ID) {
 				r.remove(v.ID)
 			}
 		}
@@ -69,12 +73,13 @@ func (l *Library) buryImages(ctx context.Context, tomb *record) error {
 
 // DeleteRevision removes one revision, by name or number, and gives the template
 // as it is then. ErrLastRevision for the only one, or the only one that is READY;
-// ErrInUse while it is being uploaded.
+// ErrInUse while it is being uploaded, ErrPinned for one that is pinned.
 func (l *Library) DeleteRevision(ctx context.Context, workspace, name, version, actor string) (Template, error) {
 	key := keyOf(workspace, name)
 	lock := l.locks.lock(key)
 	defer lock.Unlock()
 	var gone Revision
+	var image bool
 	r, err := l.changeLocked(ctx, key, func(r *record) (*record, error) {
 		if r == nil {
 			return nil, notFound(name)
@@ -87,7 +92,7 @@ func (l *Library) DeleteRevision(ctx context.Context, workspace, name, version, 
 		if err := l.mayRemove(r, gone); err != nil {
 			return nil, err
 		}
-		if gone.Status == Ready {
+		if image = r.hasImage(gone.ID); image {
 			r.remove(gone.ID)
 		} else {
 			r.drop(gone.ID)
@@ -98,7 +103,7 @@ func (l *Library) DeleteRevision(ctx context.Context, workspace, name, version, 
 	if err != nil {
 		return Template{}, err
 	}
-	if gone.Status == Ready {
+	if image {
 		if err := l.retire(context.WithoutCancel(ctx), r, gone.ID); err != nil {
 			return Template{}, err
 		}
@@ -109,6 +114,9 @@ func (l *Library) DeleteRevision(ctx context.Context, workspace, name, version, 
 func (l *Library) mayRemove(r *record, v Revision) error {
 	if l.isActive(v.ID) {
 		return fmt.Errorf("%w: version %s is being uploaded", ErrInUse, v.Name)
+	}
+	if v.Pinned != nil {
+		return v.pinnedError()
 	}
 	ready := 0
 	for _, other := range r.Template.Revisions {
@@ -172,11 +180,26 @@ func (l *Library) pin(id blockdev.ID) (Revision, error) {
 		return Revision{}, fmt.Errorf("%w: the version was deleted", ErrNotFound)
 	}
 	v := r.revision(id)
+	if v.Damaged {
+		return Revision{}, v.damagedError()
+	}
 	if v.Status != Ready {
 		return Revision{}, fmt.Errorf("%w: version %s:%s is %s", ErrNotFound, v.Template, v.Name, v.Status)
 	}
 	l.pins[id]++
 	return *v, nil
+}
+
+// pinAny is pin for a revision that may be damaged.
+func (l *Library) pinAny(id blockdev.ID) (Revision, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	r := l.records[l.revisions[id]]
+	if r == nil || !r.hasImage(id) {
+		return Revision{}, fmt.Errorf("%w: the version was deleted", ErrNotFound)
+	}
+	l.pins[id]++
+	return *r.revision(id), nil
 }
 
 func (l *Library) unpin(id blockdev.ID) {

@@ -3,6 +3,7 @@ package templates
 import (
 	"crypto/rand"
 	"encoding/base32"
+	"strings"
 	"time"
 
 	"holdfast/blockdev"
@@ -20,4 +21,18 @@ func newID(prefix string, now time.Time) blockdev.ID {
 	}
 	_, _ = rand.Read(b[6:]) // never fails (crypto/rand)
 	return blockdev.ID(prefix + "-" + idText.EncodeToString(b[:]))
+}
+
+// madeAt is when an id was made, to the millisecond.
+func madeAt(id blockdev.ID) time.Time {
+	_, text, _ := strings.Cut(string(id), "-")
+	b, err := idText.DecodeString(text)
+	if err != nil || len(b) < 6 {
+		return time.Time{}
+	}
+	var ms int64
+	for _, c := range b[:6] {
+		ms = ms<<8 | int64(c)
+	}
+	return time.UnixMilli(ms)
 }

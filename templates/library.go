@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/blockdev"
@@ -54,7 +55,13 @@ type Options struct {
 	MaxEntries      int64 // 0: 2,000,000
 	MaxUploads      int   // at once; 0: 4
 	MaxSources      int   // cached sized images; 0: 64
-	KeepRevisions   int   // READY ones per template; 0: 100
+	KeepRevisions   int   // READY ones per template, pinned ones not counted; 0: 100
+
+	KeepAge       time.Duration   // of READY revisions; 0: no bound
+	ScrubInterval time.Duration   // after which an image is verified again by Run; 0: never
+	ScrubRate     int64           // bytes a second that the scrub reads; 0: no bound
+	Unclean       bool            // the process before this one did not end in order: verify before use
+	OnEvent       func(Happening) // told of what the library did or found by itself; nil: nobody
 }
 
 func (o Options) withDefaults() Options {
@@ -84,12 +91,19 @@ type Library struct {
 	sources  *sourceCache
 	images   imageBytes
 
+	clearing       keyLocks      // of revisions that are verified before their first use
+	verifying      chan struct{} // bounds the verifications that users ask for
+	scrubbedBytes  atomic.Int64
+	scrubbedImages atomic.Int64
+	awaited        atomic.Pointer[func() map[blockdev.ID]bool]
+
 	mu        sync.RWMutex
 	records   map[string]*record     // by workspace/name
 	revisions map[blockdev.ID]string // to the record's key
 	active    map[blockdev.ID]bool   // uploads being ingested
 	pins      map[blockdev.ID]int    // revisions that a build reads
 	doomed    map[blockdev.ID]bool   // revisions whose images go with their last pin
+	suspect   map[blockdev.ID]bool   // revisions to be verified before they are used
 	tombs     map[string]*record     // deletions that could not be finished yet
 	stopping  context.Context        //nolint:containedctx // ends the builds of sources at Close
 	stop      context.CancelCauseFunc
@@ -102,7 +116,7 @@ var errClosed = errors.New("the template library is closing")
 // empties staging. It needs the pool for itself: one Library per pool.
 func Open(ctx context.Context, o Options) (*Library, error) {
 	o = o.withDefaults()
-	l := &Library{o: o, uploads: make(chan struct{}, o.MaxUploads)}
+	l := &Library{o: o, uploads: make(chan struct{}, o.MaxUploads), verifying: make(chan struct{}, 2)}
 	l.stopping, l.stop = context.WithCancelCause(context.Background())
 	if err := l.load(ctx, false); err != nil {
 		return nil, fmt.Errorf("open templates: %w", err)
@@ -187,6 +201,12 @@ func (c Change) apply(t *Template) {
 	if c.DefaultSizeMiB != nil {
 		t.DefaultSizeMiB = *c.DefaultSizeMiB
 	}
+	if c.KeepVersions != nil {
+		t.Retention.Versions = *c.KeepVersions
+	}
+	if c.KeepDays != nil {
+		t.Retention.Days = *c.KeepDays
+	}
 }
 
 func notFound(name string) error { return fmt.Errorf("%w: %.120q", ErrNotFound, name) }
@@ -226,10 +246,15 @@ func (l *Library) Resolve(_ context.Context, workspace, ref string) (Template, R
 	}
 	v := r.find(reference.Version)
 	switch {
-	case v == nil && reference.Version == "", v == nil && reference.Version == LatestVersion:
+	case v == nil && (reference.Version == "" || reference.Version == LatestVersion):
+		if newest := r.Template.newestOf(Revision.hadImage); newest != nil {
+			return Template{}, Revision{}, newest.damagedError()
+		}
 		return Template{}, Revision{}, fmt.Errorf("%w: %q has no version that is ready", ErrNotFound, reference.Name)
 	case v == nil:
 		return Template{}, Revision{}, notFound(ref)
+	case v.Damaged:
+		return Template{}, Revision{}, v.damagedError()
 	case v.Status != Ready:
 		return Template{}, Revision{}, fmt.Errorf("%w: version %q of %q is not ready but %s", ErrNotFound, v.Name, reference.Name, v.Status)
 	}
@@ -250,6 +275,10 @@ type Stats struct {
 	Uploads       int    // being ingested now
 	Hits          uint64 // of Source, since Open
 	Misses        uint64
+	Damaged       int   // revisions
+	Suspect       int   // to be verified before they are used
+	Scrubbed      int64 // images that the scrub verified, since Open
+	ScrubbedBytes int64 // read to verify, since Open
 }
 
 // Stats counts what there is now.
@@ -259,11 +288,15 @@ func (l *Library) Stats() Stats {
 	s.RevisionBytes, s.SourceBytes = l.images.byKind()
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	s.Templates, s.Uploads = len(l.records), len(l.active)
+	s.Templates, s.Uploads, s.Suspect = len(l.records), len(l.active), len(l.suspect)
+	s.Scrubbed, s.ScrubbedBytes = l.scrubbedImages.Load(), l.scrubbedBytes.Load()
 	for _, r := range l.records {
 		for _, v := range r.Template.Revisions {
 			if v.Status == Ready {
 				s.Revisions++
+			}
+			if v.Damaged {
+				s.Damaged++
 			}
 		}
 	}

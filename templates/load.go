@@ -33,7 +33,7 @@ func (l *Library) load(ctx context.Context, ignoreStore bool) error {
 	l.mu.Lock()
 	l.records, l.revisions = map[string]*record{}, map[blockdev.ID]string{}
 	l.active, l.pins, l.doomed = map[blockdev.ID]bool{}, map[blockdev.ID]int{}, map[blockdev.ID]bool{}
-	l.tombs = map[string]*record{}
+	l.tombs, l.suspect = map[string]*record{}, map[blockdev.ID]bool{}
 	l.mu.Unlock()
 	l.images = imageBytes{}
 	l.sources = &sourceCache{
@@ -225,9 +225,15 @@ func (l *Library) place(ctx context.Context, next map[string]*record, image foun
 	if r.revision(image.id) == nil {
 		r.insert(v)
 	} else {
+		if at := r.revision(image.id).VerifiedAt; at.After(v.VerifiedAt) {
+			v.VerifiedAt = at
+		}
 		*r.revision(image.id) = v
 	}
 	delete(r.Pending, image.id)
+	if l.o.Unclean && v.Status == Ready {
+		l.suspect[image.id] = true
+	}
 	return nil
 }
 
@@ -240,13 +246,15 @@ func (l *Library) settle(ctx context.Context, key string, r *record, w *written,
 	r.Removing = nil
 	for i := range r.Template.Revisions {
 		v := &r.Template.Revisions[i]
-		if _, has := images[v.ID]; has || v.Status != Ready {
+		if _, has := images[v.ID]; has || !r.hasImage(v.ID) {
 			continue
 		}
 		l.o.Log.Error("the image of a version is missing from the pool", "template", key, "version", v.Name, "image", v.ID)
-		v.Status, v.Failure = Failed, "its image is missing from the pool"
+		v.Status, v.Failure, v.Damaged = Failed, "its image is missing from the pool", true
 		r.setPending(v.ID, pending{Lost: true})
 	}
+	r.forgetPins()
+	r.showPins()
 	l.replace(key, r)
 	if w.holds(key, r) {
 		return nil
@@ -256,13 +264,14 @@ func (l *Library) settle(ctx context.Context, key string, r *record, w *written,
 }
 
 // adoptSources takes cached images in again; those that nobody can ask for any
-// more are removed.
+// more are removed. After an unclean stop all are: they are made again, from
+// images that are verified first.
 func (l *Library) adoptSources(ctx context.Context, images []foundImage) error {
 	slices.SortFunc(images, func(a, b foundImage) int { return cmp.Compare(a.id, b.id) })
 	for _, image := range images {
 		spec := *image.d.Source
 		known := spec.Revision == "" || l.readyRevision(spec.Revision)
-		if image.d.Recipe == sourceRecipe && known && l.sources.add(spec, image.id) {
+		if !l.o.Unclean && image.d.Recipe == sourceRecipe && known && l.sources.add(spec, image.id) {
 			l.images.set(image.id, image.d.Bytes)
 			continue
 		}

@@ -22,6 +22,7 @@ type record struct {
 	Template Template                `json:"template"`
 	Pending  map[blockdev.ID]pending `json:"pending,omitempty"`  // of CREATED and FAILED revisions
 	Removing []blockdev.ID           `json:"removing,omitempty"` // images that are to go
+	Pins     map[blockdev.ID]Pin     `json:"pins,omitempty"`     // revisions that are kept
 }
 
 // pending is what is known of a revision that has no image.
@@ -44,12 +45,14 @@ func (r *record) copy() *record {
 	c.Template = r.Template.clone()
 	c.Pending = maps.Clone(r.Pending)
 	c.Removing = slices.Clone(r.Removing)
+	c.Pins = maps.Clone(r.Pins)
 	return &c
 }
 
 func (t Template) clone() Template {
 	t.Labels = maps.Clone(t.Labels)
 	t.Revisions = slices.Clone(t.Revisions)
+	t.Events = slices.Clone(t.Events)
 	return t
 }
 
@@ -87,9 +90,16 @@ func (r *record) find(version string) *Revision {
 func (r *record) drop(id blockdev.ID) {
 	r.Template.Revisions = slices.DeleteFunc(r.Template.Revisions, func(v Revision) bool { return v.ID == id })
 	delete(r.Pending, id)
+	delete(r.Pins, id)
 }
 
-// remove takes a READY revision out; its image is to go.
+// hasImage tells whether a revision of the record has an image in the pool.
+func (r *record) hasImage(id blockdev.ID) bool {
+	_, isPending := r.Pending[id]
+	return !isPending && r.revision(id) != nil
+}
+
+// remove takes a revision that has an image out; the image is to go.
 func (r *record) remove(id blockdev.ID) {
 	r.drop(id)
 	r.Removing = append(r.Removing, id)
@@ -134,6 +144,7 @@ func (l *Library) changeLocked(ctx context.Context, key string, fn func(*record)
 		return nil, err
 	}
 	l.forgetRemoved(next)
+	next.showPins()
 	next.Sequence++
 	if err := l.write(ctx, next, old); err != nil {
 		return nil, err
@@ -263,6 +274,6 @@ func decodeDescription(b []byte) (description, error) {
 // describe is the description of a READY revision.
 func describe(head *record, v Revision) description {
 	h := head.forLog()
-	h.Template.Revisions, h.Pending, h.Removing = nil, nil, nil
+	h.Template.Revisions, h.Template.Events, h.Pending, h.Removing, h.Pins = nil, nil, nil, nil, nil
 	return description{Kind: kindRevision, Template: h, Revision: &v}
 }

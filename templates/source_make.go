@@ -20,7 +20,7 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 	id = newID(blockdev.PrefixSource, l.now())
 	var v Revision
 	if s.Revision != "" {
-		if v, err = l.pin(s.Revision); err != nil {
+		if v, err = l.pinGood(ctx, s.Revision); err != nil {
 			return "", err
 		}
 		defer l.unpin(s.Revision)

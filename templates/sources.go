@@ -226,6 +226,11 @@ func (l *Library) Source(ctx context.Context, s SourceSpec) (id blockdev.ID, rel
 		}
 	}
 	id, release, err = l.sources.get(ctx, s)
+	if err == nil {
+		if err = l.damaged(s.Revision); err != nil { // found while it was being made
+			release()
+		}
+	}
 	if err != nil {
 		return "", nil, l.poolError(err)
 	}

@@ -19,6 +19,8 @@ var (
 	ErrTooSmall     = errors.New("size is too small for the template")
 	ErrInUse        = errors.New("template is in use")
 	ErrBusy         = errors.New("too many uploads at once") // 429: try again later
+	ErrPinned       = errors.New("version is pinned")
+	ErrDamaged      = errors.New("version is damaged")
 )
 
 // RevisionStatus is the state of a revision, in the contract's words.
@@ -48,6 +50,12 @@ type Revision struct {
 	LongestLink  int64          `json:"longestLink"`      // bytes of the longest symbolic link's text
 	CreatedAt    time.Time      `json:"createdAt"`
 	ReadyAt      time.Time      `json:"readyAt,omitzero"`
+	CreatedBy    string         `json:"createdBy,omitempty"`
+	RollbackOf   int            `json:"rollbackOf,omitempty"`  // number of the revision whose image this is again
+	Pinned       *Pin           `json:"pinned,omitempty"`      // nil: retention may take it
+	ImageDigest  string         `json:"imageDigest,omitempty"` // of the image as published; see extent.Digester
+	VerifiedAt   time.Time      `json:"verifiedAt,omitzero"`   // when the image was last held against it
+	Damaged      bool           `json:"damaged,omitempty"`     // READY once; its image is not what was published, or gone
 }
 
 // Template is a named line of revisions.
@@ -58,20 +66,22 @@ type Template struct {
 	Labels         map[string]string `json:"labels,omitempty"`
 	Description    string            `json:"description,omitempty"`
 	DefaultSizeMiB int64             `json:"defaultSizeMiB,omitempty"`
+	Retention      Retention         `json:"retention,omitzero"`
 	NextNumber     int               `json:"nextNumber"`
 	CreatedAt      time.Time         `json:"createdAt"`
 	UpdatedAt      time.Time         `json:"updatedAt"`
 	CreatedBy      string            `json:"createdBy,omitempty"`
 	UpdatedBy      string            `json:"updatedBy,omitempty"`
-	Revisions      []Revision        `json:"revisions"` // oldest first
+	Revisions      []Revision        `json:"revisions"`        // oldest first
+	Events         []Event           `json:"events,omitempty"` // the last ones, oldest first
 }
 
-// Latest is the newest READY revision, or nil.
+// Latest is the newest READY revision, or nil. It never moves backwards by
+// itself: when the newest one is damaged there is none, until somebody rolls
+// back, pushes again or deletes the damaged one.
 func (t Template) Latest() *Revision {
-	for i := len(t.Revisions) - 1; i >= 0; i-- {
-		if t.Revisions[i].Status == Ready {
-			return &t.Revisions[i]
-		}
+	if v := t.newestOf(Revision.hadImage); v != nil && v.Status == Ready {
+		return v
 	}
 	return nil
 }
@@ -82,6 +92,8 @@ type Change struct {
 	Labels         map[string]string // nil: keep
 	Description    *string
 	DefaultSizeMiB *int64
+	KeepVersions   *int // of Retention; 0: as the node has it
+	KeepDays       *int
 	Actor          string
 }
 

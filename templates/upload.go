@@ -25,7 +25,7 @@ const maxPending = 32
 // uploads that never came are missing later.
 func (l *Library) BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error) {
 	now := l.now()
-	v := Revision{ID: newID(blockdev.PrefixRevision, now), Workspace: workspace, Template: name, Status: Created, CreatedAt: now}
+	v := Revision{ID: newID(blockdev.PrefixRevision, now), Workspace: workspace, Template: name, Status: Created, CreatedAt: now, CreatedBy: actor}
 	expires := now.Add(uploadLifetime)
 	_, err = l.change(ctx, keyOf(workspace, name), func(r *record) (*record, error) {
 		if r == nil {
@@ -165,6 +165,9 @@ func (l *Library) ingest(ctx context.Context, key string, id blockdev.ID, length
 	if err != nil {
 		return Revision{}, err
 	}
+	if sizes.digest, err = l.digestDraft(ctx, id, sizes.image); err != nil {
+		return Revision{}, errors.Join(err, l.abandon(ctx, id))
+	}
 	// From here on the work is worth finishing whoever waits for it.
 	return l.finish(context.WithoutCancel(ctx), key, id, s, sizes)
 }
@@ -181,25 +184,11 @@ func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spo
 	v.Status, v.Failure, v.Digest = Ready, "", s.digest
 	v.ContentBytes, v.Entries, v.DataBytes = s.counts.FileBytes, s.counts.Entries, s.counts.Bytes(4096)
 	v.LongestLink, v.MinimumBytes, v.ImageBytes, v.ReadyAt = s.counts.LongestLink, sizes.minimum, sizes.image, l.now()
+	v.ImageDigest = sizes.digest
 	if err := l.publish(ctx, id, describe(r, v)); err != nil {
 		return Revision{}, errors.Join(err, l.abandon(ctx, id))
 	}
-	var old []blockdev.ID
-	next, err := l.changeLocked(ctx, key, func(r *record) (*record, error) {
-		*r.revision(id) = v
-		delete(r.Pending, id)
-		old = l.prune(r, v)
-		return r, nil
-	})
-	if err != nil {
-		return Revision{}, err // Open adopts the image
-	}
-	for _, gone := range old {
-		if err := l.retire(ctx, next, gone); err != nil {
-			l.o.Log.Error("an old version's image stays until the next start", "image", gone, "error", err)
-		}
-	}
-	return v, nil
+	return v, l.record(ctx, key, v)
 }
 
 // publish makes a draft an image and takes it into the account.
@@ -219,31 +208,14 @@ func (l *Library) publish(ctx context.Context, id blockdev.ID, d description) er
 	return nil
 }
 
-// prune drops, now that v is READY, uploads before it that came to nothing, and
-// READY revisions beyond those that are kept, oldest first. It tells whose
-// images are to go.
-func (l *Library) prune(r *record, v Revision) (old []blockdev.ID) {
-	ready := 0
+// dropUnfinished drops, now that v is READY, uploads before it that came to
+// nothing.
+func (l *Library) dropUnfinished(r *record, v Revision) {
 	for _, other := range slices.Clone(r.Template.Revisions) {
-		p, isPending := r.Pending[other.ID]
-		switch {
-		case other.Status == Ready:
-			ready++
-		case isPending && !p.Lost && other.Number < v.Number && !l.isActive(other.ID):
+		if p, isPending := r.Pending[other.ID]; isPending && !p.Lost && other.Number < v.Number && !l.isActive(other.ID) {
 			r.drop(other.ID)
 		}
 	}
-	for _, other := range slices.Clone(r.Template.Revisions) {
-		if ready <= l.o.KeepRevisions {
-			break
-		}
-		if other.Status == Ready && other.ID != v.ID {
-			r.remove(other.ID)
-			old = append(old, other.ID)
-			ready--
-		}
-	}
-	return old
 }
 
 func (l *Library) reserve(bytes int64, what string) (release func(), err error) {

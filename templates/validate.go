@@ -41,6 +41,12 @@ func (c Change) check() error {
 	if c.DefaultSizeMiB != nil && (*c.DefaultSizeMiB < 1 || *c.DefaultSizeMiB > maxDefaultSizeMiB) {
 		return invalid("spec.defaultSize: must be 1 to %d MB", maxDefaultSizeMiB)
 	}
+	if c.KeepVersions != nil && (*c.KeepVersions < 0 || *c.KeepVersions > maxKeptVersions) {
+		return invalid("spec.retention.versions: must be 1 to %d, or 0 for the node's own", maxKeptVersions)
+	}
+	if c.KeepDays != nil && (*c.KeepDays < 0 || *c.KeepDays > maxKeptDays) {
+		return invalid("spec.retention.days: must be 1 to %d, or 0 for the node's own", maxKeptDays)
+	}
 	return checkLabels(c.Labels)
 }
 

@@ -59,6 +59,13 @@ func seek(f *os.File, off int64, whence int) (at int64, err error) {
 	return at, os.NewSyscallError("lseek", err)
 }
 
+// DropCache lets the kernel forget what its page cache has of a range of f, so
+// that the next read asks the device (posix_fadvise, POSIX_FADV_DONTNEED). What is
+// not written yet stays. It is an advice: nothing depends on it.
+func DropCache(f *os.File, off, length int64) {
+	_ = control(f, func(fd uintptr) error { return unix.Fadvise(int(fd), off, length, unix.FADV_DONTNEED) })
+}
+
 // CopyRange copies up to length bytes inside the kernel (copy_file_range) and
 // tells how many; 0 means the end of src. errors.ErrUnsupported for files
 // between which the kernel cannot.
