@@ -28,6 +28,9 @@ func TestRolesAndScopes(t *testing.T) {
 		"GET /v0/volume_templates": readerKey, "POST /v0/volume_templates": writerKey, "GET /v0/volume_templates/{name}": readerKey,
 		"PUT /v0/volume_templates/{name}": writerKey, "DELETE /v0/volume_templates/{name}": writerKey,
 		"DELETE /v0/volume_templates/{name}/versions/{version}": writerKey,
+		"GET /v0/volume_templates/{name}/history":               readerKey, "POST /v0/volume_templates/{name}/rollback": writerKey,
+		"PUT /v0/volume_templates/{name}/versions/{version}/pin": writerKey, "DELETE /v0/volume_templates/{name}/versions/{version}/pin": writerKey,
+		"POST /v0/volume_templates/{name}/versions/{version}/verify": writerKey,
 		"GET /v0/keys": adminKey, "POST /v0/keys": adminKey, "DELETE /v0/keys/{id}": adminKey,
 		"GET /v0/workspaces": readerKey, "POST /v0/workspaces": nodeKey, "GET /v0/workspaces/{name}": readerKey, "PUT /v0/workspaces/{name}": nodeKey,
 		"GET /v0/workspaces/{name}/quota": readerKey, "PUT /v0/workspaces/{name}/quota": nodeKey,
@@ -101,6 +104,8 @@ func TestForeignAndMissingLookTheSame(t *testing.T) {
 		"GET /v0/volumes/secret/attachments", "POST /v0/volumes/secret/attachments", "GET /v0/volumes/secret/attachments/" + a.ID, "DELETE /v0/volumes/secret/attachments/" + a.ID,
 		"GET /v0/volumes/secret/files?path=/", "GET /v0/volumes/secret/files/content?path=/etc",
 		"GET /v0/volume_templates/secret", "DELETE /v0/volume_templates/secret", "DELETE /v0/volume_templates/secret/versions/1",
+		"GET /v0/volume_templates/secret/history", "POST /v0/volume_templates/secret/versions/1/verify",
+		"PUT /v0/volume_templates/secret/versions/1/pin", "DELETE /v0/volume_templates/secret/versions/1/pin",
 		"GET /v0/workspaces/main", "GET /v0/workspaces/main/quota",
 	} {
 		var body any

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"time"
 
+	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
 	"holdfast/engine"
 	"holdfast/templates"
@@ -28,6 +29,7 @@ type Engine interface {
 	Quota(workspace string) engine.Quota
 	Pools(ctx context.Context) ([]engine.PoolStatus, error)
 	Happenings(ctx context.Context, workspace string, after uint64, limit int, wait <-chan struct{}) (found []engine.Happening, next uint64, lost bool)
+	VolumesOf(workspace string) map[blockdev.ID][]string
 }
 
 // Library is what the server needs of the templates. templates.Library is one.
@@ -37,6 +39,11 @@ type Library interface {
 	List(workspace string) ([]templates.Template, error)
 	Delete(ctx context.Context, workspace, name, actor string) (templates.Template, error)
 	DeleteRevision(ctx context.Context, workspace, name, version, actor string) (templates.Template, error)
+	Pin(ctx context.Context, workspace, name, version, actor string) (templates.Revision, error)
+	Unpin(ctx context.Context, workspace, name, version, actor string) (templates.Revision, error)
+	Rollback(ctx context.Context, workspace, name, version, actor string) (templates.Revision, error)
+	Verify(ctx context.Context, workspace, name, version string) (templates.Revision, error)
+	Sources() map[blockdev.ID][]templates.SourceSpec
 	BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error)
 	Ingest(ctx context.Context, uploadID, expires, signature string, length int64, body io.Reader) (templates.Revision, error)
 }

@@ -87,6 +87,8 @@ var answers = []answer{
 	{templates.ErrInUse, 409, "VOLUME_TEMPLATE_IN_USE", false},
 	{templates.ErrNoSpace, 403, "POOL_FULL", false},
 	{templates.ErrBusy, 429, "TOO_MANY_REQUESTS", false},
+	{templates.ErrPinned, 409, "VERSION_PINNED", false},
+	{templates.ErrDamaged, 409, "VERSION_DAMAGED", false},
 	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},
 
 	{filesystem.ErrNoFile, 404, "NOT_FOUND", false},

@@ -24,6 +24,11 @@ func allRoutes() []route {
 		{"PUT /v0/volume_templates/{name}", inWorkspace, Writer, "template.update", false, updateTemplate},
 		{"DELETE /v0/volume_templates/{name}", inWorkspace, Writer, "template.delete", false, deleteTemplate},
 		{"DELETE /v0/volume_templates/{name}/versions/{version}", inWorkspace, Writer, "template.version.delete", false, deleteVersion},
+		{"GET /v0/volume_templates/{name}/history", inWorkspace, Reader, "", false, templateHistory},
+		{"POST /v0/volume_templates/{name}/rollback", inWorkspace, Writer, "template.rollback", false, rollbackTemplate},
+		{"PUT /v0/volume_templates/{name}/versions/{version}/pin", inWorkspace, Writer, "template.version.pin", false, pinVersion},
+		{"DELETE /v0/volume_templates/{name}/versions/{version}/pin", inWorkspace, Writer, "template.version.unpin", false, unpinVersion},
+		{"POST /v0/volume_templates/{name}/versions/{version}/verify", inWorkspace, Writer, "template.version.verify", true, verifyVersion},
 		{"PUT /uploads/{id}", open, "", "template.version.upload", true, receiveUpload},
 
 		{"GET /v0/keys", mayNameWorkspace, Admin, "", false, listKeys},

@@ -29,6 +29,8 @@ type shelf struct {
 	uploads map[string]upload              // by id
 	hold    chan struct{}                  // closed: uploads go on; nil: at once
 	begun   chan struct{}                  // one for each upload that has begun
+	broken  bool                           // what Verify finds
+	sources map[blockdev.ID][]templates.SourceSpec
 }
 
 type upload struct {
@@ -65,6 +67,12 @@ func (s *shelf) Put(_ context.Context, workspace, name string, c templates.Chang
 	}
 	if c.DefaultSizeMiB != nil {
 		t.DefaultSizeMiB = *c.DefaultSizeMiB
+	}
+	if c.KeepVersions != nil {
+		t.Retention.Versions = *c.KeepVersions
+	}
+	if c.KeepDays != nil {
+		t.Retention.Days = *c.KeepDays
 	}
 	return *t, created, nil
 }
@@ -112,12 +120,77 @@ func (s *shelf) DeleteRevision(_ context.Context, workspace, name, version, _ st
 	switch {
 	case i < 0:
 		return templates.Template{}, fmt.Errorf("%w: version %q", templates.ErrNotFound, version)
+	case t.Revisions[i].Pinned != nil:
+		return templates.Template{}, fmt.Errorf("%w: version %s", templates.ErrPinned, version)
 	case len(t.Revisions) == 1:
 		return templates.Template{}, templates.ErrLastRevision
 	}
 	t.Revisions = slices.Delete(slices.Clone(t.Revisions), i, i+1)
 	return *t, nil
 }
+
+// find gives a revision by name; s.mu is held.
+func (s *shelf) find(workspace, name, version string) (*templates.Template, int, error) {
+	t := s.all[workspace+"/"+name]
+	if t == nil {
+		return nil, 0, templates.ErrNotFound
+	}
+	i := slices.IndexFunc(t.Revisions, func(r templates.Revision) bool { return r.Name == version })
+	if i < 0 {
+		return nil, 0, fmt.Errorf("%w: version %q", templates.ErrNotFound, version)
+	}
+	return t, i, nil
+}
+
+// change changes a revision and gives it.
+func (s *shelf) change(workspace, name, version string, change func(*templates.Revision)) (templates.Revision, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, i, err := s.find(workspace, name, version)
+	if err != nil {
+		return templates.Revision{}, err
+	}
+	t.Revisions = slices.Clone(t.Revisions)
+	change(&t.Revisions[i])
+	return t.Revisions[i], nil
+}
+
+func (s *shelf) Pin(_ context.Context, workspace, name, version, actor string) (templates.Revision, error) {
+	return s.change(workspace, name, version, func(r *templates.Revision) { r.Pinned = &templates.Pin{By: actor, At: s.w.now()} })
+}
+
+func (s *shelf) Unpin(_ context.Context, workspace, name, version, _ string) (templates.Revision, error) {
+	return s.change(workspace, name, version, func(r *templates.Revision) { r.Pinned = nil })
+}
+
+func (s *shelf) Verify(_ context.Context, workspace, name, version string) (templates.Revision, error) {
+	return s.change(workspace, name, version, func(r *templates.Revision) {
+		r.VerifiedAt = s.w.now()
+		if s.broken {
+			r.Status, r.Failure, r.Damaged = templates.Failed, "damaged: its image is not what was published", true
+		}
+	})
+}
+
+func (s *shelf) Rollback(_ context.Context, workspace, name, version, actor string) (templates.Revision, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, i, err := s.find(workspace, name, version)
+	if err != nil {
+		return templates.Revision{}, err
+	}
+	r := t.Revisions[i]
+	if r.Damaged {
+		return r, fmt.Errorf("%w: version %s", templates.ErrDamaged, version)
+	}
+	r.ID, r.RollbackOf, r.Number, r.CreatedBy = blockdevtest.NewID(blockdev.PrefixRevision), r.Number, t.NextNumber, actor
+	r.Name = strconv.Itoa(r.Number)
+	t.NextNumber++
+	t.Revisions = append(slices.Clone(t.Revisions), r)
+	return r, nil
+}
+
+func (s *shelf) Sources() map[blockdev.ID][]templates.SourceSpec { return s.sources }
 
 func (s *shelf) BeginUpload(_ context.Context, workspace, name, version, _ string) (string, error) {
 	s.mu.Lock()

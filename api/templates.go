@@ -19,8 +19,9 @@ type Template struct {
 
 // TemplateSpec is what was asked for; DefaultSize is in MiB.
 type TemplateSpec struct {
-	DefaultSize int64  `json:"defaultSize,omitempty"`
-	Description string `json:"description,omitempty"`
+	DefaultSize int64      `json:"defaultSize,omitempty"`
+	Description string     `json:"description,omitempty"`
+	Retention   *Retention `json:"retention,omitempty"`
 }
 
 // TemplateState sums up the versions. There is no status beside it: clients of
@@ -34,17 +35,24 @@ type TemplateState struct {
 
 // TemplateVersion is a revision on the wire. ContentSize is in bytes.
 type TemplateVersion struct {
-	Name         string `json:"name"`
-	TemplateName string `json:"templateName"`
-	Status       string `json:"status"` // CREATED, READY, FAILED
-	VersionID    string `json:"versionId"`
-	ContentSize  int64  `json:"contentSize"`
-	MinimumSize  int64  `json:"minimumSize,omitempty"` // MiB: the smallest volume that holds it
-	Entries      int64  `json:"entries,omitempty"`
-	Digest       string `json:"digest,omitempty"`
-	Failure      string `json:"failure,omitempty"`
-	Workspace    string `json:"workspace"`
-	CreatedAt    string `json:"createdAt"`
+	Name         string      `json:"name"`
+	TemplateName string      `json:"templateName"`
+	Status       string      `json:"status"` // CREATED, READY, FAILED
+	VersionID    string      `json:"versionId"`
+	ContentSize  int64       `json:"contentSize"`
+	MinimumSize  int64       `json:"minimumSize,omitempty"` // MiB: the smallest volume that holds it
+	Entries      int64       `json:"entries,omitempty"`
+	Digest       string      `json:"digest,omitempty"`
+	Failure      string      `json:"failure,omitempty"`
+	Workspace    string      `json:"workspace"`
+	CreatedAt    string      `json:"createdAt"`
+	CreatedBy    string      `json:"createdBy,omitempty"`
+	Number       int         `json:"number"`
+	ReadyAt      string      `json:"readyAt,omitempty"`
+	VerifiedAt   string      `json:"verifiedAt,omitempty"` // when the image was last held against its digest
+	RollbackOf   int         `json:"rollbackOf,omitempty"` // number of the version whose contents these are again
+	Pinned       *VersionPin `json:"pinned,omitempty"`
+	Damaged      bool        `json:"damaged,omitempty"` // READY once
 }
 
 // TemplateRequest is the body of POST and PUT; absent and null fields are not given.
@@ -57,6 +65,10 @@ type TemplateRequest struct {
 	Spec struct {
 		DefaultSize json.RawMessage `json:"defaultSize"` // MiB
 		Description *string         `json:"description"`
+		Retention   *struct {
+			Versions *int `json:"versions"`
+			Days     *int `json:"days"`
+		} `json:"retention"`
 	} `json:"spec"`
 }
 
@@ -78,6 +90,9 @@ func templateBody(t templates.Template) Template {
 		State:    TemplateState{Status: "created", VersionCount: len(t.Revisions)},
 		Versions: make([]TemplateVersion, len(t.Revisions)),
 	}
+	if t.Retention != (templates.Retention{}) {
+		b.Spec.Retention = &Retention{Versions: t.Retention.Versions, Days: t.Retention.Days}
+	}
 	for i, r := range t.Revisions {
 		b.Versions[i] = versionBody(r)
 		if r.Status == templates.Failed {
@@ -92,11 +107,16 @@ func templateBody(t templates.Template) Template {
 
 func versionBody(r templates.Revision) TemplateVersion {
 	const mib = 1 << 20
-	return TemplateVersion{
+	v := TemplateVersion{
 		Name: r.Name, TemplateName: r.Template, Status: string(r.Status), VersionID: string(r.ID), ContentSize: r.ContentBytes,
 		MinimumSize: (r.MinimumBytes + mib - 1) / mib, Entries: r.Entries, Digest: r.Digest, Failure: r.Failure,
-		Workspace: r.Workspace, CreatedAt: stamp(r.CreatedAt),
+		Workspace: r.Workspace, CreatedAt: stamp(r.CreatedAt), CreatedBy: r.CreatedBy, Number: r.Number,
+		ReadyAt: stamp(r.ReadyAt), VerifiedAt: stamp(r.VerifiedAt), RollbackOf: r.RollbackOf, Damaged: r.Damaged,
 	}
+	if r.Pinned != nil {
+		v.Pinned = &VersionPin{By: r.Pinned.By, At: stamp(r.Pinned.At)}
+	}
+	return v
 }
 
 func listTemplates(c *call) error {
@@ -174,6 +194,7 @@ func (c *call) putTemplate(name string, b TemplateRequest) error {
 	change := templates.Change{
 		DisplayName: b.Metadata.DisplayName, Labels: b.Metadata.Labels, Description: b.Spec.Description, Actor: c.principal.actor(),
 	}
+	b.retention(&change)
 	if change.DefaultSizeMiB, err = mebibytes("spec.defaultSize", b.Spec.DefaultSize); err != nil {
 		return err
 	}

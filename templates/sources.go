@@ -1,10 +1,12 @@
 package templates
 
 import (
+	"cmp"
 	"container/list"
 	"context"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 
 	"holdfast/blockdev"
@@ -274,4 +276,22 @@ const longestXFSLink = 1023
 
 func tooSmall(what string, least int64) error {
 	return fmt.Errorf("%w: %s needs at least %d MB", ErrTooSmall, what, least>>20)
+}
+
+// Sources tells which images are cached for which revision; blanks are not told.
+func (l *Library) Sources() map[blockdev.ID][]SourceSpec {
+	l.sources.mu.Lock()
+	defer l.sources.mu.Unlock()
+	of := map[blockdev.ID][]SourceSpec{}
+	for spec, s := range l.sources.bySpec {
+		if spec.Revision != "" && s.place != nil {
+			of[spec.Revision] = append(of[spec.Revision], spec)
+		}
+	}
+	for _, specs := range of {
+		slices.SortFunc(specs, func(a, b SourceSpec) int {
+			return cmp.Or(cmp.Compare(a.Filesystem, b.Filesystem), cmp.Compare(a.Size, b.Size))
+		})
+	}
+	return of
 }

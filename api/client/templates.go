@@ -20,8 +20,9 @@ type Template struct {
 
 // TemplateSpec is what its owner set.
 type TemplateSpec struct {
-	DefaultSize int64  `json:"defaultSize,omitempty"` // MiB
-	Description string `json:"description,omitempty"`
+	DefaultSize int64      `json:"defaultSize,omitempty"` // MiB
+	Description string     `json:"description,omitempty"`
+	Retention   *Retention `json:"retention,omitempty"`
 }
 
 // TemplateState sums up the versions.
@@ -34,12 +35,22 @@ type TemplateState struct {
 
 // TemplateVersion is one immutable version.
 type TemplateVersion struct {
-	Name         string `json:"name"`
-	TemplateName string `json:"templateName,omitempty"`
-	Status       string `json:"status"` // CREATED, READY, FAILED
-	VersionID    string `json:"versionId,omitempty"`
-	ContentSize  int64  `json:"contentSize,omitempty"` // bytes
-	Workspace    string `json:"workspace,omitempty"`
+	Name         string      `json:"name"`
+	TemplateName string      `json:"templateName,omitempty"`
+	Status       string      `json:"status"` // CREATED, READY, FAILED
+	VersionID    string      `json:"versionId,omitempty"`
+	ContentSize  int64       `json:"contentSize,omitempty"` // bytes
+	Workspace    string      `json:"workspace,omitempty"`
+	Failure      string      `json:"failure,omitempty"`
+	Digest       string      `json:"digest,omitempty"`
+	Number       int         `json:"number,omitempty"`
+	CreatedAt    time.Time   `json:"createdAt,omitzero"`
+	CreatedBy    string      `json:"createdBy,omitempty"`
+	ReadyAt      time.Time   `json:"readyAt,omitzero"`
+	VerifiedAt   time.Time   `json:"verifiedAt,omitzero"`
+	RollbackOf   int         `json:"rollbackOf,omitempty"`
+	Pinned       *VersionPin `json:"pinned,omitempty"`
+	Damaged      bool        `json:"damaged,omitempty"`
 }
 
 // Templates lists the templates of the workspace.
