@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -264,4 +266,24 @@ func (t Template) newestOf(is func(Revision) bool) *Revision {
 		}
 	}
 	return nil
+}
+
+// DamagedNames names the damaged revisions as "workspace/name:version", at most
+// most of them.
+func (l *Library) DamagedNames(most int) string {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	var names []string
+	for key, r := range l.records {
+		for _, v := range r.Template.Revisions {
+			if v.Damaged {
+				names = append(names, key+":"+v.Name)
+			}
+		}
+	}
+	slices.Sort(names)
+	if len(names) > most {
+		names = append(names[:most], fmt.Sprintf("and %d more", len(names)-most))
+	}
+	return strings.Join(names, ", ")
 }

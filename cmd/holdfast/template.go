@@ -12,7 +12,9 @@ import (
 
 func (a *app) templateCommand() *cobra.Command {
 	c := group("template", "Templates that volumes are filled from",
-		a.templatePush(), a.templateList(), a.templateGet(), a.templateDelete(), a.templateDeleteVersion())
+		a.templatePush(), a.templateList(), a.templateGet(), a.templateDelete(), a.templateDeleteVersion(),
+		a.templateHistory(), a.templateRollback(), a.templateKeep(), a.templateVerify(),
+		a.templatePin("pin", "Keep versions from being removed", true), a.templatePin("unpin", "Take pins of versions away", false))
 	c.Aliases = []string{"templates"}
 	return c
 }

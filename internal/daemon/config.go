@@ -56,6 +56,11 @@ type Config struct {
 	IdleLimit     time.Duration
 	DrainLimit    time.Duration
 
+	KeepVersions  int           // READY ones of a template, pinned ones not counted
+	KeepAge       time.Duration // of READY versions; 0: no bound
+	ScrubInterval time.Duration // 0: never
+	ScrubRate     int64         // bytes a second; 0: no bound
+
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
 }
@@ -71,6 +76,7 @@ func DefaultConfig() Config {
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
+		KeepVersions: 100, ScrubInterval: 7 * 24 * time.Hour, ScrubRate: 16 << 20,
 		BackupInterval: time.Hour, BackupKeep: 24,
 	}
 }
@@ -118,6 +124,10 @@ func (c *Config) settings() []setting {
 		{"transfer_timeout", "longest pause inside an upload or a download", durationValue{&c.TransferLimit}},
 		{"idle_timeout", "after which an idle connection is closed", durationValue{&c.IdleLimit}},
 		{"drain_timeout", "for requests under way when the daemon is told to stop", durationValue{&c.DrainLimit}},
+		{"keep_versions", "READY versions of a template that are kept unless it says otherwise; pinned ones do not count", intValue{&c.KeepVersions}},
+		{"keep_age", "after which a READY version goes unless its template says otherwise, the newest and pinned ones never; 0: no bound", durationValue{&c.KeepAge}},
+		{"scrub_interval", "after which a template image is verified again; 0: never", durationValue{&c.ScrubInterval}},
+		{"scrub_rate", "bytes a second that are read to verify template images; 0: no bound", sizeValue{&c.ScrubRate}},
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
 		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},
 	}
@@ -249,6 +259,15 @@ func (c *Config) check() []error {
 	}
 	if c.MaxSize < 1<<20 || c.MaxSize%(1<<20) != 0 {
 		bad("max_size: must be whole MiB, at least 1MiB")
+	}
+	if c.KeepVersions < 1 || c.KeepVersions > 300 {
+		bad("keep_versions: must be 1 to 300")
+	}
+	if c.ScrubInterval != 0 && c.ScrubInterval < minScrubInterval {
+		bad("scrub_interval: must be at least %s, or 0", minScrubInterval)
+	}
+	if c.ScrubRate != 0 && c.ScrubRate < 1<<20 {
+		bad("scrub_rate: must be at least 1MiB, or 0")
 	}
 	if c.PoolSize != 0 && c.PoolSize < 300<<20 {
 		bad("pool_size: must be at least 300MiB")

@@ -13,6 +13,7 @@ func (l layout) sequence() string { return l.path("sequence") }                 
 func (l layout) sideLog() string  { return l.path("sidelog") }                    // keys, quotas, template heads
 func (l layout) audit() string    { return l.path("audit/audit.log") }            // every mutation
 func (l layout) secret() string   { return l.path("signing.key") }                // signs cursors and upload URLs
+func (l layout) clean() string    { return l.path("clean") }                      // the process before stopped in order
 func (l layout) host() string     { return l.path("host") }                       // this host's id
 func (l layout) stage() string    { return l.path("mounts") }                     // volumes are mounted here once
 func (l layout) backups() string  { return l.path("backups") }                    // of the records

@@ -17,6 +17,8 @@ type meters struct {
 	actions *prometheus.HistogramVec
 	commits prometheus.Histogram
 	shared  prometheus.Histogram
+
+	templates *prometheus.CounterVec
 }
 
 // actionBuckets reach from a clone to an offline check of a large filesystem.
@@ -31,6 +33,8 @@ func newMeters() *meters {
 			Name: "holdfast_metadata_commit_duration_seconds", Help: "Time of each synced commit of the record store.", Buckets: actionBuckets}),
 		shared: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name: "holdfast_metadata_commit_updates", Help: "Updates that shared a commit.", Buckets: prometheus.ExponentialBuckets(1, 2, 8)}),
+		templates: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "holdfast_template_events_total", Help: "Versions that retention removed, and that were found damaged or restored."}, []string{"type"}),
 	}
 }
 
@@ -54,7 +58,7 @@ func (n *node) collect(reg *prometheus.Registry) error {
 		Name: "holdfast_build_info", Help: "Always 1; the labels say what runs."}, []string{"version", "go"})
 	build.WithLabelValues(n.c.Version, runtime.Version()).Set(1)
 	for _, c := range []prometheus.Collector{
-		build, &nodeCollector{n: n}, n.meters.actions, n.meters.commits, n.meters.shared,
+		build, &nodeCollector{n: n}, n.meters.actions, n.meters.commits, n.meters.shared, n.meters.templates,
 		collectors.NewGoCollector(),
 		collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 	} {
@@ -96,10 +100,10 @@ var (
 
 // Describe implements prometheus.Collector.
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{
+	for _, d := range append([]*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
 		volumes, attachments, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
-	} {
+	}, libraryDescs...) {
 		ch <- d
 	}
 }
@@ -109,7 +113,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
 	defer cancel()
 	failed := 0
-	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.counts, c.store} {
+	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.counts, c.store, c.library} {
 		err := ask(ctx, func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
 		})

@@ -49,6 +49,8 @@ type node struct {
 	engine  *engine.Engine
 	meters  *meters
 
+	clean       bool     // the process before this one stopped in order
+	orderly     bool     // this one does
 	rebuilding  bool     // the store is moved aside before it is opened
 	restoreFrom string   // a backup to begin the new store with; empty: none
 	kept        []string // what was moved
@@ -68,6 +70,10 @@ func claim(c Config, log *slog.Logger, command string) (*node, error) {
 	}
 	n.lock = lock
 	n.later("release the state directory", lock.Release)
+	if n.clean, err = n.takeCleanMark(); err != nil {
+		return nil, errors.Join(err, n.close())
+	}
+	n.later("clean mark", n.leaveCleanMark) // while the state directory is still ours
 	return n, nil
 }
 
@@ -85,7 +91,9 @@ func (n *node) later(what string, closing func() error) {
 func (n *node) close() error {
 	var errs []error
 	for i := len(n.undo) - 1; i >= 0; i-- {
-		errs = append(errs, n.undo[i]())
+		err := n.undo[i]()
+		n.orderly = n.orderly && err == nil
+		errs = append(errs, err)
 	}
 	n.undo = nil
 	return errors.Join(errs...)
@@ -235,6 +243,8 @@ func (n *node) openLibrary(ctx context.Context) error {
 		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
 		Filesystems: filesystem.NewTools(), Staging: filepath.Join(n.pool.Staging(), "uploads"),
 		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
+		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
+		Unclean: !n.clean, OnEvent: n.templateEvent,
 	})
 	if err != nil {
 		return err
@@ -261,6 +271,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	n.library.Await(n.engine.Awaited)
 	n.later("engine", func() error {
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.DrainLimit)
 		defer cancel()
@@ -297,7 +308,7 @@ func (n *node) healthy(context.Context) error {
 
 // doctor looks again at everything that can change while the daemon runs.
 func (n *node) doctor(ctx context.Context) []preflight.Check {
-	return append(preflight.Host(ctx), preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
+	return append(append(preflight.Host(ctx), preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...), n.checkTemplates())
 }
 
 // checksBody is doctor for the API.

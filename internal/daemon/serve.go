@@ -37,7 +37,9 @@ func Serve(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	return s.run(ctx, out)
+	err = s.run(ctx, out)
+	n.orderly = err == nil
+	return err
 }
 
 // server is a node that is being served.
@@ -108,6 +110,7 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 	working, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	s.start("engine", func() error { return s.n.engine.Run(working) })
+	s.start("templates", func() error { s.n.library.Run(working); return nil })
 	s.start("backups", func() error { return s.n.backups(working) })
 	s.start("space", func() error { s.n.space.watch(working); return nil })
 	s.start("watchdog", func() error {
