@@ -21,6 +21,7 @@ define LAYERS
 pure       60  disk   -      rest
 engine    140  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 150  disk   -race  ^holdfast/templates(/|$$)
+vm         90  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    150  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk        60  disk   -      ^holdfast/.*sdk
@@ -29,10 +30,10 @@ e2e       280  disk   -      ^holdfast/cmd/
 endef
 export LAYERS
 
-.PHONY: help setup build test lint demo bench clean
+.PHONY: help setup build test test-vm lint demo bench clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
 
 setup: ## install what is missing (apt; a Go toolchain into .cache/go)
 	@.ci/setup all
@@ -44,6 +45,9 @@ build: ## bin/holdfastd and bin/holdfast
 
 test: ## everything that this machine can run; LAYER="pure engine" for some
 	@.ci/test $(LAYER)
+
+test-vm: ## the tests that run in guests (QEMU), alone
+	@.ci/test vm
 
 lint: ## gofmt, go vet, go.mod, golangci-lint, shellcheck
 	@.ci/lint

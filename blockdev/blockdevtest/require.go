@@ -22,6 +22,7 @@ const (
 	Btrfs Need = "btrfs" // kernel support and btrfs-progs
 	Runc  Need = "runc"  // the program
 	Qemu  Need = "qemu"  // qemu-system-x86_64 and qemu-img
+	VM    Need = "vm"    // what guests are made of: QEMU, mksquashfs, and a mirror that has the kernel
 	Fuse  Need = "fuse"  // /dev/fuse
 	NPM   Need = "npm"   // node, npm, and the registry that it fetches from
 	SDK   Need = "sdk"   // clients of other makers, wherever they are fetched from
@@ -55,6 +56,9 @@ func Require(t testing.TB, needs ...Need) {
 		}
 	}
 }
+
+// Waived tells whether a need is named in HOLDFAST_SKIP.
+func Waived(need Need) bool { return waived(need) }
 
 func waived(need Need) bool {
 	for _, name := range strings.Split(os.Getenv(SkipVariable), ",") {
@@ -101,6 +105,8 @@ func (n Need) missing() error {
 		return programs("runc")
 	case NPM:
 		return programs("node", "npm")
+	case VM:
+		return programs("qemu-system-x86_64", "mksquashfs", "apt-get", "dpkg-deb", "depmod")
 	case Chromium:
 		return programs("chromium")
 	case Qemu:

@@ -142,16 +142,16 @@ func TestLayers(t *testing.T) {
 // each with its reason. A new one is added here on purpose or not at all.
 var (
 	mayUseSys = map[string]string{
-		"blockdev/...":       "devices, mounts and reflinks are system calls",
-		"templates/...":      "archives are extracted with owners, times, xattrs and holes",
-		"cmd/...":            "start-up asks what the kernel can do",
-		"internal/daemon":    "the lock on the state directory",
-		"internal/preflight": "probes what the host can do",
-		"internal/sandbox":   "containers are set up with mounts",
-		"internal/tarball":   "reads extended attributes",
-		"internal/powercut":  "the rig mounts what it rebuilds",
-		"internal/vmtest":    "guests for tests",
-		"bench/...":          "yardsticks are measured with the same system calls",
+		"blockdev/...":        "devices, mounts and reflinks are system calls",
+		"templates/...":       "archives are extracted with owners, times, xattrs and holes",
+		"cmd/...":             "start-up asks what the kernel can do",
+		"internal/daemon":     "the lock on the state directory",
+		"internal/preflight":  "probes what the host can do",
+		"internal/sandbox":    "containers are set up with mounts",
+		"internal/tarball":    "reads extended attributes",
+		"internal/powercut":   "the rig mounts what it rebuilds",
+		"internal/vmtest/...": "guests for tests",
+		"bench/...":           "yardsticks are measured with the same system calls",
 	}
 	mayUseRun = map[string]string{
 		"blockdev/...":         "mkfs, fsck and resize tools are commands",
@@ -159,7 +159,7 @@ var (
 		"internal/sandbox":     "starts runc",
 		"templates":            "copies the tree of a revision with cp into a smaller or other filesystem",
 		"internal/powercut":    "starts qemu-storage-daemon and mkfs",
-		"internal/vmtest":      "starts guests",
+		"internal/vmtest/...":  "starts guests",
 		"internal/demo":        "the demo shows its work with ordinary commands",
 		"internal/localdaemon": "runs a daemon for the demo and the bench",
 		"bench/...":            "yardsticks are commands",
@@ -211,7 +211,7 @@ func TestEngineIsPure(t *testing.T) {
 func TestProductCarriesNoTests(t *testing.T) {
 	_, ours := packages(t)
 	for _, p := range ours {
-		if p.Name != "main" {
+		if p.Name != "main" || p.forTests() {
 			continue
 		}
 		for _, d := range p.Deps {

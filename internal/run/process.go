@@ -69,3 +69,13 @@ func (p *Process) Stop(grace time.Duration) error {
 	}
 	return p.err
 }
+
+// Kill ends the program at once and waits until it is gone.
+func (p *Process) Kill() error {
+	err := p.cmd.Process.Kill()
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return err
+	}
+	<-p.done
+	return nil
+}

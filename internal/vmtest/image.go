@@ -1,0 +1,251 @@
+package vmtest
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"holdfast/internal/run"
+)
+
+// image is what a guest is started from: kernel, initramfs and root filesystem in
+// one directory, which gets its name when all is in it.
+type image struct{ dir string }
+
+func (i image) file(name string) string { return filepath.Join(i.dir, name) }
+
+const (
+	imageFormat = "1" // changes when images are to be made otherwise
+	buildTime   = 10 * time.Minute
+)
+
+// repository finds the project's directory from wherever a test runs.
+func repository() (string, error) {
+	dir, err := os.Getwd()
+	if err != nil {
+		return "", err
+	}
+	for d := dir; ; d = filepath.Dir(d) {
+		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
+			return d, nil
+		}
+		if d == filepath.Dir(d) {
+			return "", fmt.Errorf("%s is in no module", dir)
+		}
+	}
+}
+
+// theImage gives the image for what this host has now; it is made if it is not in
+// the cache. Several test processes may ask at once; one asks once.
+func theImage(ctx context.Context) (image, error) {
+	asked.Lock()
+	defer asked.Unlock()
+	if asked.image.dir != "" {
+		return asked.image, nil
+	}
+	i, err := findImage(ctx)
+	if err == nil {
+		asked.image = i
+	}
+	return i, err
+}
+
+var asked struct {
+	sync.Mutex
+	image image
+}
+
+func findImage(ctx context.Context) (image, error) {
+	root, err := repository()
+	if err != nil {
+		return image{}, err
+	}
+	cache := filepath.Join(root, ".cache", "vm")
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return image{}, err
+	}
+	lock, err := lockFile(filepath.Join(cache, "lock"))
+	if err != nil {
+		return image{}, err
+	}
+	defer lock.Close()
+	k, err := fetchKernel(ctx, cache)
+	if err != nil {
+		return image{}, err
+	}
+	fresh, err := os.MkdirTemp(cache, "image-")
+	if err != nil {
+		return image{}, err
+	}
+	defer os.RemoveAll(fresh)
+	init := filepath.Join(fresh, "init")
+	if err := buildInit(ctx, root, init); err != nil {
+		return image{}, err
+	}
+	name, err := digest(k, init)
+	if err != nil {
+		return image{}, err
+	}
+	i := image{filepath.Join(cache, name)}
+	if _, err := os.Stat(i.dir); err == nil {
+		return i, nil
+	}
+	if err := build(ctx, k, fresh, init); err != nil {
+		return i, fmt.Errorf("build the guest's image: %w", err)
+	}
+	dropOld(cache)
+	return i, os.Rename(fresh, i.dir)
+}
+
+// keepImages is how many images stay in the cache.
+const keepImages = 3
+
+// dropOld removes the images that were made longest ago.
+func dropOld(cache string) {
+	dirs, _ := filepath.Glob(filepath.Join(cache, "guest-*"))
+	slices.SortFunc(dirs, func(a, b string) int { return modified(b).Compare(modified(a)) })
+	for _, dir := range dirs[min(len(dirs), keepImages-1):] {
+		_ = os.RemoveAll(dir)
+	}
+}
+
+func modified(path string) time.Time {
+	info, err := os.Stat(path)
+	if err != nil {
+		return time.Time{}
+	}
+	return info.ModTime()
+}
+
+func buildInit(ctx context.Context, root, to string) error {
+	_, err := run.Run(ctx, run.Cmd{
+		Args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", to, "./internal/vmtest/guest"},
+		Dir:  root, Env: append(os.Environ(), "CGO_ENABLED=0"), Timeout: buildTime,
+	})
+	return err
+}
+
+// digest names an image by everything that it is made of.
+func digest(k kernel, init string) (string, error) {
+	sum := sha256.New()
+	fmt.Fprintln(sum, imageFormat, k.release, lvmConf, earlyModules, guestModules, aliases, lvmNames, thinNames)
+	b, err := os.ReadFile(init)
+	if err != nil {
+		return "", err
+	}
+	sum.Write(b)
+	for _, name := range append(slices.Clone(guestPrograms), "busybox") {
+		path, err := run.Look(name)
+		if err != nil {
+			return "", fmt.Errorf("%w (the guest's programs are this host's: .ci/setup all)", err)
+		}
+		info, err := os.Stat(path)
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(sum, path, info.Size(), info.ModTime().UnixNano())
+	}
+	return "guest-" + hex.EncodeToString(sum.Sum(nil)[:8]), nil
+}
+
+func build(ctx context.Context, k kernel, dir, init string) error {
+	early, err := k.needs(ctx, earlyModules)
+	if err != nil {
+		return err
+	}
+	late, err := k.needs(ctx, guestModules)
+	if err != nil {
+		return err
+	}
+	return errors.Join(
+		linkOrCopy(k.image(), filepath.Join(dir, "vmlinuz")),
+		writeInitramfs(k, filepath.Join(dir, "initrd"), init, early),
+		writeRoot(ctx, k, dir, init, append(early, late...)))
+}
+
+func linkOrCopy(from, to string) error {
+	if os.Link(from, to) == nil {
+		return nil
+	}
+	b, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(to, b, 0o644)
+}
+
+func writeInitramfs(k kernel, to, init string, modules []string) error {
+	var b bytes.Buffer
+	c := cpioWriter{w: &b}
+	for _, d := range []string{"dev", "proc", "sys", "modules"} {
+		c.add(d, cpioDir|0o755, nil)
+	}
+	c.entry("dev/console", cpioNode|0o600, 5, 1, nil)
+	program, err := os.ReadFile(init)
+	if err != nil {
+		return err
+	}
+	c.add("init", cpioFile|0o755, program)
+	var list strings.Builder
+	for n, file := range modules {
+		data, err := os.ReadFile(filepath.Join(k.dir, file))
+		if err != nil {
+			return err
+		}
+		name := fmt.Sprintf("modules/%02d-%s", n, filepath.Base(file))
+		fmt.Fprintln(&list, "/"+name)
+		c.add(name, cpioFile|0o644, data)
+	}
+	c.add("modules.list", cpioFile|0o644, []byte(list.String()))
+	if err := c.close(); err != nil {
+		return err
+	}
+	return os.WriteFile(to, b.Bytes(), 0o644)
+}
+
+func writeRoot(ctx context.Context, k kernel, dir, init string, modules []string) error {
+	at := filepath.Join(dir, "tree")
+	defer os.RemoveAll(at)
+	t, err := newTree(at)
+	if err != nil {
+		return err
+	}
+	if err := t.fill(init); err != nil {
+		return err
+	}
+	if err := t.modules(ctx, k, modules); err != nil {
+		return err
+	}
+	_, err = run.Run(ctx, run.Cmd{
+		Args:    []string{"mksquashfs", at, filepath.Join(dir, "root"), "-comp", "lz4", "-noappend", "-quiet", "-no-progress", "-all-root", "-all-time", "0", "-mkfs-time", "0", "-no-exports"},
+		Timeout: buildTime,
+	})
+	return err
+}
+
+// modules adds kernel modules and their index.
+func (t *tree) modules(ctx context.Context, k kernel, files []string) error {
+	for _, file := range files {
+		if err := t.copy(filepath.Join(k.dir, file), "/usr/"+file); err != nil {
+			return err
+		}
+	}
+	for _, name := range []string{"modules.builtin", "modules.builtin.modinfo", "modules.order"} {
+		err := t.copy(filepath.Join(k.dir, k.modules(), name), "/usr/"+filepath.Join(k.modules(), name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"depmod", "-b", t.dir, k.release}})
+	return err
+}
