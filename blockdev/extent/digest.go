@@ -24,9 +24,9 @@ var zeroes [Piece]byte
 // Digester digests what a file holds, a part at a time, so that somebody else can
 // use the file in between. The digest is of the contents: whether a range of
 // zeroes is a hole or written makes no difference, and holes are not read. It is
-// the SHA-256 of "holdfast image 1\n", the size, and for each Piece that is not
-// zero throughout its number and its SHA-256; numbers are 8 bytes, big-endian; the
-// last piece may be shorter.
+// the SHA-256 of "holdfast image 1\n", the size as 8 bytes, the least first, and for
+// each Piece its SHA-256, or 32 zeroes when it is zero throughout; the last piece
+// may be shorter.
 type Digester struct {
 	// KeepCache lets Next read what the page cache has, and leaves it there.
 	// Without it the cache is passed by: what is read is what the device has.
@@ -42,14 +42,15 @@ type Digester struct {
 func NewDigester(size int64) *Digester {
 	d := &Digester{sum: sha256.New(), size: size, buf: make([]byte, Piece)}
 	d.sum.Write([]byte("holdfast image 1\n"))
-	d.number(size)
+	d.sum.Write(binary.LittleEndian.AppendUint64(nil, uint64(size))) //nolint:gosec // not negative
 	return d
 }
 
-func (d *Digester) number(n int64) {
-	var b [8]byte
-	binary.BigEndian.PutUint64(b[:], uint64(n)) //nolint:gosec // not negative
-	d.sum.Write(b[:])
+// skip takes everything up to a piece as zeroes.
+func (d *Digester) skip(to int64) {
+	for ; d.next < to; d.next += Piece {
+		d.sum.Write(zeroes[:sha256.Size])
+	}
 }
 
 // Next goes on with f, reading at most about most bytes, and tells how many it
@@ -65,10 +66,11 @@ func (d *Digester) Next(ctx context.Context, f *os.File, most int64) (read int64
 			return read, false, blockdev.Op("extent.Digest", "", err)
 		}
 		if !ok || at >= d.size {
-			d.next = d.size
+			d.skip(d.size)
 			break
 		}
 		at = at / Piece * Piece
+		d.skip(at)
 		n, err := d.piece(f, at)
 		read += n
 		if err != nil {
@@ -90,9 +92,9 @@ func (d *Digester) piece(f *os.File, at int64) (int64, error) {
 		return int64(n), fmt.Errorf("read at %d: %w", at, err)
 	}
 	if bytes.Equal(b, zeroes[:len(b)]) {
+		d.sum.Write(zeroes[:sha256.Size])
 		return int64(n), nil
 	}
-	d.number(at / Piece)
 	sum := sha256.Sum256(b)
 	d.sum.Write(sum[:])
 	return int64(n), nil
