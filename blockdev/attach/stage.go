@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -202,18 +204,25 @@ func (s *Stage) Mounted(ctx context.Context, id blockdev.ID) (string, error) {
 
 // List tells the IDs of all volumes that are mounted here.
 func (s *Stage) List(ctx context.Context) ([]blockdev.ID, error) {
-	all, err := Mounts()
+	all, err := s.Volumes(ctx)
+	return slices.Sorted(maps.Keys(all)), err
+}
+
+// Volumes tells all volumes that are mounted here, and where, with one look at
+// the table of mounts.
+func (s *Stage) Volumes(ctx context.Context) (map[blockdev.ID]string, error) {
+	table, err := Mounts()
 	if err != nil {
-		return nil, blockdev.Op("attach.List", "", err)
+		return nil, blockdev.Op("attach.Volumes", "", err)
 	}
-	var ids []blockdev.ID
-	for _, m := range all {
+	all := map[blockdev.ID]string{}
+	for _, m := range table {
 		name, below := strings.CutPrefix(m.Path, s.dir+"/")
 		if id := blockdev.ID(name); below && id.Valid() {
-			ids = append(ids, id)
+			all[id] = m.Path
 		}
 	}
-	return ids, nil
+	return all, nil
 }
 
 // Unmount flushes and unmounts the volume; not mounted is success. It returns

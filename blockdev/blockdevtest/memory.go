@@ -61,6 +61,7 @@ type memoryOpening struct {
 	endpoint  blockdev.Endpoint
 	held      int  // consumers that keep the device in use
 	inherited bool // made before the last restart
+	counters  blockdev.Counters
 }
 
 // idle reports whether only a dead process made this and nothing uses it.
@@ -70,6 +71,9 @@ var (
 	_ blockdev.Backend = (*Memory)(nil)
 	_ blockdev.Cloner  = (*Memory)(nil)
 	_ blockdev.Trimmer = (*Memory)(nil)
+
+	_ blockdev.Meter      = (*Memory)(nil)
+	_ blockdev.Accountant = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.

@@ -1,6 +1,7 @@
 package blockdevtest
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"sync"
@@ -65,6 +66,26 @@ func (m *Memory) Hold(id blockdev.ID) (release func(), err error) {
 		defer m.mu.Unlock()
 		opening.held--
 	}), nil
+}
+
+// Counters implements blockdev.Meter: writes through MemoryImage are counted.
+func (m *Memory) Counters(ctx context.Context, id blockdev.ID) (blockdev.Counters, error) {
+	if err := m.begin(ctx, id); err != nil {
+		return blockdev.Counters{}, blockdev.Op("memory.Counters", id, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image := m.images[id]
+	if image == nil || image.opening == nil {
+		return blockdev.Counters{}, blockdev.Op("memory.Counters", id, blockdev.ErrNotFound)
+	}
+	return image.opening.counters, nil
+}
+
+// Exclusive implements blockdev.Accountant.
+func (m *Memory) Exclusive(ctx context.Context, id blockdev.ID) (int64, error) {
+	info, err := m.Stat(ctx, id)
+	return info.Allocated - info.Shared, err
 }
 
 // Damage spoils the description of a published image.

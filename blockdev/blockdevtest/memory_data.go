@@ -152,7 +152,23 @@ func (f *MemoryImage) WriteAt(p []byte, off int64) (int, error) {
 		f.m.used += grown
 		done += copy(block.bytes[within:], p[done:])
 	}
+	if o := f.image.opening; o != nil {
+		o.counters.Writes++
+		o.counters.WriteBytes += int64(done)
+	}
 	return done, nil
+}
+
+// Punch frees whole blocks of a range, as a device does when it is told to
+// discard them.
+func (f *MemoryImage) Punch(off, length int64) {
+	f.m.mu.Lock()
+	defer f.m.mu.Unlock()
+	for n := range f.image.data.blocks {
+		if at := n * memoryBlockSize; at >= off && at+memoryBlockSize <= off+length {
+			f.m.used -= f.image.data.drop(n)
+		}
+	}
 }
 
 // Close implements io.Closer; it does nothing.

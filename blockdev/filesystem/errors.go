@@ -20,6 +20,8 @@ var (
 	// ErrDirty: the filesystem was not unmounted cleanly and must be recovered
 	// (Check with repair, or a mount) before it can be read.
 	ErrDirty = errors.New("filesystem was not unmounted cleanly and must be recovered first")
+	// ErrFrozen: somebody has frozen the mounted filesystem already.
+	ErrFrozen = errors.New("filesystem is frozen")
 	// ErrNoFile: ListDir or ReadFile found no such path.
 	ErrNoFile = errors.New("no such file in the volume")
 )

@@ -9,7 +9,6 @@ import (
 	"testing"
 
 	"holdfast/blockdev/blockdevtest"
-	"holdfast/internal/sys"
 )
 
 // mounted mounts an image through a loop device until the test ends or the
@@ -156,7 +155,7 @@ func TestFreezeHoldsWrites(t *testing.T) {
 			writeFile(t, filepath.Join(dir, "before"), []byte("before"))
 			check(t, x.Freeze(dir))
 			t.Cleanup(func() { _ = x.Thaw(dir) })
-			if err := x.Freeze(dir); !errors.Is(err, sys.ErrFrozen) {
+			if err := x.Freeze(dir); !errors.Is(err, ErrFrozen) {
 				t.Errorf("frozen twice: %v", err)
 			}
 			cut := copyImage(t, path)

@@ -53,21 +53,24 @@ func (x Tools) SizeMounted(ctx context.Context, dir string, t Type) (int64, erro
 		return 0, failed("size", t, err)
 	}
 	defer root.Close()
-	var size int64
+	size, err := sizeMounted(root, t)
+	return size, failed("size", t, err)
+}
+
+func sizeMounted(root *os.File, t Type) (int64, error) {
 	switch t {
 	case Ext4:
-		var s *ext4Super
-		if s, _, err = mountedExt4Super(root); err == nil {
-			size = s.size()
+		s, _, err := mountedExt4Super(root)
+		if err != nil {
+			return 0, err
 		}
+		return s.size(), nil
 	case XFS:
-		var g sys.XFSGeometry
-		g, err = sys.XFSGeometryOf(root)
-		size = g.Blocks * g.BlockSize
-	case Btrfs:
-		size, err = sys.BtrfsSize(root)
+		g, err := sys.XFSGeometryOf(root)
+		return g.Blocks * g.BlockSize, err
+	default:
+		return sys.BtrfsSize(root)
 	}
-	return size, failed("size", t, err)
 }
 
 // openMounted opens the root of a mounted filesystem and makes sure of its type,
@@ -166,8 +169,14 @@ func growMountedXFS(root *os.File) error {
 }
 
 // Freeze flushes the filesystem mounted at dir and holds all writes to it until
-// Thaw, so that its device can be copied. sys.ErrFrozen when it is frozen.
-func (x Tools) Freeze(dir string) error { return withDir("freeze", dir, sys.Freeze) }
+// Thaw, so that its device can be copied. ErrFrozen when it is frozen.
+func (x Tools) Freeze(dir string) error {
+	err := withDir("freeze", dir, sys.Freeze)
+	if errors.Is(err, sys.ErrFrozen) {
+		return ErrFrozen
+	}
+	return err
+}
 
 // Thaw ends a Freeze; not frozen is success.
 func (x Tools) Thaw(dir string) error { return withDir("thaw", dir, sys.Thaw) }

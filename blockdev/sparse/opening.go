@@ -162,6 +162,7 @@ func (p *Pool) newOpening(id blockdev.ID, dir string, f *os.File, w blockdev.Wan
 			dropLock(lock)
 			return nil, err
 		}
+		noteBegin(lock, o.device)
 	}
 	return p.remember(id, o)
 }

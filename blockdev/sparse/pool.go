@@ -50,7 +50,8 @@ type Identity struct {
 	Host    string `json:"host"` // where it was made
 }
 
-// Pool is a directory of images. It is a blockdev.Backend, Cloner and Trimmer.
+// Pool is a directory of images. It is a blockdev.Backend, Cloner, Trimmer, Meter
+// and Accountant.
 type Pool struct {
 	dir      string
 	identity Identity
@@ -73,6 +74,9 @@ var (
 	_ blockdev.Backend = (*Pool)(nil)
 	_ blockdev.Cloner  = (*Pool)(nil)
 	_ blockdev.Trimmer = (*Pool)(nil)
+
+	_ blockdev.Meter      = (*Pool)(nil)
+	_ blockdev.Accountant = (*Pool)(nil)
 )
 
 // Open opens the pool in dir, or makes one there if dir holds none. Devices that

@@ -15,11 +15,13 @@ const (
 	ext4IocResize   = 0x40086610
 	xfsIocGeometry  = 0x80705864
 	xfsIocGrowData  = 0x4010586E
+	xfsIocFreeEOF   = 0x8080583A
 	btrfsIocResize  = 0x50009403
 	btrfsIocDevInfo = 0xD000941E
 	iocFreeze       = 0xC0045877
 	iocThaw         = 0xC0045878
 	iocShutdown     = 0x8004587D // of ext4 and XFS alike
+	iocTrim         = 0xC0185879
 )
 
 // The magic numbers that FilesystemMagic tells.
@@ -43,6 +45,40 @@ func FilesystemMagic(f *os.File) (int64, error) {
 		return retry(func() error { return unix.Fstatfs(int(fd), &st) })
 	})
 	return st.Type, os.NewSyscallError("fstatfs", err)
+}
+
+// FilesystemUsage is what statfs(2) tells of a mounted filesystem.
+type FilesystemUsage struct {
+	Total, Free, Available int64 // bytes; Available leaves out what is reserved
+	Inodes, FreeInodes     int64 // 0 where the filesystem has no such number (btrfs)
+}
+
+// UsageOf asks the mounted filesystem that f is on. It never waits for a freeze.
+func UsageOf(f *os.File) (FilesystemUsage, error) {
+	var st unix.Statfs_t
+	err := control(f, func(fd uintptr) error {
+		return retry(func() error { return unix.Fstatfs(int(fd), &st) })
+	})
+	if err != nil {
+		return FilesystemUsage{}, os.NewSyscallError("fstatfs", err)
+	}
+	block := int64(st.Frsize)
+	return FilesystemUsage{
+		Total: int64(st.Blocks) * block, Free: int64(st.Bfree) * block, Available: int64(st.Bavail) * block,
+		Inodes: int64(st.Files), FreeInodes: int64(st.Ffree),
+	}, nil
+}
+
+// Trim tells the device of the mounted filesystem that f is on which of its
+// blocks in a range of bytes are free (FITRIM), and how many bytes it discarded.
+// errors.ErrUnsupported where the filesystem or its device cannot.
+func Trim(f *os.File, from, length uint64) (discarded int64, err error) {
+	in := struct{ start, length, least uint64 }{from, length, 0}
+	err = pointerIoctl(f, "ioctl(FITRIM)", iocTrim, unsafe.Pointer(&in))
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) {
+		return 0, errors.Join(errors.ErrUnsupported, err)
+	}
+	return int64(in.length), err
 }
 
 // GrowExt4 grows the mounted ext4 that f is on to a number of its blocks. EPERM
@@ -72,6 +108,17 @@ func GrowXFS(f *os.File, blocks uint64, maxInodes uint32) error {
 		_         uint32
 	}{blocks: blocks, maxInodes: maxInodes}
 	return pointerIoctl(f, "ioctl(XFS_IOC_FSGROWFSDATA)", xfsIocGrowData, unsafe.Pointer(&in))
+}
+
+// ReclaimXFS waits until the mounted XFS that f is on has freed the blocks of
+// removed files, which it does in the background, and of what it had set aside
+// behind files (XFS_IOC_FREE_EOFBLOCKS, xfs_fs.h).
+func ReclaimXFS(f *os.File) error {
+	in := struct {
+		version, flags uint32
+		_              [120]byte
+	}{version: 1, flags: 1} // XFS_EOF_FLAGS_SYNC
+	return pointerIoctl(f, "ioctl(XFS_IOC_FREE_EOFBLOCKS)", xfsIocFreeEOF, unsafe.Pointer(&in))
 }
 
 // GrowBtrfs grows the mounted btrfs of one device that f is on to that device.
