@@ -277,6 +277,24 @@ func (f *toyFS) ReadFile(_ context.Context, _ string, _ filesystem.Type, file st
 	return f.fail
 }
 
+func (f *toyFS) Usage(ctx context.Context, path string, t filesystem.Type) (filesystem.Usage, error) {
+	size, err := f.Size(ctx, path, t)
+	return filesystem.Usage{Total: size, Used: size / 4, Free: size - size/4, Inodes: 100, UsedInodes: 11, FreeInodes: 89}, err
+}
+
+func (f *toyFS) UsageMounted(ctx context.Context, dir string, t filesystem.Type) (filesystem.Usage, error) {
+	return f.Usage(ctx, "mem:"+dir, t)
+}
+
+func (f *toyFS) SyncMounted(context.Context, string, filesystem.Type) error { return nil }
+
+func (f *toyFS) TrimMounted(context.Context, string, filesystem.Type, int64, int64) (filesystem.Trimmed, error) {
+	return filesystem.Trimmed{Discarded: 4096, Done: true}, nil
+}
+
+func (f *toyFS) Freeze(string) error { return nil }
+func (f *toyFS) Thaw(string) error   { return nil }
+
 type toyStage struct {
 	mu      sync.Mutex
 	mounted map[blockdev.ID]bool
@@ -303,6 +321,16 @@ func (s *toyStage) Mounted(_ context.Context, id blockdev.ID) (string, error) {
 		return string(id), nil
 	}
 	return "", nil
+}
+
+func (s *toyStage) Volumes(context.Context) (map[blockdev.ID]string, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	all := map[blockdev.ID]string{}
+	for id := range s.mounted {
+		all[id] = string(id)
+	}
+	return all, nil
 }
 
 // toyAttacher puts volumes nowhere.

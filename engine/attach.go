@@ -230,6 +230,9 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 		before = Detaching
 	}
 	a.Phase = Detaching
+	if err := e.thawFirst(ctx, v, "the volume is being detached"); err != nil {
+		return err
+	}
 	if err := e.commitFreeing(ctx, v.clone()); err != nil {
 		return err
 	}

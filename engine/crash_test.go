@@ -116,6 +116,9 @@ func deleteOp(name string) op {
 	}
 }
 
+// lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
+var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife}
+
 // life is the whole life of volumes of each kind.
 func life() []op {
 	return []op{
@@ -145,67 +148,79 @@ func life() []op {
 // TestEveryCrashPoint cuts the life at every side effect, restarts, and compares
 // the world with what had been acknowledged; then it lives on to the end.
 func TestEveryCrashPoint(t *testing.T) {
-	total := len(namePoints(t))
-	t.Logf("%d side effects", total)
-	for _, power := range []bool{false, true} {
-		for cut := 1; cut <= total; cut++ {
-			t.Run(fmt.Sprintf("power=%v/%03d", power, cut), func(t *testing.T) {
-				t.Parallel()
-				w := newWorld(t)
-				w.arm(cut, true)
-				done, crashedAt := w.live(t, life())
-				if crashedAt < 0 {
-					t.Fatal("the cut was not reached")
-				}
-				where := w.lastPoint()
-				w.restart(power)
-				ops := life()
-				w.verify(t, done, ops[crashedAt], where, power)
-				w.liveOn(t, ops[crashedAt:])
-				w.verifyEnd(t)
-			})
+	for name, life := range lives {
+		total := len(namePoints(t, life))
+		t.Logf("%s: %d side effects", name, total)
+		for _, power := range []bool{false, true} {
+			for cut := 1; cut <= total; cut++ {
+				t.Run(fmt.Sprintf("%s/power=%v/%03d", name, power, cut), func(t *testing.T) {
+					t.Parallel()
+					cutLife(t, life, cut, power)
+				})
+			}
 		}
 	}
+}
+
+func cutLife(t *testing.T, life func() []op, cut int, power bool) {
+	w := newWorld(t)
+	w.arm(cut, true)
+	done, crashedAt := w.live(t, life())
+	if crashedAt < 0 {
+		t.Fatal("the cut was not reached")
+	}
+	where := w.lastPoint()
+	w.restart(power)
+	ops := life()
+	w.verify(t, done, ops[crashedAt], where, power)
+	w.liveOn(t, ops[crashedAt:])
+	w.verifyEnd(t)
 }
 
 // TestEveryErrorPoint lets every side effect fail once, with the process living
 // on: nothing acknowledged is lost, and the same call succeeds the next time.
 func TestEveryErrorPoint(t *testing.T) {
-	names := namePoints(t)
-	for cut := 1; cut <= len(names); cut++ {
-		t.Run(fmt.Sprintf("%03d", cut), func(t *testing.T) {
-			t.Parallel()
-			w := newWorld(t)
-			w.arm(cut, false)
-			if strings.HasPrefix(names[cut-1], "metadata.") {
-				return // a failed commit ends the process: TestEveryCrashPoint has it
-			}
-			for _, o := range life() {
-				for try := 0; ; try++ {
-					err := o.do(w)
-					if err == nil {
-						break
-					}
-					if try == 2 {
-						t.Fatalf("%s, failed at %s: still fails: %v", o.name, w.pointAt(cut), err)
-					}
-					if err := w.engine.tend(context.Background()); err != nil {
-						t.Logf("tend: %v", err)
-					}
+	for name, life := range lives {
+		names := namePoints(t, life)
+		for cut := 1; cut <= len(names); cut++ {
+			t.Run(fmt.Sprintf("%s/%03d", name, cut), func(t *testing.T) {
+				t.Parallel()
+				if strings.HasPrefix(names[cut-1], "metadata.") {
+					return // a failed commit ends the process: TestEveryCrashPoint has it
 				}
-			}
-			if err := w.engine.tend(context.Background()); err != nil {
-				t.Fatalf("tend at the end: %v", err)
-			}
-			w.verifyEnd(t)
-			w.restart(false)
-			w.verifyEnd(t)
-		})
+				failOnce(t, life, cut)
+			})
+		}
 	}
 }
 
+func failOnce(t *testing.T, life func() []op, cut int) {
+	w := newWorld(t)
+	w.arm(cut, false)
+	for _, o := range life() {
+		for try := 0; ; try++ {
+			err := o.do(w)
+			if err == nil {
+				break
+			}
+			if try == 2 {
+				t.Fatalf("%s, failed at %s: still fails: %v", o.name, w.pointAt(cut), err)
+			}
+			if err := w.engine.tend(context.Background()); err != nil {
+				t.Logf("tend: %v", err)
+			}
+		}
+	}
+	if err := w.engine.tend(context.Background()); err != nil {
+		t.Fatalf("tend at the end: %v", err)
+	}
+	w.verifyEnd(t)
+	w.restart(false)
+	w.verifyEnd(t)
+}
+
 // namePoints lists the side effects of an undisturbed life, in order.
-func namePoints(t *testing.T) []string {
+func namePoints(t *testing.T, life func() []op) []string {
 	w := newWorld(t)
 	w.arm(0, false)
 	if _, at := w.live(t, life()); at >= 0 {
@@ -310,6 +325,9 @@ func (w *world) verify(t *testing.T, m *model, during op, where string, power bo
 		}
 	}
 	w.verifyConsistent(t)
+	if frozen := w.kernel.frozenNow(); len(frozen) > 0 {
+		t.Fatalf("crash at %s during %s: after the restart %v is still frozen", where, during.name, frozen)
+	}
 }
 
 func (w *world) sees(name, p string) bool {
@@ -351,6 +369,11 @@ func (w *world) verifyConsistent(t *testing.T) {
 	for id := range byID {
 		t.Errorf("volume %s has no image", id)
 	}
+	for dir := range w.kernel.frozenNow() {
+		if v := withID(page.Volumes, dir); w.engine.freezes.get(blockdev.ID(dir)) == nil || !v.frozenAt(w.now()) {
+			t.Errorf("volume %s is frozen and nobody would thaw it: %+v", dir, v.Frozen)
+		}
+	}
 	var promised int64
 	for _, v := range page.Volumes {
 		promised += v.bytes()
@@ -360,6 +383,14 @@ func (w *world) verifyConsistent(t *testing.T) {
 	if status.Provisioned != promised {
 		t.Errorf("the ledger has promised %d bytes, the volumes have %d", status.Provisioned, promised)
 	}
+}
+
+func withID(all []Volume, id string) Volume {
+	i := slices.IndexFunc(all, func(v Volume) bool { return string(v.ID) == id })
+	if i < 0 {
+		return Volume{}
+	}
+	return all[i]
 }
 
 func (w *world) verifyVolume(t *testing.T, v Volume) {

@@ -41,6 +41,7 @@ type Options struct {
 	MaxSizeMiB    int64            // largest volume; 0: 64 TiB
 	Now           func() time.Time // nil: time.Now
 	ProbeInterval time.Duration    // between looks at sandboxes and pending work; 0: 2 s
+	MaxFreeze     time.Duration    // that a request may ask for; 0: a minute
 }
 
 // The tables. Keys: a volume's id; workspace "/" digest of the key; a workspace.
@@ -58,6 +59,8 @@ type Engine struct {
 	locks   *locks
 	keys    *idempotency
 	feed    *feed
+	freezes *freezes
+	io      ioMeter
 
 	ctx    context.Context // of steps: a caller's context bounds only its waiting
 	cancel context.CancelFunc
@@ -72,6 +75,7 @@ type Engine struct {
 	retries   map[blockdev.ID]retry             // volumes that did not settle: when to try again
 	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
 	intents   map[blockdev.ID]chan error        // creates whose wish is being made durable
+	trims     trims
 	failed    error
 	stopping  bool
 }
@@ -87,10 +91,15 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.ProbeInterval <= 0 {
 		o.ProbeInterval = 2 * time.Second
 	}
+	if o.MaxFreeze <= 0 {
+		o.MaxFreeze = DefaultMaxFreeze
+	}
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
 		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
+		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
+		trims: trims{written: map[blockdev.ID]int64{}, passed: map[blockdev.ID]time.Time{}},
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := e.load(); err != nil {
@@ -135,11 +144,14 @@ func (e *Engine) load() error {
 }
 
 // Close refuses new work, waits until the steps under way are done or ctx ends,
-// and then cancels them. Devices, mounts and sandboxes stay as they are.
+// and then cancels them. Devices, mounts and sandboxes stay as they are; what is
+// frozen is thawed, because nobody would do it afterwards.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
 	e.stopping = true
 	e.mu.Unlock()
+	e.thawAll(ctx) // first: a step may wait for one
+	defer e.thawAll(context.WithoutCancel(ctx))
 	done := make(chan struct{})
 	go func() { e.steps.Wait(); close(done) }()
 	select {

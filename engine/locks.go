@@ -44,6 +44,14 @@ func (l *locks) try(id blockdev.ID) (release func(), ok bool) {
 	}
 }
 
+// wanted reports whether somebody waits for the lock that the caller holds.
+func (l *locks) wanted(id blockdev.ID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	k := l.held[id]
+	return k != nil && k.users > 1
+}
+
 func (l *locks) enter(id blockdev.ID) *lock {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -154,7 +154,11 @@ func (e *Engine) resume(ctx context.Context, v Volume, r *Report) error {
 	defer release()
 	v = v.clone()
 	interrupted := v.Phase != Ready
-	err = e.tendAttachments(ctx, &v)
+	e.countIO(ctx, v.ID, true)
+	err = e.thawFound(ctx, &v)
+	if err == nil {
+		err = e.tendAttachments(ctx, &v)
+	}
 	if err == nil && len(v.Attachments) == 0 {
 		err = e.deactivate(ctx, v)
 	}

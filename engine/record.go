@@ -142,6 +142,8 @@ func (e *Engine) erase(ctx context.Context, id blockdev.ID) error {
 	delete(e.filled, id)
 	delete(e.retries, id)
 	delete(e.endpoints, id)
+	delete(e.trims.written, id)
+	delete(e.trims.passed, id)
 	e.mu.Unlock()
 	return nil
 }

@@ -221,6 +221,10 @@ func (e *Engine) growOnStage(ctx context.Context, v *Volume, f facts) (again boo
 }
 
 func (e *Engine) growMounted(ctx context.Context, v *Volume, f facts) (again bool, err error) {
+	if v.frozenAt(e.o.Now()) {
+		e.setPending(v.ID, "the filesystem grows when it is thawed")
+		return false, nil
+	}
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
 	if err != nil {
 		return false, err
@@ -285,6 +289,10 @@ func (e *Engine) open(ctx context.Context, id blockdev.ID, readOnly bool) (block
 // deactivate flushes, unmounts and closes what activate made, also when another
 // life of this process made it.
 func (e *Engine) deactivate(ctx context.Context, v Volume) error {
+	if err := e.letRun(ctx, v.ID); err != nil { // a frozen filesystem outlives its unmount
+		return err
+	}
+	e.countIO(ctx, v.ID, false)
 	if err := e.o.Stage.Unmount(ctx, v.ID); err != nil {
 		return err
 	}
@@ -303,6 +311,7 @@ func (e *Engine) deactivate(ctx context.Context, v Volume) error {
 	if err := e.o.Pool.Close(ctx, v.ID, lease); err != nil {
 		return err
 	}
+	e.forgetIO(v.ID)
 	e.forgetEndpoint(v.ID)
 	return nil
 }

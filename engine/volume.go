@@ -50,6 +50,8 @@ type Volume struct {
 	Epoch       uint64            `json:"epoch,omitempty"`      // of the newest writable attachment
 	Tainted     bool              `json:"tainted,omitempty"`    // raw blocks were writable by a tenant
 	CheckFirst  bool              `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
+	Frozen      *Freeze           `json:"frozen,omitempty"`     // set before the filesystem is frozen
+	Trim        *TrimNote         `json:"trim,omitempty"`
 	Attachments []Attachment      `json:"attachments,omitempty"`
 	Events      []Event           `json:"events,omitempty"` // newest last, bounded
 	CreatedAt   time.Time         `json:"createdAt"`
@@ -113,7 +115,7 @@ type Attachment struct {
 
 // Event is something that happened to a volume.
 type Event struct {
-	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "failure"
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "failure"
 	Status  Status    `json:"status"` // after it
 	Message string    `json:"message"`
 	Time    time.Time `json:"time"`

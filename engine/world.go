@@ -32,10 +32,13 @@ type Stage interface {
 	Unmount(ctx context.Context, id blockdev.ID) error
 	// Mounted tells where the volume is mounted now, "" when it is not.
 	Mounted(ctx context.Context, id blockdev.ID) (dir string, err error)
+	// Volumes tells all that are mounted now, and where.
+	Volumes(ctx context.Context) (map[blockdev.ID]string, error)
 }
 
 // Filesystems is what the engine needs of filesystems. filesystem.Tools is one.
 type Filesystems interface {
+	Upkeep
 	// Identify gives a clean, unmounted filesystem its own UUID; durable when the
 	// image is flushed (Publish).
 	Identify(ctx context.Context, path string, t filesystem.Type, uuid string) error

@@ -33,6 +33,9 @@ type world struct {
 	clock   time.Time
 	engine  *Engine
 
+	trimPiece    int64  // bytes that a trim does at once
+	betweenTrims func() // called before each of them; nil: nothing
+
 	mu      sync.Mutex
 	points  []string // side effects so far, by name
 	cut     int      // fail at this one (1-based); 0: never
@@ -41,9 +44,9 @@ type world struct {
 }
 
 func newWorld(t testing.TB) *world {
-	w := &world{t: t, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
+	w := &world{t: t, pool: blockdevtest.NewMemory(), trimPiece: 1 << 40, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
 	w.pool.Failpoint = w.point
-	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}}
+	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}}
 	dir := t.TempDir()
 	var err error
 	w.store, err = metadata.Open(filepath.Join(dir, "db"), metadata.Options{Log: slog.New(slog.DiscardHandler), Failpoint: w.point})
@@ -208,6 +211,9 @@ func (f toyFS) GrowMounted(_ context.Context, dir string, t filesystem.Type) err
 	if t == filesystem.Ext4 {
 		return filesystem.ErrCannotGrowMounted
 	}
+	if f.w.kernel.isFrozen(dir) {
+		return errors.New("growing a frozen filesystem waits for ever")
+	}
 	return f.grow("mem:" + dir)
 }
 
@@ -270,6 +276,7 @@ type kernel struct {
 	dead    map[string]bool        // containers
 	busy    map[string]bool        // holder keys with open files
 	dirty   map[string]bool        // volumes whose journal a mount must recover
+	frozen  map[string]bool        // mounts, by directory
 	boots   int
 }
 
@@ -287,6 +294,7 @@ func (k *kernel) powerCut() {
 	clear(k.mounts)
 	clear(k.visible)
 	clear(k.busy)
+	clear(k.frozen)
 	k.boots++
 }
 
@@ -324,9 +332,13 @@ func (k *kernel) Unmount(_ context.Context, id blockdev.ID) error {
 			return blockdev.ErrBusy
 		}
 	}
+	frozen := k.frozen[string(id)]
 	k.mu.Unlock()
 	if !mounted {
 		return nil
+	}
+	if frozen {
+		k.w.t.Errorf("volume %s is unmounted while it is frozen: nobody can thaw it any more", id)
 	}
 	return k.w.effect("unmount", func() {
 		k.mu.Lock()

@@ -1,0 +1,90 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"maps"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
+)
+
+// The toy filesystem's files are whatever a test writes behind its superblock; a
+// file that was removed is free space that only a trim gives back. removed says
+// up to which byte of a volume.
+
+func (f toyFS) Usage(_ context.Context, path string, _ filesystem.Type) (filesystem.Usage, error) {
+	s, err := readToy(f.w.pool, path)
+	return filesystem.Usage{Total: s.size, Used: toyBytes, Free: s.size - toyBytes}, err
+}
+
+func (f toyFS) UsageMounted(ctx context.Context, dir string, t filesystem.Type) (filesystem.Usage, error) {
+	return f.Usage(ctx, "mem:"+dir, t)
+}
+
+func (f toyFS) SyncMounted(_ context.Context, dir string, _ filesystem.Type) error {
+	if f.w.kernel.isFrozen(dir) {
+		return errors.New("a flush of a frozen filesystem may wait for ever")
+	}
+	return f.w.point("sync")
+}
+
+func (f toyFS) TrimMounted(_ context.Context, dir string, _ filesystem.Type, from, length int64) (filesystem.Trimmed, error) {
+	image, err := f.w.pool.Image("mem:" + dir)
+	if err != nil {
+		return filesystem.Trimmed{}, err
+	}
+	if f.w.betweenTrims != nil {
+		f.w.betweenTrims()
+	}
+	length = min(length, f.w.trimPiece)
+	err = f.w.effect("trim", func() { image.Punch(max(from, 4096), length) })
+	return filesystem.Trimmed{Discarded: length, Next: from + length, Done: from+length >= image.Size()}, err
+}
+
+func (f toyFS) Freeze(dir string) error {
+	k := f.w.kernel
+	if k.isFrozen(dir) {
+		return filesystem.ErrFrozen
+	}
+	return f.w.effect("freeze", func() { k.setFrozen(dir, true) })
+}
+
+func (f toyFS) Thaw(dir string) error {
+	if !f.w.kernel.isFrozen(dir) {
+		return nil
+	}
+	return f.w.effect("thaw", func() { f.w.kernel.setFrozen(dir, false) })
+}
+
+func (k *kernel) isFrozen(dir string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.frozen[dir]
+}
+
+func (k *kernel) setFrozen(dir string, frozen bool) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if frozen {
+		k.frozen[dir] = true
+		return
+	}
+	delete(k.frozen, dir)
+}
+
+func (k *kernel) frozenNow() map[string]bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return maps.Clone(k.frozen)
+}
+
+func (k *kernel) Volumes(context.Context) (map[blockdev.ID]string, error) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	all := map[blockdev.ID]string{}
+	for id := range k.mounts {
+		all[id] = string(id)
+	}
+	return all, nil
+}
