@@ -23,6 +23,10 @@ type Engine interface {
 	DeleteVolume(ctx context.Context, workspace, name, actor string) (engine.Volume, error)
 	Attach(ctx context.Context, workspace, name string, r engine.AttachVolume) (engine.Attachment, error)
 	Detach(ctx context.Context, workspace, name, id, actor string) (engine.Attachment, error)
+	Stats(ctx context.Context, workspace, name string) (engine.Stats, error)
+	TrimVolume(ctx context.Context, workspace, name string) (engine.TrimResult, error)
+	FreezeVolume(ctx context.Context, workspace, name string, timeout time.Duration, actor string) (engine.Freeze, error)
+	ThawVolume(ctx context.Context, workspace, name, actor string) (was bool, err error)
 	ListDir(ctx context.Context, workspace, name, dir string) ([]filesystem.Entry, error)
 	ReadFile(ctx context.Context, workspace, name, file string, w io.Writer) error
 	SetQuota(ctx context.Context, workspace string, q engine.Quota) error

@@ -96,6 +96,7 @@ var answers = []answer{
 	{filesystem.ErrNeedsMount, 409, "UNSUPPORTED", true},
 	{filesystem.ErrCannotGrowMounted, 409, "UNSUPPORTED", true},
 	{filesystem.ErrDirty, 409, "VOLUME_NEEDS_RECOVERY", true},
+	{filesystem.ErrFrozen, 409, "CONFLICT", true},
 	{filesystem.ErrReadOnly, 409, "UNSUPPORTED", true},
 	{filesystem.ErrDamaged, 500, "VOLUME_DAMAGED", true},
 

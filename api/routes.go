@@ -15,6 +15,11 @@ func allRoutes() []route {
 		{"GET /v0/volumes/{name}/attachments/{id}", inWorkspace, Reader, "", false, getAttachment},
 		{"DELETE /v0/volumes/{name}/attachments/{id}", inWorkspace, Writer, "attachment.delete", false, deleteAttachment},
 
+		{"GET /v0/volumes/{name}/stats", inWorkspace, Reader, "", false, getStats},
+		{"POST /v0/volumes/{name}/trim", inWorkspace, Writer, "volume.trim", false, trimVolume},
+		{"POST /v0/volumes/{name}/freeze", inWorkspace, Writer, "volume.freeze", false, freezeVolume},
+		{"POST /v0/volumes/{name}/thaw", inWorkspace, Writer, "volume.thaw", false, thawVolume},
+
 		{"GET /v0/volumes/{name}/files", inWorkspace, Reader, "", false, listFiles},
 		{"GET /v0/volumes/{name}/files/content", inWorkspace, Reader, "", true, readFile},
 

@@ -44,6 +44,7 @@ type VolumeState struct {
 	AttachedTo  string       `json:"attachedTo,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Sizes       *Sizes       `json:"sizes,omitempty"`
+	FrozenUntil string       `json:"frozenUntil,omitempty"`
 }
 
 // Sizes are in bytes.
@@ -146,6 +147,9 @@ func volumeBody(v engine.Volume, sizes *Sizes) Volume {
 	}
 	for i, e := range v.Events {
 		b.Events[i] = eventBody(e)
+	}
+	if v.Frozen != nil {
+		b.State.FrozenUntil = stamp(v.Frozen.Until)
 	}
 	for _, a := range v.Attachments {
 		b.State.Attachments = append(b.State.Attachments, attachmentBody(a))

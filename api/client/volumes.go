@@ -45,6 +45,7 @@ type VolumeState struct {
 	AttachedTo  string       `json:"attachedTo,omitempty"`
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Sizes       *Sizes       `json:"sizes,omitempty"`
+	FrozenUntil time.Time    `json:"frozenUntil,omitzero"`
 }
 
 // Sizes are a volume's three sizes and its space, in bytes.

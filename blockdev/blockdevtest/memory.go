@@ -8,6 +8,7 @@ import (
 	"slices"
 	"sort"
 	"sync"
+	"time"
 
 	"holdfast/blockdev"
 )
@@ -316,7 +317,7 @@ func (m *Memory) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (e b
 		m.opened++
 		e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
 			ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
-		image.opening = &memoryOpening{endpoint: e}
+		image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
 		return nil
 	})
 	return e, err

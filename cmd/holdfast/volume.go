@@ -14,7 +14,8 @@ import (
 
 func (a *app) volumeCommand() *cobra.Command {
 	c := group("volume", "Volumes: create, look, grow, delete",
-		a.volumeCreate(), a.volumeGet(), a.volumeList(), a.volumeUpdate(), a.volumeDelete(), a.volumeLs(), a.volumeCat())
+		a.volumeCreate(), a.volumeGet(), a.volumeList(), a.volumeUpdate(), a.volumeDelete(), a.volumeLs(), a.volumeCat(),
+		a.volumeStats(), a.volumeTrim(), a.volumeFreeze(), a.volumeThaw())
 	c.Aliases = []string{"vol", "volumes"}
 	return c
 }
@@ -250,6 +251,9 @@ func (a *app) showVolume(v client.Volume) error {
 		r.add("External id", v.Metadata.ExternalID)
 		r.add("Labels", joinLabels(v.Metadata.Labels))
 		r.add("Attached to", v.State.AttachedTo)
+		if !v.State.FrozenUntil.IsZero() {
+			r.add("Frozen until", v.State.FrozenUntil)
+		}
 		if s := v.State.Sizes; s != nil {
 			r.add("Device", bytesize.Human(s.Device))
 			r.add("Filesystem size", bytesize.Human(s.Filesystem))

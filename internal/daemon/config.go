@@ -60,6 +60,8 @@ type Config struct {
 	KeepAge       time.Duration // of READY versions; 0: no bound
 	ScrubInterval time.Duration // 0: never
 	ScrubRate     int64         // bytes a second; 0: no bound
+	TrimInterval  time.Duration // 0: none
+	FreezeLimit   time.Duration
 
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
@@ -77,6 +79,7 @@ func DefaultConfig() Config {
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
 		KeepVersions: 100, ScrubInterval: 7 * 24 * time.Hour, ScrubRate: 16 << 20,
+		TrimInterval: 24 * time.Hour, FreezeLimit: time.Minute,
 		BackupInterval: time.Hour, BackupKeep: 24,
 	}
 }
@@ -128,6 +131,8 @@ func (c *Config) settings() []setting {
 		{"keep_age", "after which a READY version goes unless its template says otherwise, the newest and pinned ones never; 0: no bound", durationValue{&c.KeepAge}},
 		{"scrub_interval", "after which a template image is verified again; 0: never", durationValue{&c.ScrubInterval}},
 		{"scrub_rate", "bytes a second that are read to verify template images; 0: no bound", sizeValue{&c.ScrubRate}},
+		{"trim_interval", "in which each volume that was written to is trimmed once, at a moment of its own; 0: only on request", durationValue{&c.TrimInterval}},
+		{"freeze_limit", "longest that a request may freeze a volume", durationValue{&c.FreezeLimit}},
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
 		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},
 	}

@@ -103,7 +103,7 @@ func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append([]*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
 		volumes, attachments, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
-	}, libraryDescs...) {
+	}, append(libraryDescs, upkeepDescs...)...) {
 		ch <- d
 	}
 }
@@ -113,7 +113,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
 	defer cancel()
 	failed := 0
-	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.counts, c.store, c.library} {
+	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.counts, c.store, c.library, c.inUse} {
 		err := ask(ctx, func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
 		})

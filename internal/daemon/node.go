@@ -267,6 +267,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 		Library: n.library, Stage: n.stage, Filesystems: filesystem.NewTools(), Attachers: attachers,
 		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB,
+		MaxFreeze: n.c.FreezeLimit,
 	})
 	if err != nil {
 		return err

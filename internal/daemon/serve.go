@@ -111,6 +111,7 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 	defer stop()
 	s.start("engine", func() error { return s.n.engine.Run(working) })
 	s.start("templates", func() error { s.n.library.Run(working); return nil })
+	s.start("trims", func() error { return s.n.engine.Trims(working, s.n.c.TrimInterval) })
 	s.start("backups", func() error { return s.n.backups(working) })
 	s.start("space", func() error { s.n.space.watch(working); return nil })
 	s.start("watchdog", func() error {

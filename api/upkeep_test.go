@@ -1,0 +1,85 @@
+package api_test
+
+import (
+	"testing"
+	"time"
+
+	"holdfast/api"
+)
+
+func TestStats(t *testing.T) {
+	w := newWorld(t)
+	w.create("x")
+	s := into[api.Stats](w.request("GET /v0/volumes/x/stats", nil).is(200))
+	if s.State != "unmounted" || s.Device != 1<<20 || s.Filesystem == nil || s.Filesystem.Source != "superblock" || s.Filesystem.UsedInodes != 11 || s.IO != nil {
+		t.Errorf("%+v", s)
+	}
+	w.request("POST /v0/volumes/x/attachments", attachTo("sandbox:s", "/srv/a")).is(200)
+	s = into[api.Stats](w.request("GET /v0/volumes/x/stats", nil).is(200))
+	if s.State != "mounted" || s.Filesystem.Source != "kernel" || s.IO == nil {
+		t.Errorf("%+v", s)
+	}
+	w.request("POST /v0/volumes", newVolume("raw", object{"size": 1, "filesystem": "none"})).is(200)
+	if s := into[api.Stats](w.request("GET /v0/volumes/raw/stats", nil).is(200)); s.Filesystem != nil || s.Unknown == "" {
+		t.Errorf("%+v", s)
+	}
+	w.request("GET /v0/volumes/absent/stats", nil).refused(404, "NOT_FOUND", "absent")
+}
+
+func TestFreezeAndThaw(t *testing.T) {
+	w := newWorld(t)
+	w.create("x")
+	w.request("POST /v0/volumes/x/freeze", nil).refused(409, "CONFLICT", "detached")
+	w.request("POST /v0/volumes/x/attachments", attachTo("sandbox:s", "/srv/a")).is(200)
+	for _, body := range []string{`{"timeout":"soon"}`, `{"timeout":"-1s"}`, `{"timeout":"1h"}`, `[]`, `{"timeout":5}`} {
+		w.request("POST /v0/volumes/x/freeze", body).refused(400, "INVALID_REQUEST", "")
+	}
+	f := into[api.FreezeState](w.request("POST /v0/volumes/x/freeze", `{"timeout":"30s"}`).is(200))
+	until, err := time.Parse(time.RFC3339Nano, f.Until)
+	if left := until.Sub(w.now()); err != nil || !f.Frozen || left > 30*time.Second || left < 29*time.Second {
+		t.Errorf("%+v, %v", f, err)
+	}
+	if e := w.audit.last(t); e.Action != "volume.freeze" || e.Resource != "x" || e.Principal != "ann" {
+		t.Errorf("%+v", e)
+	}
+	v := into[api.Volume](w.request("GET /v0/volumes/x", nil).is(200))
+	if v.State.FrozenUntil != f.Until || v.Events[len(v.Events)-1].Type != "freeze" {
+		t.Errorf("%+v", v)
+	}
+	if s := into[api.Stats](w.request("GET /v0/volumes/x/stats", nil).is(200)); s.State != "frozen" || s.FrozenUntil != f.Until {
+		t.Errorf("%+v", s)
+	}
+	w.request("POST /v0/volumes/x/freeze", nil).refused(409, "CONFLICT", "frozen until")
+	w.request("POST /v0/volumes/x/trim", nil).refused(409, "CONFLICT", "frozen until")
+	if f := into[api.FreezeState](w.request("POST /v0/volumes/x/thaw", nil).is(200)); f.Frozen || !*f.WasFrozen {
+		t.Errorf("%+v", f)
+	}
+	if f := into[api.FreezeState](w.request("POST /v0/volumes/x/thaw", nil).is(200)); f.Frozen || *f.WasFrozen {
+		t.Errorf("%+v", f)
+	}
+	v = into[api.Volume](w.request("GET /v0/volumes/x", nil).is(200))
+	if v.State.FrozenUntil != "" || v.Events[len(v.Events)-1].Type != "thaw" {
+		t.Errorf("%+v", v)
+	}
+	// The default is ten seconds.
+	f = into[api.FreezeState](w.request("POST /v0/volumes/x/freeze", nil).is(200))
+	if until, err := time.Parse(time.RFC3339Nano, f.Until); err != nil || until.Sub(w.now()) > 10*time.Second {
+		t.Errorf("%+v", f)
+	}
+}
+
+func TestTrim(t *testing.T) {
+	w := newWorld(t)
+	w.create("x")
+	r := into[api.TrimResult](w.request("POST /v0/volumes/x/trim", nil).is(200))
+	if !r.Complete || r.Discarded != 4096 || r.Freed != 0 || r.Reason != "" {
+		t.Errorf("%+v", r)
+	}
+	if e := w.audit.last(t); e.Action != "volume.trim" || e.Resource != "x" {
+		t.Errorf("%+v", e)
+	}
+	w.request("POST /v0/volumes/x/attachments", object{"holder": "sandbox:s", "target": object{"type": "host", "path": "/srv/a"}, "readOnly": true}).is(200)
+	w.request("POST /v0/volumes/x/trim", nil).refused(409, "CONFLICT", "read-only to sandbox:s")
+	w.request("POST /v0/volumes", newVolume("raw", object{"size": 1, "filesystem": "none"})).is(200)
+	w.request("POST /v0/volumes/raw/trim", nil).refused(409, "UNSUPPORTED", "no filesystem")
+}
