@@ -35,7 +35,8 @@ func TestFreezeEnds(t *testing.T) {
 		began, wrote := time.Now(), make(chan error, 1)
 		go func() { wrote <- os.WriteFile(filepath.Join(dir, name), []byte("held"), 0o644) }()
 		select {
-		case <-wrote:
+		case err := <-wrote:
+			must(t, err)
 			if time.Since(began) < end.timeout/2 {
 				t.Errorf("%s: a write to a frozen volume was not held", name)
 			}

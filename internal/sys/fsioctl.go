@@ -62,7 +62,7 @@ func UsageOf(f *os.File) (FilesystemUsage, error) {
 	if err != nil {
 		return FilesystemUsage{}, os.NewSyscallError("fstatfs", err)
 	}
-	block := int64(st.Frsize)
+	block := st.Frsize
 	return FilesystemUsage{
 		Total: int64(st.Blocks) * block, Free: int64(st.Bfree) * block, Available: int64(st.Bavail) * block,
 		Inodes: int64(st.Files), FreeInodes: int64(st.Ffree),
