@@ -108,3 +108,22 @@ func BootID() (string, error) {
 	}
 	return strings.TrimSpace(string(text)), nil
 }
+
+// SignalGroup sends a signal to the process and to all others of its process
+// group; os.ErrProcessDone when it has ended. The group is found by the process
+// that the descriptor means, so a pid that was used again is never hit. A kernel
+// before 6.9 cannot do that: then the signal goes to the process alone.
+func SignalGroup(pidfd *os.File, sig unix.Signal) error {
+	const processGroup = 1 << 2 // PIDFD_SIGNAL_PROCESS_GROUP, include/uapi/linux/pidfd.h
+	err := control(pidfd, func(fd uintptr) error {
+		err := unix.PidfdSendSignal(int(fd), sig, nil, processGroup)
+		if errors.Is(err, unix.EINVAL) {
+			err = unix.PidfdSendSignal(int(fd), sig, nil, 0)
+		}
+		return err
+	})
+	if errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("signal %s: %w (%w)", pidfd.Name(), os.ErrProcessDone, err)
+	}
+	return wrap("pidfd_send_signal", pidfd.Name(), err)
+}
