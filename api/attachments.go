@@ -55,6 +55,9 @@ func createAttachment(c *call) error {
 	if err := c.decode(&b); err != nil {
 		return err
 	}
+	if b.Target.Type == SandboxTarget {
+		return invalid("target.type", "volumes of this server's own sandboxes are named when the sandbox is created (spec.volumes)")
+	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
 		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Actor: c.principal.actor(),
 		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root},
@@ -95,9 +98,31 @@ func deleteAttachment(c *call) error {
 	if err != nil {
 		return err
 	}
+	if err := c.ownSandboxHolds(name, c.r.PathValue("id")); err != nil {
+		return err
+	}
 	a, err := c.s.o.Engine.Detach(c.r.Context(), c.workspace, name, c.r.PathValue("id"), c.principal.actor())
 	if err != nil {
 		return err
 	}
 	return c.json(attachmentBody(a))
+}
+
+// SandboxTarget is the type of target of the sandboxes that this server runs.
+// Their volumes come and go with them.
+const SandboxTarget = "sandbox"
+
+// ownSandboxHolds is the conflict when an attachment was made by creating a
+// sandbox: it is undone by deleting that.
+func (c *call) ownSandboxHolds(volume, id string) error {
+	v, err := c.s.o.Engine.Volume(c.workspace, volume)
+	if err != nil {
+		return err
+	}
+	for _, a := range v.Attachments {
+		if a.ID == id && a.Target.Type == SandboxTarget {
+			return &engine.Problem{Kind: engine.ErrConflict, Message: "the volume belongs to " + a.Holder + " as long as that lives: delete the sandbox"}
+		}
+	}
+	return nil
 }

@@ -109,7 +109,11 @@ func (c *call) fail(err error) {
 		c.extendWrite()
 		c.w.Header().Set("Connection", "close") // there may be a long body that nobody will read
 	}
-	c.word = writeError(c.w, err, c.id).Error
+	if c.route != nil && c.route.pattern == createSandboxPattern {
+		c.word = c.sandboxFailure(err)
+	} else {
+		c.word = writeError(c.w, err, c.id).Error
+	}
 	c.s.metrics.errors.WithLabelValues(c.word).Inc()
 }
 

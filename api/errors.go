@@ -64,6 +64,11 @@ var answers = []answer{
 	{ErrMissing, 404, "NOT_FOUND", false},
 	{ErrMethod, 405, "METHOD_NOT_ALLOWED", false},
 	{ErrTemplateExists, 409, "VOLUME_TEMPLATE_ALREADY_EXISTS", false},
+	{ErrSandboxExists, 409, "SANDBOX_ALREADY_EXISTS", false},
+	{ErrSandboxCreating, 409, "SANDBOX_ALREADY_EXISTS", false},
+	{ErrSandboxDown, 409, "SANDBOX_NOT_RUNNING", false},
+	{ErrSandboxFile, 409, "SANDBOX_REFUSED", false},
+	{ErrSandboxVolume, 400, "VOLUME_NOT_FOUND", false},
 	{ErrBodyTooLarge, 413, "BODY_TOO_LARGE", false},
 	{ErrTooMany, 429, "TOO_MANY_REQUESTS", false},
 	{ErrDraining, 503, "SERVICE_UNAVAILABLE", false},
@@ -211,7 +216,12 @@ func invalid(field, format string, args ...any) error {
 // only what can pass by itself is left to them.
 func writeError(w http.ResponseWriter, err error, id string) ErrorBody {
 	b, a := bodyFor(err, id)
-	h := w.Header()
+	errorHeaders(w.Header(), err, a)
+	writeJSON(w, a.status, b)
+	return b
+}
+
+func errorHeaders(h http.Header, err error, a answer) {
 	switch a.status {
 	case http.StatusTooManyRequests, http.StatusServiceUnavailable:
 		after := 1
@@ -227,8 +237,6 @@ func writeError(w http.ResponseWriter, err error, id string) ErrorBody {
 	if a.status == http.StatusUnauthorized {
 		h.Set("WWW-Authenticate", `Bearer realm="holdfast"`)
 	}
-	writeJSON(w, a.status, b)
-	return b
 }
 
 // writeJSON sends v. Marshalling our own wire types cannot fail.

@@ -2,7 +2,9 @@ package api
 
 import (
 	"net/http"
+	"net/url"
 	"path"
+	"regexp"
 	"slices"
 	"strings"
 )
@@ -33,14 +35,15 @@ func (r *route) name() string {
 	return p
 }
 
-// table finds routes. There are two muxes because by-external-id is a literal in
-// the place of a volume's name, which one mux refuses as ambiguous.
+// table finds routes. There are two muxes because some literals stand in the place
+// of a name, which one mux refuses as ambiguous: those are asked first.
 type table struct {
 	muxes    []*http.ServeMux
 	patterns map[string]bool
 }
 
-const byExternalID = "/v0/volumes/by-external-id/"
+// literals are those that stand where another route has a name.
+var literals = []string{"/by-external-id/", "/filesystem-multipart/initiate/"}
 
 // newTable registers the routes; run answers a request once its route is known.
 func newTable(routes []route, run func(*http.Request, *route)) *table {
@@ -48,7 +51,7 @@ func newTable(routes []route, run func(*http.Request, *route)) *table {
 	for i := range routes {
 		r := &routes[i]
 		mux := t.muxes[1]
-		if strings.Contains(r.pattern, byExternalID) {
+		if slices.ContainsFunc(literals, func(l string) bool { return strings.Contains(r.pattern, l) }) {
 			mux = t.muxes[0]
 		}
 		mux.HandleFunc(r.pattern, func(_ http.ResponseWriter, req *http.Request) { run(req, r) })
@@ -60,8 +63,9 @@ func newTable(routes []route, run func(*http.Request, *route)) *table {
 // find gives the mux that has a route for the request. Unknown paths are
 // ErrMissing, known ones with another method ErrMethod with the methods that are.
 func (t *table) find(r *http.Request) (mux *http.ServeMux, allowed []string, err error) {
+	inSandbox := foldFilePath(r.URL)
 	// The mux would redirect a path like /v0//volumes, with a body in HTML.
-	if path.Clean(r.URL.Path) != r.URL.Path {
+	if path.Clean(r.URL.Path) != r.URL.Path && !inSandbox {
 		return nil, nil, refuse(ErrMissing, "no such path")
 	}
 	if mux := t.match(r); mux != nil {
@@ -76,7 +80,37 @@ func (t *table) find(r *http.Request) (mux *http.ServeMux, allowed []string, err
 	if len(allowed) > 0 {
 		return nil, allowed, refuse(ErrMethod, "this path takes %s", strings.Join(allowed, ", "))
 	}
+	if runPath.MatchString(r.URL.Path) {
+		return nil, nil, refuse(ErrMissing, "the sandboxes of this server do not have this: they run processes and read and write files")
+	}
 	return nil, nil, refuse(ErrMissing, "no such path")
+}
+
+var (
+	runPath  = regexp.MustCompile(`^/v0/sandboxes/[^/]+/run/`)
+	filePath = regexp.MustCompile(`^(/v0/sandboxes/[^/]+/run/(?:filesystem/tree|filesystem-multipart/initiate|filesystem)/)(.*)$`)
+)
+
+// foldFilePath makes one segment of the path of a file in a sandbox. Clients send
+// it as one (%2Fdata%2Ffile), or as it is behind the slash: //data/file.
+func foldFilePath(u *url.URL) bool {
+	parts := filePath.FindStringSubmatch(u.EscapedPath())
+	if parts == nil {
+		return false
+	}
+	file, err := url.PathUnescape(parts[2])
+	if err != nil {
+		return false
+	}
+	prefix, err := url.PathUnescape(parts[1])
+	if err != nil {
+		return false
+	}
+	if file == "" {
+		file = "/"
+	}
+	u.Path, u.RawPath = prefix+file, parts[1]+url.PathEscape(file)
+	return true
 }
 
 func (t *table) match(r *http.Request) *http.ServeMux {

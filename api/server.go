@@ -17,6 +17,9 @@ type Options struct {
 	Engine  Engine
 	Library Library
 	Auth    Access
+
+	Sandboxes Sandboxes // nil: their routes answer 404
+
 	Audit   Auditor              // nil: no audit log
 	Metrics *prometheus.Registry // nil: the server's own; the caller may register more
 	Log     *slog.Logger         // nil: slog.Default

@@ -65,6 +65,15 @@ type Config struct {
 
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
+
+	SandboxEnabled bool // with --dev always
+	SandboxImages  []string
+	SandboxMax     int
+	SandboxMemory  int64 // of one
+	SandboxPids    int
+	SandboxLayer   int64
+	SandboxUsers   int // the first of the host's user ids that sandboxes get; 0: none
+	SandboxRunDir  string
 }
 
 // DefaultConfig is what holds when nothing is set.
@@ -81,6 +90,7 @@ func DefaultConfig() Config {
 		KeepVersions: 100, ScrubInterval: 7 * 24 * time.Hour, ScrubRate: 16 << 20,
 		TrimInterval: 24 * time.Hour, FreezeLimit: time.Minute,
 		BackupInterval: time.Hour, BackupKeep: 24,
+		SandboxMax: 100, SandboxMemory: 4 << 30, SandboxPids: 1024, SandboxLayer: 512 << 20, SandboxUsers: 0x70000000, SandboxRunDir: "/run/holdfast",
 	}
 }
 
@@ -135,6 +145,14 @@ func (c *Config) settings() []setting {
 		{"freeze_limit", "longest that a request may freeze a volume", durationValue{&c.FreezeLimit}},
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
 		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},
+		{"sandbox_enabled", "run sandboxes on this host (docs/sandboxes.md); in the file also: enabled in [sandbox], and so on", boolValue{&c.SandboxEnabled}},
+		{"sandbox_images", "root filesystems of sandboxes: NAME=DIRECTORY, the name as clients send it, with or without tag (default: a minimal one for every name)", listValue{&c.SandboxImages}},
+		{"sandbox_max", "most sandboxes at once", intValue{&c.SandboxMax}},
+		{"sandbox_memory", "most memory of one sandbox", sizeValue{&c.SandboxMemory}},
+		{"sandbox_pids", "most processes and threads of one sandbox", intValue{&c.SandboxPids}},
+		{"sandbox_layer", "most that one sandbox may change of its root filesystem; it is memory of the sandbox", sizeValue{&c.SandboxLayer}},
+		{"sandbox_users", "first of the host's user and group ids that sandboxes get, 65536 each; 0: no user namespaces", intValue{&c.SandboxUsers}},
+		{"sandbox_run_dir", "directory in memory for what running sandboxes need", textValue{&c.SandboxRunDir}},
 	}
 }
 
@@ -191,7 +209,10 @@ func wrap(where string, err error) error {
 	return fmt.Errorf("%s: %w", where, err)
 }
 
-// readFile gives the file's top-level keys as the text that settings parse.
+// tables are those of the file; a key in one is the setting with both names.
+var tables = []string{"sandbox"}
+
+// readFile gives the file's keys as the text that settings parse.
 func readFile(name string) (map[string]string, error) {
 	if name == "" {
 		return nil, nil
@@ -199,6 +220,16 @@ func readFile(name string) (map[string]string, error) {
 	var raw map[string]any
 	if _, err := toml.DecodeFile(name, &raw); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for _, name := range tables {
+		table, ok := raw[name].(map[string]any)
+		if !ok {
+			continue
+		}
+		delete(raw, name)
+		for key, v := range table {
+			raw[name+"_"+key] = v
+		}
 	}
 	texts := make(map[string]string, len(raw))
 	for key, v := range raw {
@@ -230,6 +261,7 @@ func (c *Config) complete() {
 		c.PoolDir = c.StateDir
 	}
 	c.TenantsAttach = c.TenantsAttach || c.Dev
+	c.SandboxEnabled = c.SandboxEnabled || c.Dev
 	if c.Dev && len(c.HostPrefixes) == 0 {
 		c.HostPrefixes = []string{filepath.Join(c.StateDir, "attach")}
 	}
@@ -285,10 +317,43 @@ func (c *Config) check() []error {
 			bad("host_prefixes, runc_roots: %q must be an absolute, clean path below /", p)
 		}
 	}
+	errs = append(errs, c.checkSandbox()...)
 	if u, err := url.Parse(c.PublicURL); c.PublicURL != "" && (err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https")) {
 		bad("public_url: %q is not an http or https URL", c.PublicURL)
 	}
 	return append(errs, c.checkListen()...)
+}
+
+// usersEnd is where systemd's reserved ids begin; below it 65536 for each sandbox.
+const usersEnd = 0x7ffe0000
+
+func (c *Config) checkSandbox() []error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.SandboxMax < 1 {
+		bad("sandbox_max: must be at least 1")
+	}
+	if c.SandboxMemory < 64<<20 {
+		bad("sandbox_memory: must be at least 64MiB")
+	}
+	if c.SandboxPids < 16 {
+		bad("sandbox_pids: must be at least 16")
+	}
+	if c.SandboxLayer < 1<<20 {
+		bad("sandbox_layer: must be at least 1MiB")
+	}
+	if c.SandboxUsers != 0 && (c.SandboxUsers < 65536 || c.SandboxUsers+c.SandboxMax*65536 > usersEnd) {
+		bad("sandbox_users: must be 0, or from 65536 with room for sandbox_max times 65536 below %d", usersEnd)
+	}
+	if !filepath.IsAbs(c.SandboxRunDir) || filepath.Clean(c.SandboxRunDir) != c.SandboxRunDir || len(c.SandboxRunDir) > 64 {
+		bad("sandbox_run_dir: %q must be an absolute, clean path of at most 64 bytes", c.SandboxRunDir)
+	}
+	for _, text := range c.SandboxImages {
+		if name, dir, ok := strings.Cut(text, "="); !ok || name == "" || !filepath.IsAbs(dir) {
+			bad("sandbox_images: %q must be NAME=DIRECTORY with an absolute directory", text)
+		}
+	}
+	return errs
 }
 
 func (c *Config) checkListen() []error {

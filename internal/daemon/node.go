@@ -23,6 +23,7 @@ import (
 	"holdfast/blockdev/sparse"
 	"holdfast/engine"
 	"holdfast/internal/preflight"
+	"holdfast/internal/sandbox"
 	"holdfast/internal/sys"
 	"holdfast/metadata"
 	"holdfast/templates"
@@ -38,6 +39,7 @@ type node struct {
 	secret  []byte
 	pool    *sparse.Pool
 	poolDir string
+	runDir  string // of sandboxes, in memory
 	store   *metadata.Store
 	side    *metadata.SideLog
 	auth    *auth.Auth
@@ -47,6 +49,7 @@ type node struct {
 	library *templates.Library
 	stage   *attach.Stage
 	engine  *engine.Engine
+	boxes   *sandbox.Runtime // nil: not enabled
 	meters  *meters
 
 	clean       bool     // the process before this one stopped in order
@@ -115,6 +118,7 @@ func (n *node) open(ctx context.Context) error {
 		{"audit log", n.openAudit},
 		{"templates", n.openLibrary},
 		{"engine", n.openEngine},
+		{"sandboxes", n.openSandboxes},
 	} {
 		if err := step.do(ctx); err != nil {
 			return fmt.Errorf("start: %s: %w", step.what, err)
@@ -151,6 +155,7 @@ func (n *node) openPool(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	n.runDir = filepath.Join(n.c.SandboxRunDir, id)
 	if n.pool, err = sparse.Open(ctx, place.Dir, sparse.Options{Host: id, Log: n.log}); err != nil {
 		return err
 	}
@@ -295,7 +300,38 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
-	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc}, nil
+	inSandbox, err := runc.New(runc.Options{Root: sandbox.RuncRoot(n.runDir)})
+	if err != nil {
+		return nil, err
+	}
+	// Also when they are not enabled: an earlier run may have left some.
+	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox)}, nil
+}
+
+// openSandboxes opens the runtime of sandboxes where it is enabled.
+func (n *node) openSandboxes(ctx context.Context) (err error) {
+	if !n.c.SandboxEnabled {
+		return nil
+	}
+	images := map[string]string{}
+	for _, text := range n.c.SandboxImages {
+		name, dir, _ := strings.Cut(text, "=")
+		images[name] = dir
+	}
+	n.boxes, err = sandbox.Open(ctx, sandbox.Options{
+		Engine: n.engine, Store: n.store, StateDir: n.at.sandboxes(), RunDir: n.runDir, Log: n.log, Images: images,
+		Max: n.c.SandboxMax, MaxMemoryMiB: n.c.SandboxMemory >> 20, Pids: int64(n.c.SandboxPids), LayerMiB: n.c.SandboxLayer >> 20,
+		FirstID: n.c.SandboxUsers, Region: n.c.DefaultRegion, Regions: n.c.Regions,
+	})
+	if err != nil {
+		return err
+	}
+	n.later("sandboxes", func() error {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), n.c.DrainLimit)
+		defer cancel()
+		return n.boxes.Close(ctx)
+	})
+	return nil
 }
 
 // healthy tells why the node cannot do its work, nil when it can.

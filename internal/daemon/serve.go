@@ -33,6 +33,11 @@ func Serve(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 	if err := n.engine.Reconcile(ctx); err != nil {
 		return fmt.Errorf("start: %w", err)
 	}
+	if n.boxes != nil {
+		if err := n.boxes.Reconcile(ctx); err != nil {
+			return fmt.Errorf("start: %w", err)
+		}
+	}
 	s, err := n.server(ctx)
 	if err != nil {
 		return err
@@ -63,8 +68,12 @@ func (n *node) server(ctx context.Context) (*server, error) {
 		Uploads: n.c.MaxUploads, KeyRate: n.c.RateLimit, KeyBurst: n.c.RateBurst,
 	}
 	var err error
+	var boxes api.Sandboxes
+	if n.boxes != nil {
+		boxes = n.boxes
+	}
 	s.api, err = api.New(api.Options{
-		Engine: n.engine, Library: n.library, Auth: n.auth, Audit: n.audit, Metrics: registry,
+		Engine: n.engine, Sandboxes: boxes, Library: n.library, Auth: n.auth, Audit: n.audit, Metrics: registry,
 		Log: n.log, Secret: n.secret, Limits: limits, PublicURL: n.c.PublicURL,
 		Ready: n.healthy, Doctor: n.checksBody, TenantsAttach: n.c.TenantsAttach, Version: n.c.Version,
 	})
@@ -112,6 +121,9 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 	s.start("engine", func() error { return s.n.engine.Run(working) })
 	s.start("templates", func() error { s.n.library.Run(working); return nil })
 	s.start("trims", func() error { return s.n.engine.Trims(working, s.n.c.TrimInterval) })
+	if s.n.boxes != nil {
+		s.start("sandboxes", func() error { return s.n.boxes.Run(working) })
+	}
 	s.start("backups", func() error { return s.n.backups(working) })
 	s.start("space", func() error { s.n.space.watch(working); return nil })
 	s.start("watchdog", func() error {

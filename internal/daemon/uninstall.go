@@ -6,13 +6,17 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/sparse"
+	"holdfast/internal/sandbox"
 )
 
-// Uninstall takes away the mounts and loop devices that the daemon leaves for
-// its successor. No file is removed. blockdev.ErrBusy while a volume is attached.
+// Uninstall takes away the mounts, loop devices and sandboxes that the daemon
+// leaves for its successor. No file is removed. blockdev.ErrBusy while a volume is
+// attached, also to a sandbox.
 func Uninstall(ctx context.Context, c Config, errOut io.Writer) (err error) {
 	log, err := newLog(c, errOut)
 	if err != nil {
@@ -32,6 +36,11 @@ func Uninstall(ctx context.Context, c Config, errOut io.Writer) (err error) {
 	}
 	if err := stage.Teardown(ctx); err != nil {
 		return err
+	}
+	if id, err := os.ReadFile(n.at.host()); err == nil {
+		if err := sandbox.Teardown(ctx, filepath.Join(c.SandboxRunDir, strings.TrimSpace(string(id)))); err != nil {
+			return err
+		}
 	}
 	if c.PoolDir != c.StateDir {
 		err = sparse.Unprepare(ctx, c.PoolDir)
