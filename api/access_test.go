@@ -33,6 +33,19 @@ func TestRolesAndScopes(t *testing.T) {
 		"GET /v0/volume_templates/{name}/history":               readerKey, "POST /v0/volume_templates/{name}/rollback": writerKey,
 		"PUT /v0/volume_templates/{name}/versions/{version}/pin": writerKey, "DELETE /v0/volume_templates/{name}/versions/{version}/pin": writerKey,
 		"POST /v0/volume_templates/{name}/versions/{version}/verify": writerKey,
+		"GET /v0/sandboxes": readerKey, "POST /v0/sandboxes": writerKey, "GET /v0/sandboxes/{name}": readerKey, "PUT /v0/sandboxes/{name}": writerKey,
+		"DELETE /v0/sandboxes/{name}": writerKey, "GET /v0/sandboxes/by-external-id/{externalId}": readerKey,
+		"GET /v0/sandboxes/{name}/run/process": readerKey, "POST /v0/sandboxes/{name}/run/process": writerKey,
+		"GET /v0/sandboxes/{name}/run/process/{process}": readerKey, "DELETE /v0/sandboxes/{name}/run/process/{process}": writerKey,
+		"DELETE /v0/sandboxes/{name}/run/process/{process}/kill": writerKey, "GET /v0/sandboxes/{name}/run/process/{process}/logs": readerKey,
+		"GET /v0/sandboxes/{name}/run/process/{process}/logs/stream": readerKey, "POST /v0/sandboxes/{name}/run/process/{process}/stdin": writerKey,
+		"DELETE /v0/sandboxes/{name}/run/process/{process}/stdin": writerKey,
+		"GET /v0/sandboxes/{name}/run/filesystem/{path}":          readerKey, "PUT /v0/sandboxes/{name}/run/filesystem/{path}": writerKey,
+		"DELETE /v0/sandboxes/{name}/run/filesystem/{path}": writerKey, "PUT /v0/sandboxes/{name}/run/filesystem/tree/{path}": writerKey,
+		"POST /v0/sandboxes/{name}/run/filesystem-multipart/initiate/{path}":   writerKey,
+		"PUT /v0/sandboxes/{name}/run/filesystem-multipart/{upload}/part":      writerKey,
+		"POST /v0/sandboxes/{name}/run/filesystem-multipart/{upload}/complete": writerKey,
+		"DELETE /v0/sandboxes/{name}/run/filesystem-multipart/{upload}/abort":  writerKey,
 		"GET /v0/keys": adminKey, "POST /v0/keys": adminKey, "DELETE /v0/keys/{id}": adminKey,
 		"GET /v0/workspaces": readerKey, "POST /v0/workspaces": nodeKey, "GET /v0/workspaces/{name}": readerKey, "PUT /v0/workspaces/{name}": nodeKey,
 		"GET /v0/workspaces/{name}/quota": readerKey, "PUT /v0/workspaces/{name}/quota": nodeKey,
@@ -42,7 +55,8 @@ func TestRolesAndScopes(t *testing.T) {
 		least[pattern] = key
 	}
 	rank := map[string]int{"": 0, readerKey: 1, writerKey: 2, adminKey: 3, nodeKey: 4}
-	fill := strings.NewReplacer("{name}", "nothing", "{externalId}", "nothing", "{id}", "nothing", "{version}", "nothing")
+	fill := strings.NewReplacer("{name}", "nothing", "{externalId}", "nothing", "{id}", "nothing", "{version}", "nothing",
+		"{process}", "nothing", "{path}", "nothing", "{upload}", "nothing")
 	for _, pattern := range api.Patterns() {
 		need, known := least[pattern]
 		if !known {

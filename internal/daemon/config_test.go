@@ -108,6 +108,23 @@ func TestMistakesAreNamed(t *testing.T) {
 	}
 }
 
+// TestSandboxTable: the settings of sandboxes may stand in a table of their own.
+func TestSandboxTable(t *testing.T) {
+	c, err := Load(Sources{File: file(t, "listen = \"127.0.0.1:1\"\n[sandbox]\nenabled = true\nmemory = \"1GiB\"\nimages = [\"a/b=/srv/b\", \"c:1=/srv/c\"]\n")})
+	must(t, err)
+	if !c.SandboxEnabled || c.SandboxMemory != 1<<30 || !reflect.DeepEqual(c.SandboxImages, []string{"a/b=/srv/b", "c:1=/srv/c"}) {
+		t.Errorf("%+v", c)
+	}
+	if _, err := Load(Sources{File: file(t, "[sandbox]\nenable = true\n")}); err == nil || !strings.Contains(err.Error(), "sandbox_enable") {
+		t.Errorf("an unknown key in the table: %v", err)
+	}
+	for _, bad := range []string{"max = 0", "users = 1", "users = 2147352576", "memory = \"1MiB\"", "images = [\"x\"]", "images = [\"x=y\"]", "run_dir = \"run\""} {
+		if _, err := Load(Sources{File: file(t, "[sandbox]\n"+bad+"\n")}); err == nil {
+			t.Errorf("%s is accepted", bad)
+		}
+	}
+}
+
 func TestAllMistakesAtOnce(t *testing.T) {
 	_, err := Load(Sources{Flags: map[string]string{"pool_size": "x", "overprovision": "0"}})
 	if err == nil || !strings.Contains(err.Error(), "pool-size") || !strings.Contains(err.Error(), "overprovision") {
@@ -125,8 +142,10 @@ func TestWrittenConfigurationIsReadBack(t *testing.T) {
 	back, err := Load(Sources{File: file(t, b.String())})
 	must(t, err)
 	// An empty list is written as [], which is not nil.
-	if c.RuncRoots == nil {
-		c.RuncRoots = []string{}
+	for _, list := range []*[]string{&c.RuncRoots, &c.SandboxImages} {
+		if *list == nil {
+			*list = []string{}
+		}
 	}
 	if !reflect.DeepEqual(c, back) {
 		t.Errorf("read back:\n%+v\nwritten:\n%+v", back, c)

@@ -101,7 +101,9 @@ func (c configuration) mounts() []specs.Mount {
 
 // newProcess is a process with the rights of every process in a sandbox.
 func newProcess(args, env []string, dir string) *specs.Process {
+	score := 0 // not the daemon's, which is not to be killed
 	return &specs.Process{
+		OOMScoreAdj:     &score,
 		Args:            args,
 		Env:             append([]string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root"}, env...),
 		Cwd:             dir,

@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,12 +90,12 @@ func (im *images) makeMinimal(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer os.RemoveAll(draft)
-	if err := fillMinimal(draft, program, strings.Fields(string(applets.Stdout))); err != nil {
-		return "", err
+	err = fillMinimal(draft, program, strings.Fields(string(applets.Stdout)))
+	if err == nil {
+		err = os.Rename(draft, dir)
 	}
-	if err := os.Rename(draft, dir); err != nil && !errors.Is(err, fs.ErrExist) {
-		return "", err
+	if err != nil {
+		return "", errors.Join(err, os.RemoveAll(draft))
 	}
 	return dir, sys.SyncDir(im.dir)
 }
@@ -134,7 +133,7 @@ func checkStatic(tool string) error {
 	if err != nil {
 		return fmt.Errorf("busybox: %w", err)
 	}
-	defer f.Close()
+	defer f.Close() //nolint:errcheck // read side
 	for _, p := range f.Progs {
 		if p.Type == elf.PT_INTERP {
 			return errors.New("busybox needs shared libraries: install the static one (package busybox-static)")

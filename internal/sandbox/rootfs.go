@@ -111,7 +111,7 @@ func (r rootfs) makeDirs(mountPath string) error {
 	if err != nil {
 		return err
 	}
-	defer root.Close()
+	defer root.Close() //nolint:errcheck // a place, nothing written
 	done := ""
 	for _, part := range strings.Split(strings.Trim(mountPath, "/"), "/") {
 		done = filepath.Join(done, part)
