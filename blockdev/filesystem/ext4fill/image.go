@@ -2,8 +2,10 @@ package ext4fill
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"os"
 
 	"holdfast/internal/sys"
@@ -70,7 +72,9 @@ type image struct {
 
 func open(f *os.File) (*image, error) {
 	b := make([]byte, superBytes)
-	if _, err := f.ReadAt(b, superOffset); err != nil {
+	if _, err := f.ReadAt(b, superOffset); errors.Is(err, io.EOF) {
+		return nil, notOurs("too short")
+	} else if err != nil {
 		return nil, fmt.Errorf("superblock: %w", err)
 	}
 	if le.Uint16(b[0x38:]) != superMagic || b[0x175] != checksumCRC32C || le.Uint32(b[0x3FC:]) != sum(^uint32(0), b[:0x3FC]) {

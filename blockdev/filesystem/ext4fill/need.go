@@ -96,7 +96,7 @@ func (p *plan) layout(ctx context.Context, blockSize int64) (Layout, error) {
 // withInterruptions adds what extent trees may grow by where the filesystem's own
 // blocks cut files: about once in a group of blocks.
 func withInterruptions(l Layout) Layout {
-	l.Blocks += 4 + l.Blocks/(8*l.BlockSize)
+	l.Blocks += 8 + l.Blocks/(8*l.BlockSize)
 	return l
 }
 
@@ -170,7 +170,8 @@ func fileBlocks(n *tree.Node, blockSize int64) (blocks int64, err error) {
 
 // dirBlocks bounds the blocks of a directory without knowing how its names will
 // be hashed: each block ends where the next name does not fit, so that what is
-// lost in all is less than the longest names together.
+// lost in all is less than the longest names together, and none has fewer names
+// than it would have of the longest.
 func dirBlocks(names []name, blockSize int64) (int64, error) {
 	if oneBlock(names, blockSize) {
 		return 1, nil
@@ -181,13 +182,18 @@ func dirBlocks(names []name, blockSize int64) (int64, error) {
 		total += entryBytes(n.text)
 		lengths[entryBytes(n.text)]++
 	}
-	leaves, capacity := int64(1), room
+	leaves, capacity, longest := int64(1), room, 0
 	for length, left := range slices.Backward(lengths[:]) {
+		if longest == 0 && left > 0 {
+			longest = length
+		}
 		for ; left > 0 && capacity < total; left-- {
 			leaves++
 			capacity += room - (length - 4)
 		}
 	}
+	each := room / longest
+	leaves = min(leaves, int64((len(names)+each-1)/each))
 	index, err := indexBlocks(leaves, blockSize)
 	return leaves + index, err
 }
