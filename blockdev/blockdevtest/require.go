@@ -28,6 +28,8 @@ const (
 	SDK   Need = "sdk"   // clients of other makers, wherever they are fetched from
 	// Chromium is the browser, Debian's package of that name.
 	Chromium Need = "chromium"
+	// Registry is Debian's docker-registry.
+	Registry Need = "registry"
 	// ReflinkPool is all that ReflinkDir needs: root, loop and XFS.
 	ReflinkPool Need = "reflink"
 	// PowerCut is all that the power-cut rig needs: root, loop, FUSE and
@@ -107,6 +109,8 @@ func (n Need) missing() error {
 		return programs("node", "npm")
 	case VM:
 		return programs("qemu-system-x86_64", "mksquashfs", "apt-get", "dpkg-deb", "depmod")
+	case Registry:
+		return programs("docker-registry")
 	case Chromium:
 		return programs("chromium")
 	case Qemu:

@@ -168,3 +168,8 @@ func encode(v any) []byte {
 	must(err)
 	return b
 }
+
+// PutIndex stores Index as a blob and describes it.
+func (l *Layout) PutIndex() ocispec.Descriptor {
+	return l.Blob(ocispec.MediaTypeImageIndex, encode(l.Index))
+}
