@@ -121,6 +121,10 @@ func (r *rig) put(name string) templates.Template {
 // upload is a URL taken apart.
 type upload struct{ id, expires, signature string }
 
+func (u upload) upload() templates.Upload {
+	return templates.Upload{ID: u.id, Expires: u.expires, Signature: u.signature}
+}
+
 func (r *rig) begin(name, version string) upload {
 	r.t.Helper()
 	target, err := r.BeginUpload(r.t.Context(), workspace, name, version, actor)
@@ -144,7 +148,7 @@ func parse(t testing.TB, target string) upload {
 }
 
 func (r *rig) send(u upload, archive []byte) (templates.Revision, error) {
-	return r.Ingest(r.t.Context(), u.id, u.expires, u.signature, int64(len(archive)), bytes.NewReader(archive))
+	return r.Ingest(r.t.Context(), u.upload(), int64(len(archive)), bytes.NewReader(archive))
 }
 
 // push makes a revision that is READY.

@@ -15,6 +15,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
 	"holdfast/metadata"
+	"holdfast/templates/oci"
 )
 
 // Space sets pool bytes aside while an archive is staged and built.
@@ -49,10 +50,13 @@ type Options struct {
 	Secret      []byte      // signs upload URLs
 	Log         *slog.Logger
 	Now         func() time.Time // nil: time.Now
+	Registries  *oci.Registries  // that images may be imported from; nil: none
 	OnFailure   func(error)      // told when a flush in the pool failed: the owner ends the process; nil: nobody
 
 	MaxArchiveBytes int64 // 0: 64 GiB
 	MaxEntries      int64 // 0: 2,000,000
+	FreeBytes       int64 // that a compressed archive may unpack to whatever its size; 0: 1 GiB
+	MaxRatio        int64 // bytes unpacked for each byte uploaded, above FreeBytes; 0: 200
 	MaxUploads      int   // at once; 0: 4
 	MaxSources      int   // cached sized images; 0: 64
 	KeepRevisions   int   // READY ones per template, pinned ones not counted; 0: 100

@@ -2,11 +2,8 @@ package templates
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"hash"
 	"io"
 	"os"
 	"path/filepath"
@@ -20,77 +17,57 @@ import (
 type spooled struct {
 	file   *os.File
 	counts archive.Counts
-	digest string // "sha256:..."
+	digest string // "sha256:..." of what was uploaded
+	room   *growing
 }
 
 // remove takes the archive out of staging.
 func (s *spooled) remove() {
 	_ = s.file.Close()
 	_ = os.Remove(s.file.Name()) // Open empties staging anyway
+	s.room.done()
 }
 
-// spool receives an archive into staging and checks it on its way. A refused
-// archive is received to its end all the same (and thrown away), because
-// clients read the answer only after they have sent everything.
-func (l *Library) spool(ctx context.Context, id blockdev.ID, length int64, body io.Reader) (_ *spooled, err error) {
+// spool receives an archive into staging, as a plain tar, and checks it on its
+// way. What was set aside for it is the caller's to give back, when it is removed.
+func (l *Library) spool(ctx context.Context, id blockdev.ID, in incoming) (_ *spooled, err error) {
 	f, err := os.OpenFile(filepath.Join(l.o.Staging, string(id)+".tar"), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return nil, fmt.Errorf("staging: %w", err)
 	}
 	s := &spooled{file: f}
+	s.room = &growing{w: f, reserve: func(bytes int64) (func(), error) { return l.reserve(bytes, "upload "+string(id)) }}
 	defer func() {
 		if err != nil {
 			s.remove()
 		}
 	}()
-	in := receive(ctx, f, &exactReader{r: body, want: length})
-	defer in.stop()
-	sum := sha256.New()
-	s.counts, err = archive.Check(ctx, &hashed{r: in, sum: sum}, archive.Limits{Bytes: l.o.MaxArchiveBytes, Entries: l.o.MaxEntries})
-	if errors.Is(err, archive.ErrRefused) {
-		in.discard()
-		if _, drained := io.Copy(io.Discard, in); drained != nil {
-			return nil, l.poolError(drained) // it may have been refused because the rest did not come
+	if s.counts, err = l.check(ctx, s.room, in); err != nil {
+		if errors.Is(err, archive.ErrRefused) && in.drain != nil {
+			if drained := in.drain(); drained != nil {
+				return nil, l.poolError(drained) // it may have been refused because the rest did not come
+			}
 		}
-	}
-	if err != nil {
 		return nil, l.poolError(err)
 	}
-	s.digest = "sha256:" + hex.EncodeToString(sum.Sum(nil))
+	s.digest = in.digest()
 	_, err = f.Seek(0, io.SeekStart)
 	return s, err
 }
 
-// hashed feeds a digest with what is read.
-type hashed struct {
-	r   io.Reader
-	sum hash.Hash
-}
-
-func (h *hashed) Read(p []byte) (int, error) {
-	n, err := h.r.Read(p)
-	h.sum.Write(p[:n])
-	return n, err
-}
-
-// exactReader turns a body that is shorter or longer than announced into an error.
-type exactReader struct {
-	r          io.Reader
-	want, have int64
-}
-
-func (e *exactReader) Read(p []byte) (int, error) {
-	n, err := e.r.Read(p)
-	e.have += int64(n)
-	switch {
-	case e.have > e.want:
-		return n, invalid("the body is longer than its Content-Length of %d bytes", e.want)
-	case err == nil || errors.Is(err, io.EOF) && e.have == e.want:
-		return n, err
-	case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
-		return n, invalid("the body ended after %d of %d bytes: the connection was cut or Content-Length is wrong", e.have, e.want)
+func (l *Library) check(ctx context.Context, to *growing, in incoming) (archive.Counts, error) {
+	plain, kept, err := in.open(ctx)
+	if sys.IsNoSpace(err) {
+		err = stagingError(err)
 	}
-	return n, fmt.Errorf("receive the archive after %d of %d bytes: %w", e.have, e.want, err)
+	if err != nil {
+		return archive.Counts{}, err
+	}
+	to.left = in.bytes - kept
+	r := receive(ctx, to, plain)
+	counts, err := archive.Check(ctx, r, archive.Limits{Bytes: l.o.MaxArchiveBytes, Entries: l.o.MaxEntries})
+	r.stop()
+	return counts, errors.Join(err, plain.Close())
 }
 
 const (
@@ -104,14 +81,13 @@ type receiver struct {
 	full, empty chan []byte
 	err         error // why full was closed; io.EOF at the end of the body
 	part, whole []byte
-	discarding  chan struct{}
 	done        chan struct{}
 }
 
 func receive(ctx context.Context, f io.Writer, body io.Reader) *receiver {
 	r := &receiver{
 		full: make(chan []byte, receiveBuffers), empty: make(chan []byte, receiveBuffers),
-		discarding: make(chan struct{}), done: make(chan struct{}),
+		done: make(chan struct{}),
 	}
 	for range receiveBuffers {
 		r.empty <- make([]byte, receiveBytes)
@@ -136,17 +112,13 @@ func (r *receiver) pump(ctx context.Context, f io.Writer, body io.Reader) error 
 			return context.Canceled
 		}
 		n, err := io.ReadFull(body, buf[:receiveBytes])
-		select {
-		case <-r.discarding:
-		default:
-			if _, werr := f.Write(buf[:n]); werr != nil {
-				return stagingError(werr)
-			}
+		if _, werr := f.Write(buf[:n]); werr != nil {
+			return stagingError(werr)
 		}
 		r.full <- buf[:n] // never blocks: there are as many buffers as places
 		switch {
 		case errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
-			return io.EOF // exactReader gives these only when the length is right
+			return io.EOF // a stream that is cut off ends with another error
 		case err != nil:
 			return err
 		}
@@ -154,6 +126,9 @@ func (r *receiver) pump(ctx context.Context, f io.Writer, body io.Reader) error 
 }
 
 func stagingError(err error) error {
+	if errors.Is(err, ErrNoSpace) { // it could not be set aside
+		return err
+	}
 	if sys.IsNoSpace(err) {
 		return fmt.Errorf("%w: staging: %w", blockdev.ErrNoSpace, err)
 	}
@@ -176,9 +151,6 @@ func (r *receiver) Read(p []byte) (int, error) {
 	r.part = r.part[n:]
 	return n, nil
 }
-
-// discard stops writing to staging; what comes is still read.
-func (r *receiver) discard() { close(r.discarding) }
 
 // stop ends the background work and waits for it: it returns when the body's
 // read that is under way does.

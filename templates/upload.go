@@ -12,6 +12,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/templates/archive"
+	"holdfast/templates/format"
 )
 
 // maxPending bounds the revisions of a template that have no image: clients ask
@@ -24,9 +25,18 @@ const maxPending = 32
 // the revision; empty: its number, which is given out here, so numbers of
 // uploads that never came are missing later.
 func (l *Library) BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error) {
+	id, expires, err := l.begin(ctx, workspace, name, version, actor)
+	if err != nil {
+		return "", err
+	}
+	return l.uploadURL(id, expires), nil
+}
+
+// begin records a CREATED revision.
+func (l *Library) begin(ctx context.Context, workspace, name, version, actor string) (id blockdev.ID, expires time.Time, err error) {
 	now := l.now()
 	v := Revision{ID: newID(blockdev.PrefixRevision, now), Workspace: workspace, Template: name, Status: Created, CreatedAt: now, CreatedBy: actor}
-	expires := now.Add(uploadLifetime)
+	expires = now.Add(uploadLifetime)
 	_, err = l.change(ctx, keyOf(workspace, name), func(r *record) (*record, error) {
 		if r == nil {
 			return nil, notFound(name)
@@ -44,10 +54,7 @@ func (l *Library) BeginUpload(ctx context.Context, workspace, name, version, act
 		r.Template.UpdatedBy = actor
 		return r, nil
 	})
-	if err != nil {
-		return "", err
-	}
-	return l.uploadURL(v.ID, expires), nil
+	return v.ID, expires, err
 }
 
 // makeRoom drops what came to nothing: expired uploads, the oldest of too many,
@@ -74,7 +81,7 @@ func (l *Library) makeRoom(r *record, version string, now time.Time) error {
 	return nil
 }
 
-// Ingest reads an archive for an upload that BeginUpload gave out, builds the
+// Ingest reads an archive (a tar, or one packed as package format says) for an upload that BeginUpload gave out, builds the
 // image and makes the revision READY, durably, before it returns. length is the
 // Content-Length (-1: unknown, which is refused as ErrInvalid).
 //
@@ -82,9 +89,13 @@ func (l *Library) makeRoom(r *record, version string, now time.Time) error {
 // and the rule, for an archive that cannot become a template: the revision is
 // FAILED then. After every other error (ErrInvalid for a body that is not of
 // length bytes, ErrNoSpace, ErrBusy, the context's) the URL can be used again.
-func (l *Library) Ingest(ctx context.Context, uploadID, expires, signature string, length int64, body io.Reader) (Revision, error) {
-	if err := l.checkURL(uploadID, expires, signature); err != nil {
+func (l *Library) Ingest(ctx context.Context, u Upload, length int64, body io.Reader) (Revision, error) {
+	if err := l.checkURL(u.ID, u.Expires, u.Signature); err != nil {
 		return Revision{}, err
+	}
+	packed, err := format.Parse(u.Format)
+	if err != nil {
+		return Revision{}, invalid("%w", err)
 	}
 	switch {
 	case length < 0:
@@ -92,19 +103,23 @@ func (l *Library) Ingest(ctx context.Context, uploadID, expires, signature strin
 	case length > l.o.MaxArchiveBytes:
 		return Revision{}, invalid("an archive of %d bytes: the most is %d", length, l.o.MaxArchiveBytes)
 	}
+	return l.receive(ctx, blockdev.ID(u.ID), l.uploaded(packed, length, body))
+}
+
+// receive makes the revision of an archive that comes in.
+func (l *Library) receive(ctx context.Context, id blockdev.ID, in incoming) (Revision, error) {
 	select {
 	case l.uploads <- struct{}{}:
 		defer func() { <-l.uploads }()
 	default:
 		return Revision{}, ErrBusy
 	}
-	id := blockdev.ID(uploadID)
 	key, err := l.claim(id)
 	if err != nil {
 		return Revision{}, err
 	}
 	defer l.unclaim(id)
-	v, err := l.ingest(ctx, key, id, length, body)
+	v, err := l.ingest(ctx, key, id, in)
 	if errors.Is(err, archive.ErrRefused) {
 		err = fmt.Errorf("%w: %w", ErrArchive, err)
 		err = errors.Join(err, l.recordFailure(context.WithoutCancel(ctx), key, id, err.Error()))
@@ -150,13 +165,13 @@ func (l *Library) recordFailure(ctx context.Context, key string, id blockdev.ID,
 	return err
 }
 
-func (l *Library) ingest(ctx context.Context, key string, id blockdev.ID, length int64, body io.Reader) (Revision, error) {
-	release, err := l.reserve(length, "upload "+string(id))
+func (l *Library) ingest(ctx context.Context, key string, id blockdev.ID, in incoming) (Revision, error) {
+	release, err := l.reserve(in.bytes, "upload "+string(id))
 	if err != nil {
 		return Revision{}, err
 	}
 	defer release()
-	s, err := l.spool(ctx, id, length, body)
+	s, err := l.spool(ctx, id, in)
 	if err != nil {
 		return Revision{}, err
 	}

@@ -69,7 +69,7 @@ func TestBodies(t *testing.T) {
 	archive := pack(t, file("a", strings.Repeat("x", 3_000_000)))
 	u := r.begin("app", "")
 	ingest := func(length int64, body io.Reader) error {
-		_, err := r.Ingest(t.Context(), u.id, u.expires, u.signature, length, body)
+		_, err := r.Ingest(t.Context(), u.upload(), length, body)
 		return err
 	}
 	n := int64(len(archive))
@@ -116,7 +116,7 @@ func TestRefusedArchive(t *testing.T) {
 	archive := pack(t, file("ok", "1"), file("../../etc/cron.d/evil", "2"), file("big", strings.Repeat("x", 9_000_000)))
 	body := bytes.NewReader(archive)
 	u := r.begin("app", "")
-	_, err := r.Ingest(t.Context(), u.id, u.expires, u.signature, int64(len(archive)), body)
+	_, err := r.Ingest(t.Context(), u.upload(), int64(len(archive)), body)
 	if !errors.Is(err, templates.ErrArchive) || !strings.Contains(err.Error(), "../../etc/cron.d/evil") {
 		t.Errorf("%v", err)
 	}
@@ -141,7 +141,7 @@ func TestUploadWithoutRoom(t *testing.T) {
 	u := r.begin("app", "")
 	r.space.limit = 1_000_000
 	body := bytes.NewReader(archive)
-	_, err := r.Ingest(t.Context(), u.id, u.expires, u.signature, int64(len(archive)), body)
+	_, err := r.Ingest(t.Context(), u.upload(), int64(len(archive)), body)
 	if !errors.Is(err, templates.ErrNoSpace) || !errors.Is(err, fullError{}) {
 		t.Errorf("no room for staging: %v", err)
 	}
@@ -226,7 +226,7 @@ func TestUploadUnderWay(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error)
 	go func() {
-		_, err := r.Ingest(ctx, u.id, u.expires, u.signature, int64(len(archive)), body)
+		_, err := r.Ingest(ctx, u.upload(), int64(len(archive)), body)
 		done <- err
 	}()
 	go func() {

@@ -123,10 +123,12 @@ func (r *reader) damaged(err error) error {
 	}
 	format := r.tail.format()
 	switch {
+	case errors.Is(r.tail.err, ErrRefused): // by a decompressor, for example
+		return refused("%w %s", r.tail.err, where)
 	case r.tail.err != nil && !errors.Is(r.tail.err, io.EOF):
 		return r.tail.err // not the archive's fault
 	case r.count == 0 && format != "":
-		return refused("this is a %s file: send a plain tar, not compressed", format)
+		return refused("this is a %s file: send a tar, tar.gz, tar.zst or zip", format)
 	case errors.Is(err, io.ErrUnexpectedEOF):
 		return refused("the archive is cut off %s", where)
 	case errors.Is(err, tar.ErrFieldTooLong):

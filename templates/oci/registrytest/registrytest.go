@@ -9,7 +9,7 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
+	"os/exec" //nolint:depguard // this package exists for tests
 	"path/filepath"
 	"regexp"
 	"strings"
