@@ -316,3 +316,21 @@ func TestEveryRouteIsDocumented(t *testing.T) {
 		t.Errorf("%d operations documented, %d served", documented, len(routes))
 	}
 }
+
+// An import answers like an upload, and says whose fault a failure is.
+func TestImport(t *testing.T) {
+	w := newWorld(t)
+	v := into[api.TemplateVersion](w.request("POST /v0/volume_templates/app/import", `{"image":"registry.example/app:1","platform":"linux/amd64","version":"first"}`).is(200))
+	if v.Name != "first" || v.TemplateName != "app" || v.Status != "READY" {
+		t.Errorf("%+v", v)
+	}
+	if e := w.audit.last(t); e.Action != "template.version.import" || e.Resource != "app:first" {
+		t.Errorf("%+v", e)
+	}
+	w.request("POST /v0/volume_templates/app/import", `{"image":"registry.example/app:1","platform":null}`).is(200)
+	w.request("POST /v0/volume_templates/app/import", `{"image":"elsewhere/app:1"}`).refused(403, "REGISTRY_NOT_ALLOWED", "not listed")
+	w.request("POST /v0/volume_templates/app/import", `{"image":"registry.example/app:2"}`).refused(400, "IMAGE_NOT_FOUND", "app:2")
+	w.request("POST /v0/volume_templates/UPPER/import", `{"image":"registry.example/app:1"}`).refused(400, "INVALID_REQUEST", "name")
+	w.shelf.registryFails = true
+	w.request("POST /v0/volume_templates/app/import", `{"image":"registry.example/app:1"}`).refused(502, "REGISTRY_FAILED", "")
+}

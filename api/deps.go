@@ -49,7 +49,8 @@ type Library interface {
 	Verify(ctx context.Context, workspace, name, version string) (templates.Revision, error)
 	Sources() map[blockdev.ID][]templates.SourceSpec
 	BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error)
-	Ingest(ctx context.Context, uploadID, expires, signature string, length int64, body io.Reader) (templates.Revision, error)
+	Ingest(ctx context.Context, u templates.Upload, length int64, body io.Reader) (templates.Revision, error)
+	Import(ctx context.Context, workspace string, i templates.Import) (templates.Revision, error)
 }
 
 // Role is what a principal may do; each includes those before it.

@@ -17,6 +17,7 @@ import (
 	"holdfast/metadata"
 	"holdfast/templates"
 	"holdfast/templates/archive"
+	"holdfast/templates/oci"
 )
 
 // Sentinels of this package.
@@ -95,6 +96,10 @@ var answers = []answer{
 	{templates.ErrPinned, 409, "VERSION_PINNED", false},
 	{templates.ErrDamaged, 409, "VERSION_DAMAGED", false},
 	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},
+	{oci.ErrInvalid, 400, "INVALID_REQUEST", false},
+	{oci.ErrNotAllowed, 403, "REGISTRY_NOT_ALLOWED", false},
+	{oci.ErrNotFound, 400, "IMAGE_NOT_FOUND", false},
+	{oci.ErrRegistry, 502, "REGISTRY_FAILED", false},
 
 	{filesystem.ErrNoFile, 404, "NOT_FOUND", false},
 	{filesystem.ErrTooSmall, 400, "INVALID_REQUEST", true},

@@ -19,6 +19,7 @@ type Limits struct {
 	Idle         time.Duration // of a kept-alive connection; 120 s
 	Request      time.Duration // of a request, transfers apart; 60 s
 	TransferIdle time.Duration // longest pause inside an upload or a download; 60 s
+	Import       time.Duration // of an import, fetching and building; 15 min
 	Uploads      int           // at once; 4
 	UploadWait   time.Duration // for a free place among them; 10 s
 	KeyRate      float64       // requests per second and key; 0: no limit
@@ -34,6 +35,7 @@ func (l Limits) withDefaults() Limits {
 	or(&l.Idle, 120*time.Second)
 	or(&l.Request, 60*time.Second)
 	or(&l.TransferIdle, 60*time.Second)
+	or(&l.Import, 15*time.Minute)
 	or(&l.Uploads, 4)
 	or(&l.UploadWait, 10*time.Second)
 	or(&l.KeyBurst, int(math.Ceil(2*l.KeyRate)))

@@ -34,6 +34,7 @@ func allRoutes() []route {
 		{"PUT /v0/volume_templates/{name}/versions/{version}/pin", inWorkspace, Writer, "template.version.pin", false, pinVersion},
 		{"DELETE /v0/volume_templates/{name}/versions/{version}/pin", inWorkspace, Writer, "template.version.unpin", false, unpinVersion},
 		{"POST /v0/volume_templates/{name}/versions/{version}/verify", inWorkspace, Writer, "template.version.verify", true, verifyVersion},
+		{"POST /v0/volume_templates/{name}/import", inWorkspace, Writer, "template.version.import", true, importVersion},
 		{"PUT /uploads/{id}", open, "", "template.version.upload", true, receiveUpload},
 
 		{"GET /v0/sandboxes", inWorkspace, Reader, "", false, listSandboxes},

@@ -282,7 +282,7 @@ type builder struct {
 	ended   chan error
 }
 
-func (b *builder) Ingest(ctx context.Context, _, _, _ string, _ int64, body io.Reader) (templates.Revision, error) {
+func (b *builder) Ingest(ctx context.Context, _ templates.Upload, _ int64, body io.Reader) (templates.Revision, error) {
 	if _, err := io.Copy(io.Discard, body); err != nil {
 		return templates.Revision{}, err
 	}

@@ -18,6 +18,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/templates"
+	"holdfast/templates/oci"
 )
 
 // shelf is a library of templates in memory: revisions are numbers and sizes,
@@ -31,6 +32,8 @@ type shelf struct {
 	begun   chan struct{}                  // one for each upload that has begun
 	broken  bool                           // what Verify finds
 	sources map[blockdev.ID][]templates.SourceSpec
+
+	registryFails bool
 }
 
 type upload struct {
@@ -208,12 +211,12 @@ func (s *shelf) BeginUpload(_ context.Context, workspace, name, version, _ strin
 	return "/uploads/" + string(id) + "?expires=1&signature=good", nil
 }
 
-func (s *shelf) Ingest(ctx context.Context, id, _, signature string, length int64, body io.Reader) (templates.Revision, error) {
+func (s *shelf) Ingest(ctx context.Context, to templates.Upload, length int64, body io.Reader) (templates.Revision, error) {
 	s.mu.Lock()
-	u, ok := s.uploads[id]
-	delete(s.uploads, id)
+	u, ok := s.uploads[to.ID]
+	delete(s.uploads, to.ID)
 	s.mu.Unlock()
-	if !ok || signature != "good" {
+	if !ok || to.Signature != "good" {
 		return templates.Revision{}, templates.ErrUploadGone
 	}
 	s.begun <- struct{}{}
@@ -234,6 +237,27 @@ func (s *shelf) Ingest(ctx context.Context, id, _, signature string, length int6
 	r := &u.template.Revisions[u.index]
 	r.Status, r.ContentBytes, r.MinimumBytes, r.Digest, r.ReadyAt = templates.Ready, n, 10<<20, "sha256:"+hex.EncodeToString(h.Sum(nil)), s.w.now()
 	return *r, nil
+}
+
+// Import knows one registry, which has one image.
+func (s *shelf) Import(ctx context.Context, workspace string, i templates.Import) (templates.Revision, error) {
+	switch {
+	case !strings.HasPrefix(i.Image, "registry.example/"):
+		return templates.Revision{}, fmt.Errorf("%w: %q is not listed", oci.ErrNotAllowed, i.Image)
+	case s.registryFails:
+		return templates.Revision{}, fmt.Errorf("%w: down", oci.ErrRegistry)
+	case i.Image != "registry.example/app:1":
+		return templates.Revision{}, fmt.Errorf("%w: no %s", oci.ErrNotFound, i.Image)
+	}
+	if _, _, err := s.Put(ctx, workspace, i.Template, templates.Change{Actor: i.Actor}, true); err != nil {
+		return templates.Revision{}, err
+	}
+	target, err := s.BeginUpload(ctx, workspace, i.Template, i.Version, i.Actor)
+	if err != nil {
+		return templates.Revision{}, err
+	}
+	id, _, _ := strings.Cut(strings.TrimPrefix(target, "/uploads/"), "?")
+	return s.Ingest(ctx, templates.Upload{ID: id, Signature: "good"}, int64(len(i.Image)), strings.NewReader(i.Image))
 }
 
 func (s *shelf) Resolve(_ context.Context, workspace, ref string) (templates.Template, templates.Revision, error) {

@@ -14,9 +14,11 @@ import (
 	"unicode/utf8"
 
 	"holdfast/blockdev/filesystem"
+	"holdfast/templates"
 )
 
-// receiveUpload takes a template's archive. The signed URL is the authority:
+// receiveUpload takes a template's archive, as ?format= says that it is packed or
+// by its contents: clients of the contract always say application/x-tar. The signed URL is the authority:
 // clients send no key here. Success is exactly 200, after the version is READY.
 func receiveUpload(c *call) error {
 	query, err := url.ParseQuery(c.r.URL.RawQuery)
@@ -30,11 +32,59 @@ func receiveUpload(c *call) error {
 	c.s.metrics.uploading.Inc()
 	defer c.s.metrics.uploading.Dec()
 	c.resource = c.r.PathValue("id")
-	rev, err := c.s.o.Library.Ingest(c.r.Context(), c.r.PathValue("id"), query.Get("expires"), query.Get("signature"), c.r.ContentLength, c.patientBody())
+	upload := templates.Upload{ID: c.r.PathValue("id"), Expires: query.Get("expires"), Signature: query.Get("signature"), Format: query.Get("format")}
+	rev, err := c.s.o.Library.Ingest(c.r.Context(), upload, c.r.ContentLength, c.patientBody())
 	if err != nil {
 		return err
 	}
 	c.workspace, c.resource = rev.Workspace, rev.Template+":"+rev.Name
+	c.extendWrite()
+	return c.json(versionBody(rev))
+}
+
+// ImportRequest is the body of an import.
+type ImportRequest struct {
+	Image    *string `json:"image"`    // HOST[:PORT]/NAME[:TAG][@DIGEST]
+	Platform *string `json:"platform"` // OS/ARCH[/VARIANT]; absent: linux on the server's architecture
+	Version  *string `json:"version"`  // name of the version; absent: its number
+}
+
+// importVersion makes a version of a container image that the server fetches
+// from a registry. It answers when the version is READY.
+func importVersion(c *call) error {
+	name := c.r.PathValue("name")
+	if !validName(name) {
+		return invalid("metadata.name", nameRule)
+	}
+	c.resource = name
+	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
+	var b ImportRequest
+	if err := c.decode(&b); err != nil {
+		return err
+	}
+	if b.Image == nil || *b.Image == "" {
+		return invalid("image", "is required")
+	}
+	if err := c.uploadPlace(); err != nil {
+		return err
+	}
+	defer func() { <-c.s.uploads }()
+	c.s.metrics.uploading.Inc()
+	defer c.s.metrics.uploading.Dec()
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
+	defer cancel()
+	i := templates.Import{Template: name, Image: *b.Image, Actor: c.principal.actor()}
+	if b.Platform != nil {
+		i.Platform = *b.Platform
+	}
+	if b.Version != nil {
+		i.Version = *b.Version
+	}
+	rev, err := c.s.o.Library.Import(ctx, c.workspace, i)
+	if err != nil {
+		return err
+	}
+	c.resource = rev.Template + ":" + rev.Name
 	c.extendWrite()
 	return c.json(versionBody(rev))
 }

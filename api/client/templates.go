@@ -89,13 +89,14 @@ type Push struct {
 	Version     string // empty: its number
 	DefaultSize int64  // MiB; 0: kept
 	Description string // empty: kept
+	Format      string // how Archive is packed: tar, tar.gz, tar.zst, zip, oci; empty: the server looks
 	Archive     io.Reader
 	Length      int64             // bytes of Archive, exactly
 	Progress    func(bytes int64) // called as bytes are sent; may be nil
 }
 
-// PushTemplate makes the template if it is not there, uploads the archive (a
-// plain tar) and returns when the version is usable and durable.
+// PushTemplate makes the template if it is not there, uploads the archive and
+// returns when the version is usable and durable.
 func (c *Client) PushTemplate(ctx context.Context, p Push) (Template, error) {
 	upload, err := c.beginUpload(ctx, p)
 	if err != nil {
@@ -135,6 +136,11 @@ func (c *Client) upload(ctx context.Context, to string, p Push) error {
 	if c.base.Host == socketHost {
 		u.Scheme, u.Host = c.base.Scheme, c.base.Host
 	}
+	if p.Format != "" {
+		q := u.Query()
+		q.Set("format", p.Format)
+		u.RawQuery = q.Encode()
+	}
 	body := io.Reader(&counter{r: p.Archive, each: p.Progress})
 	req, err := http.NewRequestWithContext(ctx, http.MethodPut, u.String(), io.NopCloser(body))
 	if err != nil {
@@ -150,6 +156,22 @@ func (c *Client) upload(ctx context.Context, to string, p Push) error {
 	defer resp.Body.Close()
 	_, err = io.Copy(io.Discard, resp.Body)
 	return err
+}
+
+// Import makes a version of a template of a container image.
+type Import struct {
+	Image    string `json:"image"`              // HOST[:PORT]/NAME[:TAG][@DIGEST]
+	Platform string `json:"platform,omitempty"` // OS/ARCH[/VARIANT]; empty: linux on the server's architecture
+	Version  string `json:"version,omitempty"`  // empty: its number
+}
+
+// ImportTemplate lets the server fetch an image and make a version of the template
+// of it; the template is made if it is not there. It returns when the version is
+// usable and durable.
+func (c *Client) ImportTemplate(ctx context.Context, name string, i Import) (TemplateVersion, error) {
+	var out TemplateVersion
+	err := c.do(ctx, call{method: "POST", path: []string{"volume_templates", name, "import"}, body: i}, &out)
+	return out, err
 }
 
 // counter reports how far its reader was read.

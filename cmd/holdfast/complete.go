@@ -72,7 +72,7 @@ func (a *app) completePush(cmd *cobra.Command, args []string, prefix string) ([]
 	if len(args) == 0 {
 		return a.completeTemplates(cmd, args, prefix)
 	}
-	return nil, cobra.ShellCompDirectiveFilterDirs
+	return nil, cobra.ShellCompDirectiveDefault // a directory or a file
 }
 
 func (a *app) completeAttachments(cmd *cobra.Command, args []string, prefix string) ([]cobra.Completion, cobra.ShellCompDirective) {

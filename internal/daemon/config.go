@@ -56,12 +56,16 @@ type Config struct {
 	IdleLimit     time.Duration
 	DrainLimit    time.Duration
 
-	KeepVersions  int           // READY ones of a template, pinned ones not counted
-	KeepAge       time.Duration // of READY versions; 0: no bound
-	ScrubInterval time.Duration // 0: never
-	ScrubRate     int64         // bytes a second; 0: no bound
-	TrimInterval  time.Duration // 0: none
-	FreezeLimit   time.Duration
+	KeepVersions        int           // READY ones of a template, pinned ones not counted
+	KeepAge             time.Duration // of READY versions; 0: no bound
+	ScrubInterval       time.Duration // 0: never
+	ScrubRate           int64         // bytes a second; 0: no bound
+	TrimInterval        time.Duration // 0: none
+	FreezeLimit         time.Duration
+	Registries          []string // that images may be fetched from; HOST[:PORT], or http://HOST[:PORT]
+	RegistryHosts       []string // further ones that those may send us to, for blobs and tokens
+	RegistryCredentials string   // docker config.json; "": none
+	ImportLimit         time.Duration
 
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
@@ -89,6 +93,7 @@ func DefaultConfig() Config {
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
 		KeepVersions: 100, ScrubInterval: 7 * 24 * time.Hour, ScrubRate: 16 << 20,
 		TrimInterval: 24 * time.Hour, FreezeLimit: time.Minute,
+		ImportLimit:    15 * time.Minute,
 		BackupInterval: time.Hour, BackupKeep: 24,
 		SandboxMax: 100, SandboxMemory: 4 << 30, SandboxPids: 1024, SandboxLayer: 512 << 20, SandboxUsers: 0x70000000, SandboxRunDir: "/run/holdfast",
 	}
@@ -143,6 +148,10 @@ func (c *Config) settings() []setting {
 		{"scrub_rate", "bytes a second that are read to verify template images; 0: no bound", sizeValue{&c.ScrubRate}},
 		{"trim_interval", "in which each volume that was written to is trimmed once, at a moment of its own; 0: only on request", durationValue{&c.TrimInterval}},
 		{"freeze_limit", "longest that a request may freeze a volume", durationValue{&c.FreezeLimit}},
+		{"registries", "registries that container images may be fetched from, as HOST[:PORT], or http://HOST[:PORT] to ask in clear (default: none)", listValue{&c.Registries}},
+		{"registry_hosts", "further hosts, in the same form, that a registry may send the server to for blobs and tokens", listValue{&c.RegistryHosts}},
+		{"registry_credentials", "docker config.json with credentials for registries (default: none)", textValue{&c.RegistryCredentials}},
+		{"import_timeout", "for importing an image, fetching and building", durationValue{&c.ImportLimit}},
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
 		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},
 		{"sandbox_enabled", "run sandboxes on this host (docs/sandboxes.md); in the file also: enabled in [sandbox], and so on", boolValue{&c.SandboxEnabled}},

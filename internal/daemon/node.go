@@ -27,30 +27,32 @@ import (
 	"holdfast/internal/sys"
 	"holdfast/metadata"
 	"holdfast/templates"
+	"holdfast/templates/oci"
 )
 
 // node is everything that is open, in the order in which it was opened.
 type node struct {
-	c       Config
-	at      layout
-	log     *slog.Logger
-	lock    *Lock
-	checks  []preflight.Check
-	secret  []byte
-	pool    *sparse.Pool
-	poolDir string
-	runDir  string // of sandboxes, in memory
-	store   *metadata.Store
-	side    *metadata.SideLog
-	auth    *auth.Auth
-	audit   *audit.Log
-	space   *space
-	ledger  *engine.Ledger
-	library *templates.Library
-	stage   *attach.Stage
-	engine  *engine.Engine
-	boxes   *sandbox.Runtime // nil: not enabled
-	meters  *meters
+	c          Config
+	at         layout
+	log        *slog.Logger
+	lock       *Lock
+	checks     []preflight.Check
+	secret     []byte
+	pool       *sparse.Pool
+	poolDir    string
+	runDir     string // of sandboxes, in memory
+	store      *metadata.Store
+	side       *metadata.SideLog
+	auth       *auth.Auth
+	audit      *audit.Log
+	space      *space
+	ledger     *engine.Ledger
+	library    *templates.Library
+	registries *oci.Registries
+	stage      *attach.Stage
+	engine     *engine.Engine
+	boxes      *sandbox.Runtime // nil: not enabled
+	meters     *meters
 
 	clean       bool     // the process before this one stopped in order
 	orderly     bool     // this one does
@@ -244,12 +246,19 @@ func (n *node) openLibrary(ctx context.Context) error {
 		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: reserve(n.c, capacity.Total),
 		Other: n.space.other, Free: n.space.free,
 	})
+	n.registries, err = oci.NewRegistries(oci.RegistryOptions{
+		Hosts: n.c.Registries, Others: n.c.RegistryHosts, Credentials: n.c.RegistryCredentials, Stall: n.c.TransferLimit,
+	})
+	if err != nil {
+		return fmt.Errorf("registries, registry_hosts, registry_credentials: %w", err)
+	}
 	n.library, err = templates.Open(ctx, templates.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
 		Filesystems: filesystem.NewTools(), Staging: filepath.Join(n.pool.Staging(), "uploads"),
 		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
 		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
 		Unclean: !n.clean, OnEvent: n.templateEvent,
+		Registries: n.registries,
 	})
 	if err != nil {
 		return err

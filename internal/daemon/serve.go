@@ -64,7 +64,7 @@ func (n *node) server(ctx context.Context) (*server, error) {
 	}
 	s := &server{n: n, ended: make(chan error, 8)}
 	limits := api.Limits{
-		ReadHeader: n.c.HeaderLimit, Idle: n.c.IdleLimit, Request: n.c.RequestLimit, TransferIdle: n.c.TransferLimit,
+		ReadHeader: n.c.HeaderLimit, Idle: n.c.IdleLimit, Request: n.c.RequestLimit, TransferIdle: n.c.TransferLimit, Import: n.c.ImportLimit,
 		Uploads: n.c.MaxUploads, KeyRate: n.c.RateLimit, KeyBurst: n.c.RateBurst,
 	}
 	var err error
