@@ -1,6 +1,8 @@
 package api
 
 import (
+	"time"
+
 	"holdfast/blockdev/attach"
 	"holdfast/engine"
 )
@@ -13,8 +15,12 @@ type Attachment struct {
 	MountPath string `json:"mountPath,omitempty"`
 	ReadOnly  bool   `json:"readOnly"`
 	Epoch     uint64 `json:"epoch"`
-	Phase     string `json:"phase"`             // attaching, attached, detaching
-	Failure   string `json:"failure,omitempty"` // why the last step did not go through
+	Phase     string `json:"phase"`              // attaching, attached, detaching
+	Failure   string `json:"failure,omitempty"`  // why the last step did not go through, and what is next
+	Since     string `json:"since,omitempty"`    // when the phase, or the step to it, began
+	Deadline  string `json:"deadline,omitempty"` // while steps are taken: when they have ended or are said to hang
+	RetryAt   string `json:"retryAt,omitempty"`  // when the next try begins
+	Forced    bool   `json:"forced,omitempty"`
 	CreatedAt string `json:"createdAt"`
 	CreatedBy string `json:"createdBy,omitempty"`
 }
@@ -33,14 +39,22 @@ type AttachmentRequest struct {
 	Target    Target `json:"target"`
 	MountPath string `json:"mountPath"`
 	ReadOnly  bool   `json:"readOnly"`
+	Force     bool   `json:"force"` // take the volume from whoever is in the way
 }
 
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
 		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
 		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root},
-		Failure: a.Failure, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
+		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
+}
+
+func optionalStamp(t time.Time) string {
+	if t.IsZero() {
+		return ""
+	}
+	return stamp(t)
 }
 
 func createAttachment(c *call) error {
@@ -59,7 +73,7 @@ func createAttachment(c *call) error {
 		return invalid("target.type", "volumes of this server's own sandboxes are named when the sandbox is created (spec.volumes)")
 	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
-		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Actor: c.principal.actor(),
+		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Actor: c.principal.actor(),
 		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root},
 	})
 	if err != nil {
@@ -93,6 +107,18 @@ func getAttachment(c *call) error {
 	return refuse(ErrMissing, "volume %q has no attachment %q", v.Name, clip(c.r.PathValue("id"), 64))
 }
 
+// force reads whether a detach is by force: nothing but "true" is.
+func (c *call) force() (bool, error) {
+	switch value := c.r.URL.Query().Get("force"); value {
+	case "", "false":
+		return false, nil
+	case "true":
+		return true, nil
+	default:
+		return false, refuse(ErrBadRequest, "force: must be true or false")
+	}
+}
+
 func deleteAttachment(c *call) error {
 	name, err := c.pathName("volume")
 	if err != nil {
@@ -101,7 +127,15 @@ func deleteAttachment(c *call) error {
 	if err := c.ownSandboxHolds(name, c.r.PathValue("id")); err != nil {
 		return err
 	}
-	a, err := c.s.o.Engine.Detach(c.r.Context(), c.workspace, name, c.r.PathValue("id"), c.principal.actor())
+	force, err := c.force()
+	if err != nil {
+		return err
+	}
+	detach := c.s.o.Engine.Detach
+	if force {
+		detach = c.s.o.Engine.ForceDetach
+	}
+	a, err := detach(c.r.Context(), c.workspace, name, c.r.PathValue("id"), c.principal.actor())
 	if err != nil {
 		return err
 	}

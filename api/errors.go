@@ -82,6 +82,8 @@ var answers = []answer{
 	{engine.ErrQuota, 403, "QUOTA_EXCEEDED", false},
 	{engine.ErrNoSpace, 403, "POOL_FULL", false},
 	{engine.ErrUnsupported, 409, "UNSUPPORTED", false},
+	{engine.ErrHanging, 409, "VOLUME_HANGING", false},
+	{engine.ErrCannotFence, 409, "CANNOT_FENCE", false},
 	{engine.ErrUnavailable, 503, "SERVICE_UNAVAILABLE", true},
 
 	{templates.ErrNotFound, 404, "NOT_FOUND", false},
@@ -110,6 +112,7 @@ var answers = []answer{
 	{filesystem.ErrReadOnly, 409, "UNSUPPORTED", true},
 	{filesystem.ErrDamaged, 500, "VOLUME_DAMAGED", true},
 
+	{attach.ErrCannotFence, 409, "CANNOT_FENCE", true},
 	{attach.ErrNeedsRecovery, 409, "VOLUME_NEEDS_RECOVERY", true},
 	{blockdev.ErrBusy, 409, "VOLUME_BUSY", true},
 	{blockdev.ErrGone, 409, "SANDBOX_GONE", true},

@@ -314,6 +314,9 @@ func (s *toyStage) Unmount(_ context.Context, id blockdev.ID) error {
 	return nil
 }
 
+func (*toyStage) Shutdown(context.Context, blockdev.ID, bool) error  { return nil }
+func (*toyStage) Abandon(context.Context, blockdev.ID, string) error { return nil }
+
 func (s *toyStage) Mounted(_ context.Context, id blockdev.ID) (string, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -345,6 +348,7 @@ func (toyAttacher) Resolve(_ context.Context, t attach.Target, _ string) (attach
 }
 func (toyAttacher) Attach(context.Context, attach.Request) error { return nil }
 func (toyAttacher) Detach(context.Context, attach.Request) error { return nil }
+func (toyAttacher) Fence(context.Context, attach.Request) error  { return attach.ErrCannotFence }
 func (toyAttacher) Probe(context.Context, attach.Request) (attach.State, error) {
 	return attach.StateAttached, nil
 }

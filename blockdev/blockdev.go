@@ -132,6 +132,21 @@ type Cloner interface {
 	Clone(ctx context.Context, dst, src ID, size int64) error
 }
 
+// Severer is a backend that can cut an image off from its opening: whoever still
+// has the device goes on with bytes that are no image any more.
+type Severer interface {
+	// CanSever tries, without an effect, whether Sever is possible for an image.
+	// errors.ErrUnsupported where the pool cannot.
+	CanSever(ctx context.Context, id ID) error
+	// Sever gives the image a new body with the bytes that it has now, and forgets
+	// its opening. On return nothing that is written to the device of that opening
+	// reaches the image, ever, which is proven by there being no way: the device
+	// has another file. The device goes with its last user; the space of what it
+	// still holds is given back then. Durable on return. Not open is success.
+	// Nobody may write meanwhile whose bytes are wanted.
+	Sever(ctx context.Context, id ID) error
+}
+
 // Trimmer is a backend that can give back the space of zeroed ranges.
 type Trimmer interface {
 	// Trim punches out blocks of zeroes in a closed image and tells the bytes freed.

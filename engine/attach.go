@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -25,7 +26,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		return Attachment{}, problem(ErrInvalid, "target.type", "must be one of: %s", strings.Join(slices.Sorted(maps.Keys(e.o.Attachers)), ", "))
 	}
 	return do(ctx, e, func(ctx context.Context) (Attachment, error) {
-		v, release, err := e.lockNamed(ctx, workspace, name)
+		v, release, err := e.lockFor(ctx, workspace, name, r)
 		if err != nil {
 			return Attachment{}, err
 		}
@@ -39,16 +40,28 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if err := v.admits(r); err != nil {
 			return Attachment{}, err
 		}
-		target, err := attacher.Resolve(ctx, r.Target, r.MountPath)
+		target, err := stepOf(ctx, e, v.ID, stepResolve, func(ctx context.Context) (attach.Target, error) {
+			return attacher.Resolve(ctx, r.Target, r.MountPath)
+		})
 		if err != nil {
-			return Attachment{}, attachError(err)
+			return Attachment{}, attachError(v, err)
 		}
 		v = v.clone()
-		if err := e.prepare(ctx, &v, r.ReadOnly); err != nil {
-			return Attachment{}, userError(err)
+		if err := e.makeWay(ctx, &v, r); err != nil {
+			return Attachment{}, err
+		}
+		if v, err = e.prepare(ctx, v, r.ReadOnly); err != nil {
+			return Attachment{}, attachError(v, err)
 		}
 		return e.attach(ctx, v, r, target)
 	})
+}
+
+func (e *Engine) lockFor(ctx context.Context, workspace, name string, r AttachVolume) (Volume, func(), error) {
+	if r.Force {
+		return e.lockForced(ctx, workspace, name)
+	}
+	return e.lockNamed(ctx, workspace, name)
 }
 
 // current asks the sandboxes of a volume's attachments how they are before a
@@ -60,9 +73,12 @@ func (e *Engine) current(ctx context.Context, v Volume) (Volume, error) {
 		return v, nil
 	}
 	v = v.clone()
-	if err := e.tendAttachments(ctx, &v); err != nil {
+	if err := e.tendAttachments(ctx, &v, true); err != nil {
 		if lostWrite(err) {
 			return v, err
+		}
+		if hangs(err) != nil {
+			return v, hangingProblem(v, err)
 		}
 		e.o.Log.Warn("an attachment could not be looked after", "volume", v.ID, "workspace", v.Workspace, "err", err)
 	}
@@ -91,39 +107,55 @@ func (v Volume) admits(r AttachVolume) error {
 	case len(v.Attachments) >= maxAttachments:
 		return problem(ErrConflict, "", "volume %q has its maximum of %d attachments", v.Name, maxAttachments)
 	}
-	for _, a := range v.Attachments {
-		if a.ReadOnly && r.ReadOnly && a.Phase != Detaching {
-			continue
+	a := v.inTheWay(r)
+	if a == nil || r.Force {
+		return nil
+	}
+	how := "read-only"
+	if !a.ReadOnly {
+		how = "writable"
+	}
+	return problem(ErrAttached, "", "volume %q is attached %s to %s (attachment %s, %s)", v.Name, how, a.Holder, a.ID, a.Phase)
+}
+
+// inTheWay finds an attachment that excludes another one, nil for none.
+func (v Volume) inTheWay(r AttachVolume) *Attachment {
+	for i, a := range v.Attachments {
+		if !a.ReadOnly || !r.ReadOnly || a.Phase == Detaching {
+			return &v.Attachments[i]
 		}
-		how := "read-only"
-		if !a.ReadOnly {
-			how = "writable"
-		}
-		return problem(ErrAttached, "", "volume %q is attached %s to %s (attachment %s, %s)", v.Name, how, a.Holder, a.ID, a.Phase)
 	}
 	return nil
 }
 
 // prepare finishes what the volume waits for before it is used: growth that is
-// pending, and the recovery of a dirty journal, which a read-only device cannot do.
-func (e *Engine) prepare(ctx context.Context, v *Volume, readOnly bool) error {
+// pending, and the recovery of a dirty journal, which a read-only device cannot
+// do. It gives the volume as it is then.
+func (e *Engine) prepare(ctx context.Context, v Volume, readOnly bool) (Volume, error) {
 	if len(v.Attachments) > 0 {
-		return nil
+		return v, nil
 	}
-	if err := e.deactivate(ctx, *v); err != nil {
-		return err
+	prepared, err := longStepOf(ctx, e, v.ID, stepPrepare, func(ctx context.Context) (Volume, error) {
+		v := v.clone()
+		if err := e.deactivate(ctx, v); err != nil {
+			return v, err
+		}
+		if err := e.settle(ctx, &v); err != nil {
+			return v, err
+		}
+		if v.Failure != "" {
+			return v, notReady(v)
+		}
+		if !readOnly {
+			return v, nil
+		}
+		_, err := e.activate(ctx, v, false)
+		return v, errors.Join(err, e.deactivate(ctx, v))
+	})
+	if hangs(err) != nil {
+		return v, err
 	}
-	if err := e.settle(ctx, v); err != nil {
-		return err
-	}
-	if v.Failure != "" {
-		return notReady(*v)
-	}
-	if !readOnly {
-		return nil
-	}
-	_, err := e.activate(ctx, *v, false)
-	return errors.Join(err, e.deactivate(ctx, *v))
+	return prepared, err
 }
 
 // attach makes the intent and the epoch durable, then the volume visible. What
@@ -132,153 +164,91 @@ func (e *Engine) attach(ctx context.Context, v Volume, r AttachVolume, target at
 	if !r.ReadOnly {
 		v.Epoch++
 	}
+	now := e.now()
 	a := Attachment{
-		ID: string(newID("att", e.now())), Holder: r.Holder, Target: target, Asked: r.Target,
+		ID: string(newID("att", now)), Holder: r.Holder, Target: target, Asked: r.Target,
 		MountPath: r.MountPath, ReadOnly: r.ReadOnly, Epoch: v.Epoch, Phase: Attaching,
-		CreatedAt: e.now(), CreatedBy: r.Actor,
+		Since: now, Deadline: e.deadline(now), CreatedAt: now, CreatedBy: r.Actor,
 	}
 	v.Attachments = append(v.Attachments, a)
 	e.happened(&v, "attach", "Attached to %s", a.Holder)
-	if err := e.save(ctx, &v); err != nil {
-		return Attachment{}, userError(err)
+	saved, err := stepOf(ctx, e, v.ID, stepDescribe, func(ctx context.Context) (Volume, error) {
+		v := v.clone()
+		return v, e.save(ctx, &v)
+	})
+	if err != nil {
+		return Attachment{}, attachError(v, err)
 	}
-	e.watch(v.ID)
+	v = saved
 	if err := e.bring(ctx, &v, a.ID); err != nil {
 		if lostWrite(err) {
 			return Attachment{}, err
 		}
-		e.happened(&v, "failure", "Attaching to %s failed", a.Holder)
-		e.o.Log.Warn("an attachment failed and is taken back", "volume", v.ID, "workspace", v.Workspace, "attachment", a.ID, "err", err)
-		if undo := e.release(ctx, &v, a.ID); undo != nil {
-			e.o.Log.Warn("a failed attachment could not be taken back: it is tried again", "volume", v.ID, "attachment", a.ID, "err", undo)
-		}
-		return Attachment{}, attachError(err)
+		e.takeBack(ctx, &v, a, err)
+		return Attachment{}, attachError(v, err)
 	}
 	return *v.attachment(a.ID), nil
 }
 
+// deadline is when the steps that begin now have ended, or are said to hang: two
+// at most take their whole time.
+func (e *Engine) deadline(now time.Time) time.Time {
+	return now.Add(2*e.o.StepLimit + longestGrace).Truncate(time.Millisecond)
+}
+
+// takeBack undoes an attachment that failed. Its caller is told so: it must not
+// come true later.
+func (e *Engine) takeBack(ctx context.Context, v *Volume, a Attachment, cause error) {
+	e.happened(v, "failure", "Attaching to %s failed", a.Holder)
+	e.o.Log.Warn("an attachment failed and is taken back", "volume", v.ID, "workspace", v.Workspace, "attachment", a.ID, "err", cause)
+	var undo error
+	if hangs(cause) != nil { // nothing can be done to the volume until it ends
+		undo = e.stay(ctx, v, a.ID, Detaching, cause)
+	} else {
+		undo = e.release(ctx, v, a.ID)
+	}
+	if undo != nil {
+		e.o.Log.Warn("a failed attachment could not be taken back: it is tried again", "volume", v.ID, "attachment", a.ID, "err", undo)
+	}
+}
+
 // bring makes an attachment true: open, mount, move into the sandbox, record.
 func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
-	a := v.attachment(id)
+	a := *v.attachment(id)
 	attacher := e.o.Attachers[a.Target.Type]
 	if attacher == nil {
 		return fmt.Errorf("attachments of type %q are not configured", a.Target.Type)
 	}
-	if _, err := e.activate(ctx, *v, a.ReadOnly); err != nil {
+	at := *v
+	err := e.step(ctx, v.ID, stepOpen, func(ctx context.Context) error {
+		_, err := e.activate(ctx, at, a.ReadOnly)
 		return err
-	}
-	request, err := e.request(ctx, *v, *a)
-	if err != nil {
-		return err
-	}
-	if err := attacher.Attach(ctx, request); err != nil {
-		return err
-	}
-	if a.Phase == Attached && a.Failure == "" {
-		return nil
-	}
-	changed := v.clone()
-	b := changed.attachment(id)
-	b.Phase, b.Failure = Attached, ""
-	if err := e.commit(ctx, changed); err != nil {
-		return err
-	}
-	*v = changed
-	return nil
-}
-
-// Detach returns when the volume is no longer visible in the sandbox, what was
-// written is durable and the device is released. While the sandbox has files
-// open in it, ErrConflict, and nothing has changed.
-func (e *Engine) Detach(ctx context.Context, workspace, name, id, actor string) (Attachment, error) {
-	return do(ctx, e, func(ctx context.Context) (Attachment, error) {
-		v, release, err := e.lockNamed(ctx, workspace, name)
-		if err != nil {
-			return Attachment{}, err
-		}
-		defer release()
-		v = v.clone()
-		a := v.attachment(id)
-		if a == nil {
-			return Attachment{}, problem(ErrNotFound, "", "volume %q has no attachment %.40q", v.Name, id)
-		}
-		gone := *a
-		gone.Phase = Detaching
-		v.UpdatedBy = actor
-		if err := e.release(ctx, &v, id); err != nil {
-			return Attachment{}, detachError(v, id, err)
-		}
-		if v.hasPendingGrowth(e) {
-			e.watch(v.ID)
-			e.wake()
-		}
-		return gone, nil
 	})
-}
-
-func (v Volume) hasPendingGrowth(e *Engine) bool {
-	return len(v.Attachments) == 0 && (v.CheckFirst || e.pendingReason(v.ID) != "")
-}
-
-// release takes an attachment away: out of the sandbox, and with the last one
-// flush, unmount and close. On ErrBusy in the sandbox it stays attached; when
-// only the host still holds the device it stays detaching, and Run tries again.
-func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
-	a := v.attachment(id)
-	before := a.Phase
-	if before == Attaching { // its caller is told that it failed: it must not come true later
-		before = Detaching
-	}
-	a.Phase = Detaching
-	if err := e.thawFirst(ctx, v, "the volume is being detached"); err != nil {
-		return err
-	}
-	if err := e.commitFreeing(ctx, v.clone()); err != nil {
-		return err
-	}
-	request, err := e.request(ctx, *v, *a)
 	if err != nil {
-		return e.stay(ctx, v, id, Detaching, err)
-	}
-	if attacher := e.o.Attachers[a.Target.Type]; attacher != nil {
-		if err := attacher.Detach(ctx, request); err != nil {
-			return e.stay(ctx, v, id, before, err)
-		}
-	}
-	if len(v.Attachments) == 1 {
-		if err := e.deactivate(ctx, *v); err != nil {
-			return e.stay(ctx, v, id, Detaching, err)
-		}
-	}
-	changed := v.clone()
-	changed.Attachments = slices.DeleteFunc(changed.Attachments, func(b Attachment) bool { return b.ID == id })
-	changed.UpdatedAt = e.now()
-	e.happened(&changed, "detach", "Detached from %s", a.Holder)
-	if err := e.saveFreeing(ctx, &changed); err != nil {
 		return err
 	}
-	*v = changed
-	if len(v.Attachments) == 0 {
-		e.unwatch(v.ID)
+	err = e.step(ctx, v.ID, stepAttach, func(ctx context.Context) error {
+		request, err := e.request(ctx, at, a)
+		if err != nil {
+			return err
+		}
+		return attacher.Attach(ctx, request)
+	})
+	if err != nil {
+		return err
 	}
+	if a.Phase != Attached || a.Failure != "" {
+		changed := v.clone()
+		b := changed.attachment(id)
+		b.Phase, b.Failure, b.Deadline, b.RetryAt = Attached, "", time.Time{}, time.Time{}
+		if err := e.commit(ctx, changed); err != nil {
+			return err
+		}
+		*v = changed
+	}
+	e.guard(*v)
+	e.watchFrom(v.ID, e.nextLook(*v))
 	return nil
-}
-
-// stay records how far a release came and why it went no further.
-func (e *Engine) stay(ctx context.Context, v *Volume, id string, phase AttachmentPhase, cause error) error {
-	changed := v.clone()
-	a := changed.attachment(id)
-	a.Phase = phase
-	a.Failure = "detaching is tried again: the operator's log has the reason"
-	if phase != Detaching && errors.Is(cause, blockdev.ErrBusy) {
-		a.Failure = innermost(cause) // which processes of the sandbox: for who has to close their files
-	}
-	if err := e.commitFreeing(ctx, changed); err != nil {
-		return errors.Join(cause, err)
-	}
-	*v = changed
-	e.watch(v.ID)
-	return cause
 }
 
 // request is an attachment in an Attacher's words.
@@ -306,8 +276,10 @@ func (v *Volume) attachment(id string) *Attachment {
 	return nil
 }
 
-func attachError(err error) error {
+func attachError(v Volume, err error) error {
 	switch {
+	case hangs(err) != nil:
+		return hangingProblem(v, err)
 	case isProblem(err):
 		return firstProblem(err)
 	case errors.Is(err, blockdev.ErrInvalid):
@@ -318,14 +290,4 @@ func attachError(err error) error {
 		return &Problem{Kind: ErrConflict, Field: "target", Message: innermost(err), Err: err}
 	}
 	return userError(err)
-}
-
-func detachError(v Volume, id string, err error) error {
-	if !errors.Is(err, blockdev.ErrBusy) {
-		return userError(err)
-	}
-	if a := v.attachment(id); a != nil && a.Phase == Detaching {
-		return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q has left the sandbox, but something still holds it: detaching is tried again until it lets go", v.Name), Err: err}
-	}
-	return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q is in use in the sandbox: close its files there first (%s)", v.Name, innermost(err)), Err: err}
 }

@@ -102,6 +102,27 @@ func detachOp(name, where string) op {
 	}
 }
 
+// forceOp detaches by force from a holder that keeps a file open.
+func forceOp(name, where string) op {
+	o := detachOp(name, where)
+	o.name = "force " + name + " from " + where
+	o.do = func(w *world) error {
+		v, err := w.engine.Volume(space, name)
+		if err != nil {
+			return err
+		}
+		for _, a := range v.Attachments {
+			if a.Holder == "sandbox:"+where {
+				w.kernel.hold(place(attach.Request{Target: a.Target, MountPath: a.MountPath}))
+				_, err := w.engine.ForceDetach(context.Background(), space, name, a.ID, "")
+				return err
+			}
+		}
+		return nil // detached by the first try
+	}
+	return o
+}
+
 func deleteOp(name string) op {
 	return op{
 		name: "delete " + name,
@@ -138,6 +159,16 @@ func life() []op {
 		attachOp("a", "host", "two", true),
 		detachOp("a", "one"),
 		detachOp("a", "two"),
+		attachOp("a", "host", "stubborn", false),
+		forceOp("a", "stubborn"), // shut down and severed: the holder lives on
+		attachOp("a", "runc", "other", false),
+		detachOp("a", "other"),
+		attachOp("a", "host", "reader", true),
+		forceOp("a", "reader"),
+		createOp("c", "", "btrfs", 128),
+		attachOp("c", "runc", "doomed", false),
+		forceOp("c", "doomed"), // cannot be shut down: the sandbox is ended
+		deleteOp("c"),
 		deleteOp("raw"),
 		deleteOp("b"),
 		createOp("b2", "demo", "ext4", 16),

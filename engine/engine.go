@@ -42,6 +42,7 @@ type Options struct {
 	Now           func() time.Time // nil: time.Now
 	ProbeInterval time.Duration    // between looks at sandboxes and pending work; 0: 2 s
 	MaxFreeze     time.Duration    // that a request may ask for; 0: a minute
+	StepLimit     time.Duration    // of a step of an attachment, until it is said to hang; 0: 20 s
 }
 
 // The tables. Keys: a volume's id; workspace "/" digest of the key; a workspace.
@@ -70,7 +71,10 @@ type Engine struct {
 	mu        sync.Mutex
 	quotas    map[string]Quota
 	endpoints map[blockdev.ID]blockdev.Endpoint // openings that attachments use
-	attention map[blockdev.ID]struct{}          // volumes that Run looks at
+	attention map[blockdev.ID]time.Time         // volumes that Run looks at, and when it is time
+	sentries  map[attach.Target]*sentry         // who waits for the end of a sandbox
+	counts    map[string]uint64                 // see Counters
+	complaint map[blockdev.ID]string            // what Run last logged of a volume
 	pending   map[blockdev.ID]string            // why growth waits
 	retries   map[blockdev.ID]retry             // volumes that did not settle: when to try again
 	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
@@ -88,6 +92,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.MaxSizeMiB <= 0 {
 		o.MaxSizeMiB = hardMaxSizeMiB
 	}
+	if o.StepLimit <= 0 {
+		o.StepLimit = defaultStep
+	}
 	if o.ProbeInterval <= 0 {
 		o.ProbeInterval = 2 * time.Second
 	}
@@ -97,7 +104,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
-		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]struct{}{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
 		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
 		trims: trims{written: map[blockdev.ID]int64{}, passed: map[blockdev.ID]time.Time{}},
 	}
@@ -144,8 +151,9 @@ func (e *Engine) load() error {
 }
 
 // Close refuses new work, waits until the steps under way are done or ctx ends,
-// and then cancels them. Devices, mounts and sandboxes stay as they are; what is
-// frozen is thawed, because nobody would do it afterwards.
+// and then cancels them; for those that do not end it waits a moment more, and no
+// longer. Devices, mounts and sandboxes stay as they are; what is frozen is
+// thawed, because nobody would do it afterwards.
 func (e *Engine) Close(ctx context.Context) error {
 	e.mu.Lock()
 	e.stopping = true
@@ -159,9 +167,13 @@ func (e *Engine) Close(ctx context.Context) error {
 		e.cancel()
 		return nil
 	case <-ctx.Done():
-		e.cancel()
-		<-done
+	}
+	e.cancel()
+	select {
+	case <-done:
 		return ctx.Err()
+	case <-time.After(closeGrace): // a call into the kernel that does not come back holds nobody up
+		return fmt.Errorf("steps under way do not end: %w", ctx.Err())
 	}
 }
 
@@ -247,16 +259,21 @@ func (e *Engine) timed(action string, part func() error) error {
 
 func (e *Engine) now() time.Time { return e.o.Now().UTC().Round(0) }
 
-// watch asks Run to look at a volume; unwatch says that nothing is left to do.
-func (e *Engine) watch(id blockdev.ID) {
+// watch asks Run to look at a volume as soon as it can; unwatch says that nothing
+// is left to do.
+func (e *Engine) watch(id blockdev.ID) { e.watchFrom(id, time.Time{}) }
+
+// watchFrom is watch from a time on.
+func (e *Engine) watchFrom(id blockdev.ID, at time.Time) {
 	e.mu.Lock()
-	e.attention[id] = struct{}{}
+	e.attention[id] = at
 	e.mu.Unlock()
 }
 
 func (e *Engine) unwatch(id blockdev.ID) {
 	e.mu.Lock()
 	delete(e.attention, id)
+	delete(e.complaint, id)
 	e.mu.Unlock()
 }
 
@@ -397,7 +414,7 @@ func (e *Engine) lockNamed(ctx context.Context, workspace, name string) (Volume,
 	}
 	release, err := e.locks.acquire(ctx, v.ID)
 	if err != nil {
-		return Volume{}, nil, err
+		return Volume{}, nil, hangingProblem(v, err)
 	}
 	now, ok := e.catalog.get(v.ID)
 	if !ok {

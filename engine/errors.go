@@ -7,15 +7,17 @@ import (
 
 // Sentinels, matched by errors.Is. api has one table from these to HTTP.
 var (
-	ErrNotFound    = errors.New("not found")                     // 404
-	ErrExists      = errors.New("already exists")                // 409
-	ErrConflict    = errors.New("conflicts with the state")      // 409
-	ErrAttached    = errors.New("volume is attached")            // 409
-	ErrInvalid     = errors.New("invalid request")               // 400
-	ErrQuota       = errors.New("quota exceeded")                // 403
-	ErrNoSpace     = errors.New("pool is full")                  // 403
-	ErrUnsupported = errors.New("not supported here")            // 409
-	ErrUnavailable = errors.New("service is stopping or failed") // 503
+	ErrNotFound    = errors.New("not found")                          // 404
+	ErrExists      = errors.New("already exists")                     // 409
+	ErrConflict    = errors.New("conflicts with the state")           // 409
+	ErrAttached    = errors.New("volume is attached")                 // 409
+	ErrInvalid     = errors.New("invalid request")                    // 400
+	ErrQuota       = errors.New("quota exceeded")                     // 403
+	ErrNoSpace     = errors.New("pool is full")                       // 403
+	ErrUnsupported = errors.New("not supported here")                 // 409
+	ErrHanging     = errors.New("a step hangs in the kernel")         // 409
+	ErrCannotFence = errors.New("the old holder could go on writing") // 409
+	ErrUnavailable = errors.New("service is stopping or failed")      // 503
 )
 
 // Problem is an error that a user can act on.

@@ -2,14 +2,12 @@ package engine
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
-	"time"
+	"sync"
 
 	"holdfast/blockdev"
-	"holdfast/blockdev/attach"
 	"holdfast/metadata"
 )
 
@@ -53,10 +51,8 @@ func (e *Engine) ReconcileReport(ctx context.Context) (Report, error) {
 	if err := e.follow(ctx, found, &r); err != nil {
 		return r, fmt.Errorf("reconcile: %w", err)
 	}
-	for _, v := range e.volumes() {
-		if err := e.resume(ctx, v, &r); err != nil {
-			return r, fmt.Errorf("reconcile volume %s: %w", v.ID, err)
-		}
+	if err := e.resumeAll(ctx, &r); err != nil {
+		return r, err
 	}
 	for _, v := range e.buried.all() {
 		if err := e.remove(ctx, v); err != nil {
@@ -145,11 +141,38 @@ func (e *Engine) believe(ctx context.Context, said Volume, r *Report) error {
 	})
 }
 
+// resumeAll resumes all volumes, several at a time: one that hangs does not hold
+// the others up.
+func (e *Engine) resumeAll(ctx context.Context, r *Report) error {
+	var (
+		mu    sync.Mutex // of r and first
+		first error
+		wg    sync.WaitGroup
+		slots = make(chan struct{}, maxStepsAtOnce)
+	)
+	for _, v := range e.volumes() {
+		slots <- struct{}{}
+		wg.Go(func() {
+			defer func() { <-slots }()
+			one, err := e.resume(ctx, v)
+			mu.Lock()
+			defer mu.Unlock()
+			r.Finished += one.Finished
+			r.Missing += one.Missing
+			if err != nil && first == nil {
+				first = fmt.Errorf("reconcile volume %s: %w", v.ID, err)
+			}
+		})
+	}
+	wg.Wait()
+	return first
+}
+
 // resume takes a volume on from where its record says it is.
-func (e *Engine) resume(ctx context.Context, v Volume, r *Report) error {
+func (e *Engine) resume(ctx context.Context, v Volume) (r Report, err error) {
 	release, err := e.locks.acquire(ctx, v.ID)
 	if err != nil {
-		return err
+		return r, err
 	}
 	defer release()
 	v = v.clone()
@@ -157,21 +180,23 @@ func (e *Engine) resume(ctx context.Context, v Volume, r *Report) error {
 	e.countIO(ctx, v.ID, true)
 	err = e.thawFound(ctx, &v)
 	if err == nil {
-		err = e.tendAttachments(ctx, &v)
+		err = e.tendAttachments(ctx, &v, true)
 	}
 	if err == nil && len(v.Attachments) == 0 {
-		err = e.deactivate(ctx, v)
+		err = e.closeDevice(ctx, v)
 	}
 	if err == nil {
 		err = e.settle(ctx, &v)
 	}
 	switch {
 	case lostWrite(err):
-		return err
+		return r, err
+	case hangs(err) != nil:
+		e.o.Log.Warn("a volume waits for a step that hangs", "volume", v.ID, "name", v.Name, "err", err)
 	case err != nil && interrupted:
 		r.Finished++
 		e.o.Log.Warn("an interrupted create cannot be finished: it is taken back", "volume", v.ID, "err", err)
-		return e.abandon(ctx, v, "", nil)
+		return r, e.abandon(ctx, v, "", nil)
 	case err != nil:
 		e.o.Log.Warn("a volume needs another try", "volume", v.ID, "name", v.Name, "err", err)
 		e.setPending(v.ID, pendingFailed)
@@ -183,157 +208,8 @@ func (e *Engine) resume(ctx context.Context, v Volume, r *Report) error {
 		r.Missing++
 	}
 	if len(v.Attachments) > 0 {
+		e.guard(v)
 		e.watch(v.ID)
 	}
-	return nil
-}
-
-// Run repeats in the background what is to be retried (pending growth,
-// detaching, probes of sandboxes) until ctx ends.
-func (e *Engine) Run(ctx context.Context) error {
-	ticker := time.NewTicker(e.o.ProbeInterval)
-	defer ticker.Stop()
-	said := ""
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-ticker.C:
-		case <-e.kick:
-		}
-		if err := e.tend(ctx); err != nil {
-			if err = e.inspect(err); errors.Is(err, ErrUnavailable) {
-				return err
-			}
-			if text := err.Error(); text != said { // not every two seconds
-				e.o.Log.Warn("background work failed: it is tried again", "err", err)
-				said = text
-			}
-		}
-	}
-}
-
-// A volume that does not settle (a damaged filesystem, say) is tried again after
-// a time that doubles: a checker that fails every two seconds helps nobody.
-const (
-	firstRetry = 5 * time.Second
-	lastRetry  = 10 * time.Minute
-)
-
-type retry struct {
-	at   time.Time
-	wait time.Duration
-}
-
-func (e *Engine) due(id blockdev.ID) bool {
-	now := e.now()
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return !now.Before(e.retries[id].at)
-}
-
-func (e *Engine) forgetRetry(id blockdev.ID) {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	delete(e.retries, id)
-}
-
-func (e *Engine) postpone(id blockdev.ID) {
-	now := e.now()
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	wait := min(max(2*e.retries[id].wait, firstRetry), lastRetry)
-	e.retries[id] = retry{now.Add(wait), wait}
-}
-
-// tend looks once at every volume that needs attention.
-func (e *Engine) tend(ctx context.Context) error {
-	var failures error
-	for _, v := range e.buried.all() {
-		if release, free := e.locks.try(v.ID); free {
-			failures = errors.Join(failures, e.remove(ctx, v))
-			release()
-		}
-	}
-	for _, id := range e.attentive() {
-		if release, free := e.locks.try(id); free {
-			failures = errors.Join(failures, e.tendVolume(ctx, id))
-			release()
-		}
-	}
-	return errors.Join(failures, e.forgetKeys(ctx))
-}
-
-func (e *Engine) attentive() []blockdev.ID {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	ids := make([]blockdev.ID, 0, len(e.attention))
-	for id := range e.attention {
-		ids = append(ids, id)
-	}
-	slices.Sort(ids)
-	return ids
-}
-
-func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID) error {
-	v, ok := e.catalog.get(id)
-	if !ok {
-		e.unwatch(id)
-		return nil
-	}
-	v = v.clone()
-	if err := e.tendAttachments(ctx, &v); err != nil {
-		return fmt.Errorf("volume %s: %w", id, err)
-	}
-	if len(v.Attachments) > 0 && e.pendingReason(id) == "" || !e.due(id) {
-		return nil
-	}
-	if err := e.settle(ctx, &v); err != nil {
-		e.postpone(id)
-		return fmt.Errorf("volume %s: %w", id, err)
-	}
-	if len(v.Attachments) == 0 {
-		e.unwatch(id)
-	}
-	return nil
-}
-
-// tendAttachments takes each attachment on by one step.
-func (e *Engine) tendAttachments(ctx context.Context, v *Volume) error {
-	var failures error
-	for _, a := range slices.Clone(v.Attachments) {
-		if err := e.tendAttachment(ctx, v, a); err != nil {
-			failures = errors.Join(failures, fmt.Errorf("attachment %s: %w", a.ID, err))
-		}
-	}
-	return failures
-}
-
-func (e *Engine) tendAttachment(ctx context.Context, v *Volume, a Attachment) error {
-	attacher := e.o.Attachers[a.Target.Type]
-	if attacher == nil {
-		return fmt.Errorf("attachments of type %q are not configured", a.Target.Type)
-	}
-	if a.Phase == Detaching {
-		return e.release(ctx, v, a.ID)
-	}
-	request, err := e.request(ctx, *v, a)
-	if err != nil {
-		return err
-	}
-	state, err := attacher.Probe(ctx, request)
-	switch {
-	case err != nil:
-		return err // unknown: still attached
-	case state == attach.StateGone:
-		e.happened(v, "detach", "%s is gone", a.Holder)
-		return e.release(ctx, v, a.ID)
-	case state == attach.StateMissing || a.Phase == Attaching:
-		err := e.bring(ctx, v, a.ID)
-		if errors.Is(err, blockdev.ErrGone) {
-			return e.release(ctx, v, a.ID)
-		}
-		return err
-	}
-	return nil
+	return r, nil
 }

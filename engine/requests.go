@@ -41,6 +41,7 @@ type AttachVolume struct {
 	Target    attach.Target
 	MountPath string
 	ReadOnly  bool
+	Force     bool // take the volume from conflicting holders, as ForceDetach does
 	Actor     string
 }
 

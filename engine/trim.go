@@ -137,8 +137,8 @@ func (e *Engine) mountForTrim(ctx context.Context, v *Volume) (dir string, off f
 		}
 		return dir, off, err
 	}
-	if err := e.prepare(ctx, v, false); err != nil {
-		return "", off, err
+	if *v, err = e.prepare(ctx, *v, false); err != nil {
+		return "", off, hangingProblem(*v, err)
 	}
 	off = func() error { return e.deactivate(ctx, *v) }
 	if dir, err = e.activate(ctx, *v, false); err != nil {

@@ -108,7 +108,11 @@ type Attachment struct {
 	ReadOnly  bool            `json:"readOnly"`
 	Epoch     uint64          `json:"epoch"` // of the volume when this was made
 	Phase     AttachmentPhase `json:"phase"`
-	Failure   string          `json:"failure,omitempty"` // why the last step did not go through
+	Failure   string          `json:"failure,omitempty"` // why the last step did not go through, and what is next
+	Since     time.Time       `json:"since,omitzero"`    // the phase, or the step to it, began
+	Deadline  time.Time       `json:"deadline,omitzero"` // while steps are taken: when they have ended, or are said to hang
+	RetryAt   time.Time       `json:"retryAt,omitzero"`  // when the next try begins
+	Forced    bool            `json:"forced,omitempty"`  // detached by force: its filesystem may be shut down, and is not flushed any more
 	CreatedAt time.Time       `json:"createdAt"`
 	CreatedBy string          `json:"createdBy,omitempty"`
 }

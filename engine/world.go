@@ -30,6 +30,14 @@ type Stage interface {
 	// the filesystem go (no namespace, no open file holds it). Not mounted is
 	// success; blockdev.ErrBusy otherwise.
 	Unmount(ctx context.Context, id blockdev.ID) error
+	// Shutdown makes the filesystem refuse everything from now on, for whoever has
+	// it open; with flush what is dirty is written first. Not mounted, or shut down
+	// already, is success. errors.ErrUnsupported, and nothing has changed, for types
+	// that cannot.
+	Shutdown(ctx context.Context, id blockdev.ID, flush bool) error
+	// Abandon unmounts without a flush, whoever has files open, and returns nil when
+	// the kernel has let go of the device; blockdev.ErrBusy while it has not.
+	Abandon(ctx context.Context, id blockdev.ID, device string) error
 	// Mounted tells where the volume is mounted now, "" when it is not.
 	Mounted(ctx context.Context, id blockdev.ID) (dir string, err error)
 	// Volumes tells all that are mounted now, and where.

@@ -46,7 +46,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, pool: blockdevtest.NewMemory(), trimPiece: 1 << 40, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
 	w.pool.Failpoint = w.point
-	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}}
+	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}, shut: map[blockdev.ID]bool{}, open: map[string]opened{}, leases: map[blockdev.ID]string{}}
 	dir := t.TempDir()
 	var err error
 	w.store, err = metadata.Open(filepath.Join(dir, "db"), metadata.Options{Log: slog.New(slog.DiscardHandler), Failpoint: w.point})
@@ -277,12 +277,22 @@ type kernel struct {
 	busy    map[string]bool        // holder keys with open files
 	dirty   map[string]bool        // volumes whose journal a mount must recover
 	frozen  map[string]bool        // mounts, by directory
+	shut    map[blockdev.ID]bool   // filesystems that were shut down
+	open    map[string]opened      // files that holders keep open, by holder key: what keeps a device
+	leases  map[blockdev.ID]string // of the device that was mounted last
 	boots   int
 }
 
 type mount struct {
 	endpoint blockdev.Endpoint
+	kind     filesystem.Type
 	letGo    func()
+}
+
+// opened is a holder's open file: it keeps one device.
+type opened struct {
+	lease string
+	letGo func()
 }
 
 func (k *kernel) powerCut() {
@@ -295,10 +305,15 @@ func (k *kernel) powerCut() {
 	clear(k.visible)
 	clear(k.busy)
 	clear(k.frozen)
+	clear(k.shut)
+	for _, o := range k.open {
+		o.letGo()
+	}
+	clear(k.open)
 	k.boots++
 }
 
-func (k *kernel) Mount(_ context.Context, id blockdev.ID, e blockdev.Endpoint, _ filesystem.Type) (string, error) {
+func (k *kernel) Mount(_ context.Context, id blockdev.ID, e blockdev.Endpoint, t filesystem.Type) (string, error) {
 	k.mu.Lock()
 	_, mounted := k.mounts[id]
 	k.mu.Unlock()
@@ -312,7 +327,8 @@ func (k *kernel) Mount(_ context.Context, id blockdev.ID, e blockdev.Endpoint, _
 	err = k.w.effect("mount", func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
-		k.mounts[id] = mount{e, letGo}
+		k.mounts[id] = mount{e, t, letGo}
+		k.leases[id] = e.Lease
 		delete(k.dirty, string(id))
 	})
 	k.mu.Lock()
@@ -340,12 +356,74 @@ func (k *kernel) Unmount(_ context.Context, id blockdev.ID) error {
 	if frozen {
 		k.w.t.Errorf("volume %s is unmounted while it is frozen: nobody can thaw it any more", id)
 	}
+	if k.shut[id] {
+		return fmt.Errorf("%w: flush of a filesystem that was shut down", blockdev.ErrFailed)
+	}
 	return k.w.effect("unmount", func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		m.letGo()
 		delete(k.mounts, id)
 	})
+}
+
+// hold lets who is at a place keep a file open: it is busy, and its device is held
+// until the power goes or the sandbox does.
+func (k *kernel) hold(p string) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, visible := k.visible[p]; !visible || k.busy[p] {
+		return
+	}
+	letGo, err := k.w.pool.Hold(k.visible[p])
+	if err != nil {
+		k.w.t.Fatal(err)
+	}
+	k.busy[p], k.open[p] = true, opened{k.leases[k.visible[p]], letGo}
+}
+
+// Shutdown is of every type but btrfs.
+func (k *kernel) Shutdown(_ context.Context, id blockdev.ID, _ bool) error {
+	k.mu.Lock()
+	m, mounted := k.mounts[id]
+	k.mu.Unlock()
+	if !mounted {
+		return nil
+	}
+	if m.kind == filesystem.Btrfs {
+		return errors.ErrUnsupported
+	}
+	return k.w.effect("shutdown", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.shut[id] = true
+	})
+}
+
+func (k *kernel) Abandon(_ context.Context, id blockdev.ID, _ string) error {
+	k.mu.Lock()
+	m, mounted := k.mounts[id]
+	k.mu.Unlock()
+	if mounted {
+		err := k.w.effect("abandon", func() {
+			k.mu.Lock()
+			defer k.mu.Unlock()
+			m.letGo()
+			delete(k.mounts, id)
+			delete(k.shut, id)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, o := range k.open {
+		if o.lease == k.leases[id] {
+			return blockdev.ErrBusy
+		}
+	}
+	return nil
 }
 
 func (k *kernel) Mounted(_ context.Context, id blockdev.ID) (string, error) {
@@ -416,7 +494,7 @@ func (a attacher) Detach(_ context.Context, r attach.Request) error {
 	k.mu.Lock()
 	busy, there := k.busy[place(r)], k.visible[place(r)] == r.Volume
 	k.mu.Unlock()
-	if busy && !a.gone(r.Target) {
+	if busy && !r.Lazy && !a.gone(r.Target) {
 		return blockdev.ErrBusy
 	}
 	if !there {
@@ -426,6 +504,26 @@ func (a attacher) Detach(_ context.Context, r attach.Request) error {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		delete(k.visible, place(r))
+		delete(k.busy, place(r)) // nothing can be busy where nothing is; what is open stays open
+	})
+}
+
+// Fence ends a container; a directory of the host is refused.
+func (a attacher) Fence(_ context.Context, r attach.Request) error {
+	if a.host {
+		return attach.ErrCannotFence
+	}
+	k := a.w.kernel
+	return a.w.effect("kill", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.dead[r.Target.Container] = true
+		delete(k.busy, place(r))
+		delete(k.visible, place(r))
+		if o, holds := k.open[place(r)]; holds {
+			o.letGo()
+			delete(k.open, place(r))
+		}
 	})
 }
 

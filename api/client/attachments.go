@@ -16,7 +16,12 @@ type Attachment struct {
 	ReadOnly  bool      `json:"readOnly"`
 	Epoch     uint64    `json:"epoch,omitempty"`
 	Phase     string    `json:"phase,omitempty"`   // attaching, attached, detaching
-	Failure   string    `json:"failure,omitempty"` // why the last step did not go through
+	Failure   string    `json:"failure,omitempty"` // why the last step did not go through, and what is next
+	Since     time.Time `json:"since,omitzero"`    // when the phase, or the step to it, began
+	Deadline  time.Time `json:"deadline,omitzero"` // while steps are taken: when they have ended or are said to hang
+	RetryAt   time.Time `json:"retryAt,omitzero"`  // when the next try begins
+	Forced    bool      `json:"forced,omitempty"`  // detached by force
+	Force     bool      `json:"force,omitempty"`   // of Attach: take the volume from whoever is in the way
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 	CreatedBy string    `json:"createdBy,omitempty"`
 }
@@ -55,6 +60,14 @@ func (c *Client) Attachment(ctx context.Context, volume, id string) (Attachment,
 func (c *Client) Detach(ctx context.Context, volume, id string) (Attachment, error) {
 	var out Attachment
 	err := c.do(ctx, call{method: "DELETE", path: []string{"volumes", volume, "attachments", id}}, &out)
+	return out, err
+}
+
+// ForceDetach takes a volume from a holder that does not let go. On return the
+// holder provably cannot write to it any more.
+func (c *Client) ForceDetach(ctx context.Context, volume, id string) (Attachment, error) {
+	var out Attachment
+	err := c.do(ctx, call{method: "DELETE", path: []string{"volumes", volume, "attachments", id}, query: url.Values{"force": {"true"}}}, &out)
 	return out, err
 }
 

@@ -31,6 +31,9 @@ type Request struct {
 	Target    Target
 	MountPath string // runc: absolute path inside the sandbox
 	ReadOnly  bool
+	// Lazy makes Detach take the volume away while files of it are open, too: of a
+	// filesystem that was shut down, or that nobody can write.
+	Lazy bool
 }
 
 // State is what a Probe finds.
@@ -41,6 +44,13 @@ const (
 	StateMissing  State = "missing"  // the sandbox lives and does not hold the volume
 	StateGone     State = "gone"     // the sandbox is provably dead
 )
+
+// Sentry is an Attacher that can tell of a sandbox's end when it happens.
+type Sentry interface {
+	// AwaitEnd returns nil when the sandbox of a resolved target has provably
+	// ended, and an error when ctx has or it cannot tell.
+	AwaitEnd(ctx context.Context, t Target) error
+}
 
 // Attacher puts volumes into one type of sandbox. Methods are idempotent and
 // safe for concurrent use.
@@ -58,6 +68,10 @@ type Attacher interface {
 	// the sandbox. blockdev.ErrBusy while it is in use there (open files); then
 	// nothing has changed. A sandbox that is gone is success.
 	Detach(ctx context.Context, r Request) error
+	// Fence ends the sandbox, so that it provably cannot write any more: on nil all
+	// its processes have ended. ErrCannotFence, with the reason, where that is not
+	// to be done or does not succeed. What was written stays in the filesystem.
+	Fence(ctx context.Context, r Request) error
 	// Probe asks whether the sandbox lives and holds the volume. An error means
 	// unknown: still attached.
 	Probe(ctx context.Context, r Request) (State, error)

@@ -15,6 +15,9 @@ import (
 // read-only, so its journal cannot be replayed. Mount it writable once first.
 var ErrNeedsRecovery = errors.New("the filesystem must be recovered by a writable mount first")
 
+// ErrCannotFence: nothing proves that the sandbox would not write any more.
+var ErrCannotFence = errors.New("the sandbox cannot be fenced")
+
 // classifyMount reads why the kernel refused to mount a filesystem.
 func classifyMount(err error) error {
 	var refused *sys.MountError

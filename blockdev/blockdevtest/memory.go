@@ -20,7 +20,7 @@ var ErrCrash = errors.New("simulated crash")
 // MemoryTotal is the capacity of a new Memory, in bytes.
 const MemoryTotal = 64 << 30
 
-// Memory is a backend (also a Cloner and a Trimmer) whose images live in memory
+// Memory is a backend (also a Cloner, a Trimmer and a Severer) whose images live in memory
 // and survive Restart as files would survive the death of a process. It is safe
 // for concurrent use. Blocks are allocated when written and shared by clones.
 //
@@ -47,7 +47,7 @@ type Memory struct {
 // volume's life meets them.
 var Points = []string{
 	"create", "clone", "open", "grow.image", "grow.device", "close.flush", "close.detach",
-	"publish", "describe", "trim", "remove", "quarantine",
+	"sever", "publish", "describe", "trim", "remove", "quarantine",
 }
 
 type memoryImage struct {
@@ -75,6 +75,7 @@ var (
 
 	_ blockdev.Meter      = (*Memory)(nil)
 	_ blockdev.Accountant = (*Memory)(nil)
+	_ blockdev.Severer = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.
@@ -349,6 +350,30 @@ func (m *Memory) close(ctx context.Context, id blockdev.ID, lease string) error 
 		image.opening = nil
 		return nil
 	})
+}
+
+// CanSever implements blockdev.Severer.
+func (m *Memory) CanSever(ctx context.Context, id blockdev.ID) error {
+	return blockdev.Op("memory.CanSever", id, m.begin(ctx, id))
+}
+
+// Sever implements blockdev.Severer: who held the device goes on holding nothing.
+func (m *Memory) Sever(ctx context.Context, id blockdev.ID) error {
+	return blockdev.Op("memory.Sever", id, m.sever(ctx, id))
+}
+
+func (m *Memory) sever(ctx context.Context, id blockdev.ID) error {
+	if err := m.begin(ctx, id); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	image, err := m.find(id)
+	open := err == nil && image.opening != nil
+	m.mu.Unlock()
+	if err != nil || !open {
+		return err
+	}
+	return m.effect("sever", func() error { image.opening = nil; return nil })
 }
 
 // Remove implements blockdev.Backend. Space is given back at once.

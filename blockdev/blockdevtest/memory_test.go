@@ -53,6 +53,12 @@ func lifeOf(t *testing.T, m *Memory) error {
 		},
 		func() error { return m.Grow(ctx, dst, 2*mib) },
 		func() error { return m.Close(ctx, dst, e.Lease) },
+		func() (err error) {
+			if e, err = m.Open(ctx, dst, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}}); err != nil {
+				return err
+			}
+			return m.Sever(ctx, dst)
+		},
 		func() error { return m.Publish(ctx, dst, nil) },
 		func() error { return m.Describe(ctx, dst, nil) },
 		func() error { _, err := m.Trim(ctx, dst); return err },

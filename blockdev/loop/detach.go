@@ -62,6 +62,25 @@ func (d Device) detach(ctx context.Context) error {
 	return d.awaitRelease(ctx)
 }
 
+// Abandon asks the kernel to take the device away with its last close, and does
+// not wait for that: for a device whose users nobody can or wants to end. Not this
+// use of the device any more is success.
+func (d Device) Abandon() error {
+	node, err := d.openSame(os.O_RDONLY)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return blockdev.Op("loop.Abandon", "", err)
+	}
+	defer node.Close()
+	err = sys.LoopClear(node)
+	if errors.Is(err, sys.ErrNoLoop) {
+		return nil
+	}
+	return blockdev.Op("loop.Abandon", "", err)
+}
+
 func (d Device) awaitRelease(ctx context.Context) error {
 	for deadline := time.Now().Add(releaseTime); ; {
 		here, err := d.attached()

@@ -46,6 +46,7 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&at.Target.Root, "runc-root", "", "runc's state directory (default: the server's)")
 	f.StringVar(&at.Target.Path, "path", "", "directory of the server's host, below an allowed prefix")
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container")
+	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
 	_ = c.MarkFlagRequired("holder")
 	return c
@@ -91,21 +92,32 @@ func (a *app) attachmentGet() *cobra.Command {
 }
 
 func (a *app) attachmentDelete() *cobra.Command {
-	return &cobra.Command{
-		Use: "delete VOLUME ID", Aliases: []string{"rm"}, Short: "Detach: what was written is durable when this returns", Args: cobra.ExactArgs(2),
+	var force bool
+	c := &cobra.Command{
+		Use: "delete VOLUME ID", Aliases: []string{"detach", "rm"}, Short: "Detach: what was written is durable when this returns", Args: cobra.ExactArgs(2),
+		Long: "Detach a volume. While the sandbox has files of it open this is refused, and nothing has changed.\n\n" +
+			"With --force it is taken away all the same, and on return the old holder provably cannot write any more: the filesystem is\n" +
+			"flushed and shut down, so that its open files answer with errors; where that is not possible (btrfs, a pool without\n" +
+			"reflinks) the container is killed. A directory of the host is refused then.",
 		ValidArgsFunction: a.completeAttachments,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := a.client()
 			if err != nil {
 				return err
 			}
-			if _, err := cl.Detach(cmd.Context(), args[0], args[1]); err != nil {
+			detach := cl.Detach
+			if force {
+				detach = cl.ForceDetach
+			}
+			if _, err := detach(cmd.Context(), args[0], args[1]); err != nil {
 				return err
 			}
 			a.done("attachment %s of volume %s deleted", args[1], args[0])
 			return nil
 		},
 	}
+	c.Flags().BoolVar(&force, "force", false, "take it away from a holder that does not let go")
+	return c
 }
 
 func (a *app) showAttachment(at client.Attachment) error {
@@ -118,6 +130,12 @@ func (a *app) showAttachment(at client.Attachment) error {
 		r.add("Phase", at.Phase)
 		if at.Failure != "" {
 			r.add("Failure", at.Failure)
+		}
+		if !at.Deadline.IsZero() {
+			r.add("Deadline", at.Deadline)
+		}
+		if !at.RetryAt.IsZero() {
+			r.add("Next try", at.RetryAt)
 		}
 		r.add("Created", at.CreatedAt)
 	})

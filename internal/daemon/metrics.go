@@ -89,6 +89,9 @@ var (
 	poolQuarantined = desc("pool_quarantined_images", "Images that nothing explains.", "pool")
 	volumes         = desc("volumes", "Volumes, by status.", "status")
 	attachments     = desc("attachments", "Attachments, by type of target.", "type")
+	phases          = desc("attachments_by_phase", "Attachments, by phase.", "phase")
+	attachEvents    = desc("attachment_events_total", "What happened to attachments since the start: detaches by force that were asked for, filesystems shut down, images severed, sandboxes killed by force, sandboxes lost, steps that hung.", "event")
+	hanging         = desc("hanging_volumes", "Volumes that wait for a step that hangs in the kernel.")
 	storeRecords    = desc("metadata_records", "Records in all tables.")
 	storeUpdates    = desc("metadata_updates_total", "Updates that are durable, since the start.")
 	storeTables     = desc("metadata_table_bytes", "Allocated by the store's tables.")
@@ -102,7 +105,7 @@ var (
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append([]*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
-		volumes, attachments, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
+		volumes, attachments, phases, attachEvents, hanging, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
 	}, append(libraryDescs, upkeepDescs...)...) {
 		ch <- d
 	}
@@ -151,6 +154,13 @@ func (c *nodeCollector) counts(ctx context.Context, out emit) error {
 	for kind, count := range c.n.engine.Attachments() {
 		out(attachments, prometheus.GaugeValue, float64(count), kind)
 	}
+	for phase, count := range c.n.engine.AttachmentsByPhase() {
+		out(phases, prometheus.GaugeValue, float64(count), string(phase))
+	}
+	for event, count := range c.n.engine.Counters() {
+		out(attachEvents, prometheus.CounterValue, float64(count), event)
+	}
+	out(hanging, prometheus.GaugeValue, float64(c.n.engine.Hanging()))
 	ok := 1.0
 	if c.n.healthy(ctx) != nil {
 		ok = 0

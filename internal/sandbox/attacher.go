@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 
 	"holdfast/api"
 	"holdfast/blockdev/attach"
@@ -19,4 +20,13 @@ func (a attacher) Resolve(ctx context.Context, t attach.Target, mountPath string
 	t, err := a.Attacher.Resolve(ctx, t, mountPath)
 	t.Type = api.SandboxTarget
 	return t, err
+}
+
+// AwaitEnd implements attach.Sentry as the attacher of containers does.
+func (a attacher) AwaitEnd(ctx context.Context, t attach.Target) error {
+	sentry, ok := a.Attacher.(attach.Sentry)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	return sentry.AwaitEnd(ctx, t)
 }

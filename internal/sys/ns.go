@@ -28,6 +28,11 @@ func UserNamespace(pid int) (*os.File, error) {
 	return open("/proc/"+strconv.Itoa(pid)+"/ns/user", unix.O_RDONLY)
 }
 
+// PidNamespace opens the pid namespace of a process; see MountNamespace.
+func PidNamespace(pid int) (*os.File, error) {
+	return open("/proc/"+strconv.Itoa(pid)+"/ns/pid", unix.O_RDONLY)
+}
+
 // SameNamespace reports whether two descriptors mean one namespace.
 func SameNamespace(a, b *os.File) (bool, error) {
 	pa, errA := PlaceOf(a)

@@ -156,6 +156,10 @@ func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 	case !v.Is(*there):
 		return a.covered(v, r, there)
 	}
+	if r.Lazy {
+		at.dir.Close()
+		return sys.UnmountLazyAt(at.parent, at.name)
+	}
 	place, _ := sys.PlaceOf(at.dir) // only to name who uses it
 	at.dir.Close()                  // it would keep the mount busy
 	err = attach.Patiently(ctx, func() error { return sys.UnmountAt(at.parent, at.name) })
@@ -166,6 +170,12 @@ func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 		return nil
 	}
 	return err
+}
+
+// Fence is always refused: who uses a directory of this host is no sandbox of
+// ours, and is not killed.
+func (a *Attacher) Fence(_ context.Context, r attach.Request) error {
+	return blockdev.Op("host.Fence", r.Volume, fmt.Errorf("%w: processes of the host are not killed", attach.ErrCannotFence))
 }
 
 // Probe asks whether the volume is mounted at the target's path: attached or

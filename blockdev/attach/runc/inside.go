@@ -71,13 +71,14 @@ func lookFor(in sys.Inside, v attach.Volume, mountPath string) ([]attach.Mount, 
 
 // takeAway unmounts all mounts of the volume in the namespace, that at the
 // mount path last, so that it is still there while others cannot go.
-func takeAway(ctx context.Context, in sys.Inside, v attach.Volume, mountPath string) error {
+func takeAway(ctx context.Context, in sys.Inside, v attach.Volume, r attach.Request) error {
+	mountPath := r.MountPath
 	found, err := lookFor(in, v, mountPath)
 	if err != nil {
 		return err
 	}
 	for _, m := range lastFirst(found, mountPath) {
-		if err := unmount(ctx, in, v, m); err != nil {
+		if err := unmount(ctx, in, v, m, r.Lazy); err != nil {
 			return err
 		}
 	}
@@ -104,7 +105,7 @@ func lastFirst(found []attach.Mount, mountPath string) []attach.Mount {
 
 // unmount takes one mount of the volume away, from where it is now: the tenant
 // may have renamed a directory above it.
-func unmount(ctx context.Context, in sys.Inside, v attach.Volume, m attach.Mount) error {
+func unmount(ctx context.Context, in sys.Inside, v attach.Volume, m attach.Mount, lazy bool) error {
 	if m.Path == "/" {
 		return fmt.Errorf("%w: the volume is the container's root", blockdev.ErrBusy)
 	}
@@ -117,7 +118,11 @@ func unmount(ctx context.Context, in sys.Inside, v attach.Volume, m attach.Mount
 	if err := topIs(in, v, parent, name); err != nil {
 		return moved(m, err)
 	}
-	err = attach.Patiently(ctx, func() error { return in.UnmountAt(parent, name) })
+	if lazy {
+		err = in.UnmountLazyAt(parent, name)
+	} else {
+		err = attach.Patiently(ctx, func() error { return in.UnmountAt(parent, name) })
+	}
 	switch {
 	case errors.Is(err, syscall.EBUSY):
 		return fmt.Errorf("%w: %s is in use in the container: %w", blockdev.ErrBusy, m.Path, err)

@@ -174,7 +174,7 @@ func (a *Attacher) detach(ctx context.Context, r attach.Request) error {
 	if err != nil {
 		return err
 	}
-	err = p.inside(func(in sys.Inside) error { return takeAway(ctx, in, v, r.MountPath) })
+	err = p.inside(func(in sys.Inside) error { return takeAway(ctx, in, v, r) })
 	switch {
 	case err == nil:
 		return nil

@@ -1,0 +1,193 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"holdfast/blockdev"
+)
+
+// Detach returns when the volume is no longer visible in the sandbox, what was
+// written is durable and the device is released. While the sandbox has files
+// open in it, ErrConflict, and nothing has changed. ErrHanging when a step does not
+// end in its time: the record says detaching, and it goes on by itself.
+func (e *Engine) Detach(ctx context.Context, workspace, name, id, actor string) (Attachment, error) {
+	return do(ctx, e, func(ctx context.Context) (Attachment, error) {
+		v, release, err := e.lockNamed(ctx, workspace, name)
+		if err != nil {
+			return Attachment{}, err
+		}
+		defer release()
+		return e.detach(ctx, v, id, actor, e.release)
+	})
+}
+
+// detach takes an attachment away by one of the ways to do that.
+func (e *Engine) detach(ctx context.Context, v Volume, id, actor string, way func(context.Context, *Volume, string) error) (Attachment, error) {
+	v = v.clone()
+	a := v.attachment(id)
+	if a == nil {
+		return Attachment{}, problem(ErrNotFound, "", "volume %q has no attachment %.40q", v.Name, id)
+	}
+	gone := *a
+	v.UpdatedBy = actor
+	if err := way(ctx, &v, id); err != nil {
+		return Attachment{}, detachError(v, id, err)
+	}
+	if v.hasPendingGrowth(e) {
+		e.watch(v.ID)
+		e.wake()
+	}
+	gone.Phase, gone.Failure, gone.Deadline, gone.RetryAt = Detaching, "", time.Time{}, time.Time{}
+	return gone, nil
+}
+
+func (v Volume) hasPendingGrowth(e *Engine) bool {
+	return len(v.Attachments) == 0 && (v.CheckFirst || e.pendingReason(v.ID) != "")
+}
+
+// release takes an attachment away: out of the sandbox, and with the last one
+// flush, unmount and close. On ErrBusy in the sandbox it stays attached; when
+// only the host still holds the device it stays detaching, and Run tries again.
+// What was begun by force goes on by force.
+func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
+	a := v.attachment(id)
+	if a.Forced {
+		return e.releaseByForce(ctx, v, id)
+	}
+	before := a.Phase
+	if before == Attaching { // its caller is told that it failed: it must not come true later
+		before = Detaching
+	}
+	if err := e.beginDetaching(ctx, v, id); err != nil {
+		return err
+	}
+	if err := e.leaveSandbox(ctx, *v, *a, false); err != nil {
+		if hangs(err) != nil {
+			before = Detaching
+		}
+		return e.stay(ctx, v, id, before, err)
+	}
+	if len(v.Attachments) == 1 {
+		if err := e.closeDevice(ctx, *v); err != nil {
+			return e.stay(ctx, v, id, Detaching, err)
+		}
+	}
+	return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s", a.Holder))
+}
+
+// beginDetaching makes durable that an attachment is being taken away. A freeze
+// ends first.
+func (e *Engine) beginDetaching(ctx context.Context, v *Volume, id string) error {
+	if err := e.thawFirst(ctx, v, "the volume is being detached"); err != nil {
+		return err
+	}
+	a, now := v.attachment(id), e.now()
+	if a.Phase != Detaching {
+		a.Since = now
+	}
+	a.Phase, a.Deadline, a.RetryAt = Detaching, e.deadline(now), time.Time{}
+	return e.commitFreeing(ctx, v.clone())
+}
+
+// leaveSandbox takes the volume out of the sandbox; lazily: also while files of it
+// are open.
+func (e *Engine) leaveSandbox(ctx context.Context, v Volume, a Attachment, lazy bool) error {
+	attacher := e.o.Attachers[a.Target.Type]
+	if attacher == nil {
+		return nil
+	}
+	return e.step(ctx, v.ID, stepDetach, func(ctx context.Context) error {
+		request, err := e.request(ctx, v, a)
+		if err != nil {
+			return err
+		}
+		request.Lazy = lazy
+		return attacher.Detach(ctx, request)
+	})
+}
+
+func (e *Engine) closeDevice(ctx context.Context, v Volume) error {
+	return e.step(ctx, v.ID, stepClose, func(ctx context.Context) error { return e.deactivate(ctx, v) })
+}
+
+// forget removes an attachment from the record, once nothing of it is left.
+func (e *Engine) forget(ctx context.Context, v *Volume, id, message string) error {
+	a := *v.attachment(id)
+	changed := v.clone()
+	changed.Attachments = slices.DeleteFunc(changed.Attachments, func(b Attachment) bool { return b.ID == id })
+	changed.UpdatedAt = e.now()
+	e.happened(&changed, "detach", "%s", message)
+	saved, err := stepOf(ctx, e, v.ID, stepDescribe, func(ctx context.Context) (Volume, error) {
+		c := changed.clone()
+		return c, e.saveFreeing(ctx, &c)
+	})
+	if err != nil {
+		return err
+	}
+	*v = saved
+	e.unguard(*v, a.Target)
+	if len(v.Attachments) == 0 {
+		e.unwatch(v.ID)
+	}
+	return nil
+}
+
+// stay records how far a release, or an attachment that is made again, came, why
+// it went no further, and what is next.
+func (e *Engine) stay(ctx context.Context, v *Volume, id string, phase AttachmentPhase, cause error) error {
+	changed := v.clone()
+	a, now := changed.attachment(id), e.now()
+	if a.Phase != phase {
+		a.Since = now
+	}
+	a.Phase, a.Deadline, a.RetryAt = phase, time.Time{}, time.Time{}
+	h := hangs(cause)
+	switch {
+	case h != nil:
+		a.Failure = h.Error() + ": it goes on as soon as that ends"
+	case phase != Detaching && errors.Is(cause, blockdev.ErrBusy):
+		a.Failure = innermost(cause) // which processes of the sandbox: for who has to close their files
+	case phase != Detaching:
+		a.Failure = "making it visible again failed and is tried again: the operator's log has the reason"
+	default:
+		a.Failure = "detaching is tried again: the operator's log has the reason"
+	}
+	switch {
+	case h != nil: // watched again when it ends
+	case phase == Detaching || !errors.Is(cause, blockdev.ErrBusy):
+		a.RetryAt = e.nextTry(a.Since, now)
+		e.watchFrom(v.ID, a.RetryAt)
+	default:
+		e.watch(v.ID)
+	}
+	if err := e.commitFreeing(ctx, changed); err != nil {
+		return errors.Join(cause, err)
+	}
+	*v = changed
+	return cause
+}
+
+// lastTry is the longest time between two tries to end an attachment.
+const lastTry = 30 * time.Second
+
+// nextTry doubles the time that a phase has lasted, within bounds.
+func (e *Engine) nextTry(since, now time.Time) time.Time {
+	return now.Add(min(max(now.Sub(since), e.o.ProbeInterval), lastTry)).Truncate(time.Millisecond)
+}
+
+func detachError(v Volume, id string, err error) error {
+	if hangs(err) != nil {
+		return hangingProblem(v, err)
+	}
+	if !errors.Is(err, blockdev.ErrBusy) {
+		return userError(err)
+	}
+	if a := v.attachment(id); a != nil && a.Phase == Detaching {
+		return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q has left the sandbox, but something still holds it: detaching is tried again until it lets go", v.Name), Err: err}
+	}
+	return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q is in use in the sandbox: close its files there first (%s)", v.Name, innermost(err)), Err: err}
+}

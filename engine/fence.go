@@ -1,0 +1,293 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/metadata"
+)
+
+// ForceDetach takes a volume away from a holder that does not let go. It returns
+// when the holder provably cannot write to the volume any more and the volume can
+// be attached elsewhere; otherwise ErrCannotFence, with the reason. Each way is
+// taken only where the one before did not do:
+//
+//  1. an ordinary detach: nothing is lost;
+//  2. the filesystem is flushed and shut down, and the image cut off from the
+//     device: the sandbox lives on, its open files answer EIO. What it had written
+//     by then is kept;
+//  3. where the filesystem or the pool cannot (btrfs; a pool without reflinks), the
+//     sandbox is ended and proven dead, then an ordinary detach. A target that is
+//     no sandbox (a directory of the host) is refused, and nothing has changed.
+//
+// A device that does not answer any more makes 2 lose what was not flushed, as a
+// power cut does; while it does not let go, ErrCannotFence.
+func (e *Engine) ForceDetach(ctx context.Context, workspace, name, id, actor string) (Attachment, error) {
+	return do(ctx, e, func(ctx context.Context) (Attachment, error) {
+		v, release, err := e.lockForced(ctx, workspace, name, id)
+		if err != nil {
+			return Attachment{}, err
+		}
+		defer release()
+		return e.detach(ctx, v, id, actor, e.expel)
+	})
+}
+
+// makeWay ends the attachments that are in the way of a forced one.
+func (e *Engine) makeWay(ctx context.Context, v *Volume, r AttachVolume) error {
+	if !r.Force {
+		return nil
+	}
+	for {
+		a := v.inTheWay(r)
+		if a == nil {
+			return nil
+		}
+		if err := e.expel(ctx, v, a.ID); err != nil {
+			return detachError(*v, a.ID, err)
+		}
+	}
+}
+
+// expel detaches by force: ordinarily if that does, else as releaseByForce.
+func (e *Engine) expel(ctx context.Context, v *Volume, id string) error {
+	e.count(countForced)
+	err := e.release(ctx, v, id)
+	switch {
+	case err == nil, lostWrite(err), v.attachment(id) == nil:
+		return err
+	case hangs(err) != nil:
+		if err := e.unhang(ctx, v.ID, id); err != nil {
+			return err
+		}
+		now, ok := e.catalog.get(v.ID)
+		if !ok {
+			return fmt.Errorf("volume %s: %w", v.ID, ErrNotFound)
+		}
+		if *v = now.clone(); v.attachment(id) == nil {
+			return nil
+		}
+	case !errors.Is(err, blockdev.ErrBusy):
+		return err
+	case v.attachment(id).Forced:
+		return err // that was tried
+	}
+	return e.releaseByForce(ctx, v, id)
+}
+
+// releaseByForce is 2 and 3 of ForceDetach.
+func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) error {
+	if err := e.beginDetaching(ctx, v, id); err != nil {
+		return err
+	}
+	a := *v.attachment(id)
+	var err error
+	switch {
+	case a.ReadOnly && len(v.Attachments) > 1:
+		// A reader among others: its device takes no writes from anybody.
+		if err = e.leaveSandbox(ctx, *v, a, true); err == nil {
+			return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force", a.Holder))
+		}
+	case a.Forced || e.severable(ctx, *v):
+		err = e.cutOff(ctx, v, id)
+	default:
+		err = errors.ErrUnsupported
+	}
+	if errors.Is(err, errors.ErrUnsupported) {
+		return e.endSandbox(ctx, v, id)
+	}
+	if err != nil {
+		return e.stayForced(ctx, v, id, err)
+	}
+	return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force: the filesystem was shut down", a.Holder))
+}
+
+// severable asks the pool whether the image can be cut off from its device.
+func (e *Engine) severable(ctx context.Context, v Volume) bool {
+	pool, ok := e.o.Pool.(blockdev.Severer)
+	if !ok {
+		return false
+	}
+	err := e.step(ctx, v.ID, stepSever, func(ctx context.Context) error { return pool.CanSever(ctx, v.ID) })
+	return err == nil
+}
+
+// cutOff shuts the filesystem down and separates the image from whoever still has
+// it. errors.ErrUnsupported when nothing could be done and nothing was.
+func (e *Engine) cutOff(ctx context.Context, v *Volume, id string) error {
+	a := *v.attachment(id)
+	if !a.Forced { // from here on it is not flushed any more: that would report the loss of what is lost on purpose
+		v.attachment(id).Forced = true
+		if err := e.commitFreeing(ctx, v.clone()); err != nil {
+			return err
+		}
+	}
+	err := e.shutDown(ctx, *v)
+	if errors.Is(err, errors.ErrUnsupported) {
+		v.attachment(id).Forced = false
+		return errors.Join(err, e.commitFreeing(ctx, v.clone()))
+	}
+	if err != nil {
+		return err
+	}
+	e.count(countShutdown)
+	if err := e.leaveSandbox(ctx, *v, a, true); err != nil {
+		if !errors.Is(err, blockdev.ErrBusy) {
+			return err
+		}
+		// The sandbox hinders it, by a mount of its own upon it say. What it keeps is dead.
+		e.o.Log.Warn("a shut down volume could not be unmounted in its sandbox", "volume", v.ID, "attachment", id, "err", err)
+	}
+	held, err := e.letGo(ctx, *v, a.ReadOnly)
+	if err != nil || !held {
+		return err
+	}
+	pool := e.o.Pool.(blockdev.Severer) //nolint:forcetypeassert // severable has seen it, before or in an earlier life
+	if err := e.step(ctx, v.ID, stepSever, func(ctx context.Context) error { return pool.Sever(ctx, v.ID) }); err != nil {
+		return err
+	}
+	e.count(countSevered)
+	e.forgetEndpoint(v.ID)
+	return nil
+}
+
+// shutDown flushes and shuts the filesystem down; one that cannot be flushed any
+// more loses what is not written.
+func (e *Engine) shutDown(ctx context.Context, v Volume) error {
+	err := e.step(ctx, v.ID, stepShutdown, func(ctx context.Context) error { return e.o.Stage.Shutdown(ctx, v.ID, true) })
+	if err == nil || errors.Is(err, errors.ErrUnsupported) || hangs(err) != nil {
+		return err
+	}
+	e.o.Log.Warn("a filesystem that is shut down could not be flushed", "volume", v.ID, "err", err)
+	return e.step(ctx, v.ID, stepShutdown, func(ctx context.Context) error { return e.o.Stage.Shutdown(ctx, v.ID, false) })
+}
+
+// letGo lets go of the shut down filesystem and its device. held: somebody else
+// does not.
+func (e *Engine) letGo(ctx context.Context, v Volume, readOnly bool) (held bool, err error) {
+	err = e.step(ctx, v.ID, stepAbandon, func(ctx context.Context) error {
+		info, err := e.o.Pool.Stat(ctx, v.ID)
+		if err != nil || !info.Open {
+			return err
+		}
+		endpoint, err := e.open(ctx, v.ID, readOnly)
+		if err != nil {
+			return err
+		}
+		return e.o.Stage.Abandon(ctx, v.ID, endpoint.Path)
+	})
+	if errors.Is(err, blockdev.ErrBusy) {
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return false, e.closeDevice(ctx, v)
+}
+
+// endSandbox proves the sandbox dead and then detaches ordinarily.
+func (e *Engine) endSandbox(ctx context.Context, v *Volume, id string) error {
+	a := *v.attachment(id)
+	attacher := e.o.Attachers[a.Target.Type]
+	if attacher == nil {
+		return e.stayForced(ctx, v, id, fmt.Errorf("attachments of type %q are not configured", a.Target.Type))
+	}
+	err := e.step(ctx, v.ID, stepKill, func(ctx context.Context) error {
+		request, err := e.request(ctx, *v, a)
+		if err != nil {
+			return err
+		}
+		return attacher.Fence(ctx, request)
+	})
+	if errors.Is(err, attach.ErrCannotFence) {
+		// Nothing was done: the holder has it as before.
+		before := e.stay(ctx, v, id, Attached, fmt.Errorf("%w: it is in use, and neither can its filesystem be shut down here: %w", blockdev.ErrBusy, err))
+		return &Problem{Kind: ErrCannotFence, Message: fmt.Sprintf(
+			"volume %q is in use, and nothing would prove that its holder does not write any more: %s", v.Name, innermost(err)), Err: before}
+	}
+	if err != nil {
+		return e.stayForced(ctx, v, id, err)
+	}
+	e.count(countKilled)
+	e.happened(v, "detach", "%s was ended by force", a.Holder)
+	return e.release(ctx, v, id)
+}
+
+// stayForced is stay for what began by force.
+func (e *Engine) stayForced(ctx context.Context, v *Volume, id string, cause error) error {
+	cause = e.stay(ctx, v, id, Detaching, cause)
+	if lostWrite(cause) || hangs(cause) != nil {
+		return cause
+	}
+	return &Problem{Kind: ErrCannotFence, Message: fmt.Sprintf("volume %q is not proven to be out of its holder's reach yet: that is tried again", v.Name), Err: cause}
+}
+
+// lockForced is lockNamed for who comes with force: of a step that hangs it takes
+// the ground away, and waits for its end.
+func (e *Engine) lockForced(ctx context.Context, workspace, name string, ids ...string) (Volume, func(), error) {
+	v, release, err := e.lockNamed(ctx, workspace, name)
+	if hangs(err) == nil {
+		return v, release, err
+	}
+	known, err := e.Volume(workspace, name)
+	if err != nil {
+		return Volume{}, nil, err
+	}
+	for _, a := range known.Attachments {
+		if len(ids) == 0 || a.ID == ids[0] {
+			if err := e.unhang(ctx, known.ID, a.ID); err != nil {
+				return Volume{}, nil, detachError(known, a.ID, err)
+			}
+		}
+	}
+	return e.lockNamed(ctx, workspace, name)
+}
+
+// unhang shuts the filesystem of a volume down beside the step that hangs, which
+// is harmless to it and may free it, and waits for its end. The record says first
+// that this is by force.
+func (e *Engine) unhang(ctx context.Context, id blockdev.ID, attachment string) error {
+	h := e.locks.hung(id)
+	if h == nil {
+		return nil
+	}
+	if h.what != stepDescribe && h.what != stepPrepare { // those write the record themselves when they end
+		if err := e.markForced(ctx, id, attachment); err != nil {
+			return err
+		}
+		go func() { // it may hang as well
+			if err := e.o.Stage.Shutdown(ctx, id, false); err != nil {
+				e.o.Log.Warn("a filesystem could not be shut down beside a step that hangs", "volume", id, "err", err)
+			}
+		}()
+	}
+	bounded, cancel := context.WithTimeout(ctx, e.o.StepLimit)
+	defer cancel()
+	if e.locks.calm(bounded, id) {
+		return nil
+	}
+	return &Problem{Kind: ErrCannotFence, Message: "the volume cannot be fenced: " + h.Error() + ", and until then it may still be written; that is tried again when it ends", Err: h}
+}
+
+// markForced is durable on return. The lock is with a step that hangs and does not
+// write the record.
+func (e *Engine) markForced(ctx context.Context, id blockdev.ID, attachment string) error {
+	v, ok := e.catalog.get(id)
+	if !ok {
+		return nil
+	}
+	v = v.clone()
+	a := v.attachment(attachment)
+	if a == nil || a.Forced || a.ReadOnly {
+		return nil
+	}
+	a.Phase, a.Forced = Detaching, true
+	err := e.o.Store.UpdateFreeing(ctx, func(tx *metadata.Tx) error { return volumesTable.Put(tx, string(id), v) })
+	if err == nil {
+		e.catalog.replace(v)
+	}
+	return err
+}
