@@ -3,11 +3,13 @@ package filesystem
 import (
 	"encoding/binary"
 	"os"
+
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 )
 
 const (
 	ext4GroupFlagsAt    = 0x12
-	ext4GroupSumAt      = 0x1E
+	ext4GroupSumAt      = ext4disk.GroupSumAt
 	ext4GroupZeroedItab = 0x4
 )
 
@@ -65,9 +67,5 @@ func (s *ext4Super) markBlock(f *os.File, off, group, count int64) error {
 
 // groupSum is the checksum of a group descriptor under metadata_csum with a seed.
 func (s *ext4Super) groupSum(group uint32, d []byte) uint16 {
-	c := binary.LittleEndian.Uint32(s.raw[0x270:])
-	c = rawCRC32C(c, binary.LittleEndian.AppendUint32(nil, group))
-	c = rawCRC32C(c, d[:ext4GroupSumAt])
-	c = rawCRC32C(c, make([]byte, 2))
-	return uint16(rawCRC32C(c, d[ext4GroupSumAt+2:]))
+	return ext4disk.GroupSum(binary.LittleEndian.Uint32(s.raw[0x270:]), group, d)
 }

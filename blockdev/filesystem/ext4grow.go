@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 	"holdfast/internal/run"
 )
 
@@ -138,7 +139,7 @@ func markExt4(path string, clean bool) error {
 		state |= ext4StateClean
 	}
 	binary.LittleEndian.PutUint16(b[0x3A:], state)
-	binary.LittleEndian.PutUint32(b[0x3FC:], ext4SuperSum(b))
+	binary.LittleEndian.PutUint32(b[ext4disk.SuperSumAt:], ext4disk.SuperSum(b))
 	if _, err := f.WriteAt(b, ext4SuperOffset); err != nil {
 		return err
 	}
@@ -176,7 +177,7 @@ func (s *ext4Super) fills(device int64) bool {
 // groupOverhead is the blocks that group g needs for itself.
 func (s *ext4Super) groupOverhead(g int64) int64 {
 	overhead := 2 + s.inodesPerGroup*s.inodeSize/s.blockSize
-	if hasSuperCopy(g) {
+	if ext4disk.HasSuperCopy(g) {
 		overhead += 1 + ((g+1)*s.descriptorSize()+s.blockSize-1)/s.blockSize + s.reservedGDT
 	}
 	return overhead
@@ -188,24 +189,6 @@ func (s *ext4Super) descriptorSize() int64 {
 		return 64
 	}
 	return 32
-}
-
-// hasSuperCopy tells which groups hold a copy of the superblock under
-// sparse_super: 0, 1 and the powers of 3, 5 and 7.
-func hasSuperCopy(g int64) bool {
-	if g <= 1 {
-		return true
-	}
-	for _, base := range []int64{3, 5, 7} {
-		n := g
-		for n%base == 0 {
-			n /= base
-		}
-		if n == 1 {
-			return true
-		}
-	}
-	return false
 }
 
 // classifyCheck reads the error of a checker: an exit that reports damage is

@@ -2,9 +2,11 @@ package filesystem
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"strconv"
 
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 	"holdfast/internal/run"
 )
 
@@ -89,8 +91,37 @@ func (x Tools) makeExt4(ctx context.Context, path string, size int64, o MakeOpti
 		sec := strconv.FormatInt(o.Time.Unix(), 10)
 		env = append(env, "SOURCE_DATE_EPOCH="+sec, "E2FSPROGS_FAKE_TIME="+sec)
 	}
-	_, err = run.Run(ctx, run.Cmd{Args: args, Env: env, Timeout: x.MakeTimeout})
-	return err
+	if _, err = run.Run(ctx, run.Cmd{Args: args, Env: env, Timeout: x.MakeTimeout}); err != nil {
+		return err
+	}
+	return signExt4Names(path)
+}
+
+const (
+	ext4FlagsAt       = 0x160
+	ext4FlagSigned    = 0x1
+	ext4FlagUnsigned  = 0x2
+	ext4FlagsOfHashes = ext4FlagSigned | ext4FlagUnsigned
+)
+
+// signExt4Names has an empty filesystem hash names as bytes with a sign, as x86
+// does: mke2fs goes by what char is on its machine, and images should not tell.
+func signExt4Names(path string) error {
+	f, b, _, err := openExt4(path)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	flags := binary.LittleEndian.Uint32(b[ext4FlagsAt:])
+	if flags&ext4FlagsOfHashes == ext4FlagSigned {
+		return nil
+	}
+	binary.LittleEndian.PutUint32(b[ext4FlagsAt:], flags&^ext4FlagsOfHashes|ext4FlagSigned)
+	binary.LittleEndian.PutUint32(b[ext4disk.SuperSumAt:], ext4disk.SuperSum(b))
+	if _, err := f.WriteAt(b, ext4SuperOffset); err != nil {
+		return err
+	}
+	return f.Close()
 }
 
 func ext4MakeArgs(path string, size int64, o MakeOptions) ([]string, error) {

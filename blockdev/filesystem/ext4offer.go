@@ -1,5 +1,7 @@
 package filesystem
 
+import "holdfast/blockdev/filesystem/internal/ext4disk"
+
 // Ext4Offer is what an empty ext4 has for files.
 type Ext4Offer struct {
 	BlockSize int64 // bytes
@@ -36,7 +38,7 @@ func OfferExt4(size, inodes int64) Ext4Offer {
 		}
 		overhead := func(g int64) int64 {
 			n := 2 + s.inodesPerGroup*s.inodeSize/c.blockSize
-			if hasSuperCopy(g) {
+			if ext4disk.HasSuperCopy(g) {
 				n += 1 + descriptors + s.reservedGDT
 			}
 			return n

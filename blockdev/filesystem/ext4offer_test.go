@@ -33,3 +33,20 @@ func TestOfferExt4IsWhatMakeMakes(t *testing.T) {
 		}
 	}
 }
+
+// TestSignExt4Names plays a machine where char is unsigned.
+func TestSignExt4Names(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.Ext4)
+	path := blank(t, 16*MiB)
+	check(t, NewTools().Make(t.Context(), path, Ext4, MakeOptions{UUID: "8d5a5c0b-6c3c-4f3c-9d0a-1f2e3d4c5b6a"}))
+	here, err := readExt4Super(path)
+	check(t, err)
+	command(t, "debugfs", "-w", "-R", "set_super_value flags 2", path)
+	check(t, signExt4Names(path))
+	there, err := readExt4Super(path)
+	check(t, err)
+	if here.raw[ext4FlagsAt] != ext4FlagSigned || there.raw[ext4FlagsAt] != ext4FlagSigned {
+		t.Errorf("flags %#x and %#x", here.raw[ext4FlagsAt], there.raw[ext4FlagsAt])
+	}
+	check(t, NewTools().Check(t.Context(), path, Ext4, false))
+}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"iter"
 	"time"
+
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 )
 
 const (
@@ -106,7 +108,7 @@ func (r *ext4Reader) inodeTable(group int64) (int64, error) {
 	if s.incompat&ext4IncompatMetaBG != 0 && group/perBlock >= int64(binary.LittleEndian.Uint32(s.raw[0x104:])) {
 		leader := group / perBlock * perBlock
 		at = first + leader*s.blocksPerGroup
-		if hasSuperCopy(leader) {
+		if ext4disk.HasSuperCopy(leader) {
 			at++
 		}
 	}

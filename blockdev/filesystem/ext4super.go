@@ -3,13 +3,15 @@ package filesystem
 import (
 	"encoding/binary"
 	"os"
+
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 )
 
 // The ext4 superblock: 1024 bytes at byte 1024, little-endian. Offsets and bits
 // are those of the kernel's Documentation/filesystems/ext4/super.rst.
 const (
-	ext4SuperOffset = 1024
-	ext4SuperBytes  = 1024
+	ext4SuperOffset = ext4disk.SuperOffset
+	ext4SuperBytes  = ext4disk.SuperBytes
 	ext4Magic       = 0xEF53
 
 	ext4CompatJournal   = 0x4
@@ -58,7 +60,7 @@ func parseExt4Super(b []byte) (*ext4Super, error) {
 		return nil, err
 	}
 	if s.roCompat&ext4ROMetadataCsum != 0 {
-		if want, have := ext4SuperSum(b), binary.LittleEndian.Uint32(b[0x3FC:]); want != have {
+		if want, have := ext4disk.SuperSum(b), binary.LittleEndian.Uint32(b[ext4disk.SuperSumAt:]); want != have {
 			return nil, damaged("ext4 superblock checksum %08x, should be %08x", have, want)
 		}
 	}
@@ -106,9 +108,6 @@ func parseExt4SuperUnsummed(b []byte) (*ext4Super, error) {
 	}
 	return s, nil
 }
-
-// ext4SuperSum is the checksum that belongs in a superblock's last four bytes.
-func ext4SuperSum(b []byte) uint32 { return rawCRC32C(^uint32(0), b[:0x3FC]) }
 
 func readExt4Super(path string) (*ext4Super, error) {
 	b, err := readHead(path, ext4SuperOffset, ext4SuperBytes)
@@ -167,7 +166,7 @@ func identifyExt4(path string, id UUID) error {
 		return ErrDirty
 	}
 	copy(b[0x68:0x78], id[:])
-	binary.LittleEndian.PutUint32(b[0x3FC:], ext4SuperSum(b))
+	binary.LittleEndian.PutUint32(b[ext4disk.SuperSumAt:], ext4disk.SuperSum(b))
 	if _, err := f.WriteAt(b, ext4SuperOffset); err != nil {
 		return err
 	}

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 )
 
 // acceptable fails the test for an error that damage must not lead to.
@@ -47,7 +48,7 @@ func FuzzSuperblocks(f *testing.F) {
 		copy(block, b)
 		block[at%4096] ^= c
 		// A checksum keeps random bytes out: set it right, so that they come in.
-		binary.LittleEndian.PutUint32(block[0x3FC:], ext4SuperSum(block))
+		binary.LittleEndian.PutUint32(block[0x3FC:], ext4disk.SuperSum(block))
 		e, err := parseExt4Super(block[:ext4SuperBytes])
 		acceptable(t, err)
 		if err == nil {
@@ -113,7 +114,7 @@ func (p patched) ReadAt(b []byte, off int64) (int, error) {
 		}
 	}
 	if off <= ext4SuperOffset && off+int64(n) >= ext4SuperOffset+ext4SuperBytes && len(b) == ext4SuperBytes {
-		binary.LittleEndian.PutUint32(b[0x3FC:], ext4SuperSum(b))
+		binary.LittleEndian.PutUint32(b[0x3FC:], ext4disk.SuperSum(b))
 	}
 	return n, err
 }

@@ -12,12 +12,13 @@ type builder struct {
 	im    *image
 	plan  *plan
 	space *space
-	maps  *writer // bitmaps and descriptors
-	meta  *writer // blocks of directories, extent trees, attributes, links
-	table *writer // inodes
-	dirs  map[int64]int64
-	root  []span // the root directory's block
-	buf   []byte // a block; see block
+	maps  *writer         // bitmaps and descriptors
+	meta  *writer         // blocks of directories, extent trees, attributes, links
+	table *writer         // inodes
+	dirs  map[int64]int64 // directories more, by group
+	root  []span          // the root directory's block
+	buf   []byte          // a block; see block
+	inode [inodeBytes]byte
 }
 
 func newBuilder(im *image, p *plan) (*builder, error) {
@@ -43,6 +44,9 @@ func newBuilder(im *image, p *plan) (*builder, error) {
 		}
 		for i := range s[0].length {
 			freed = append(freed, s[0].physical+i)
+		}
+		if p.nodes[p.own].Kind != tree.Directory {
+			b.dirs[0]--
 		}
 	}
 	b.space, err = newSpace(im, b.maps, freed)
@@ -75,37 +79,30 @@ func (b *builder) block() []byte {
 	return b.buf
 }
 
-// place is a piece of contents and where it goes.
-type place struct {
-	at int64
-	tree.Run
-}
-
 // placeFiles finds a place for all contents, in the order of the tree and before
 // everything else, so that files lie one behind the other.
-func (b *builder) placeFiles(ctx context.Context) (filled tree.Tree, places []place, err error) {
+func (b *builder) placeFiles(ctx context.Context) (filled tree.Tree, err error) {
 	size := b.im.blockSize
 	filled.Nodes = make([]tree.Node, len(b.plan.nodes))
 	var slab, runs []tree.Run
 	var spans []span
 	for i := range b.plan.nodes {
 		if i%1024 == 0 && ctx.Err() != nil {
-			return filled, nil, ctx.Err()
+			return filled, ctx.Err()
 		}
 		n := &b.plan.nodes[i]
 		if err := checkLimits(n, size); err != nil {
-			return filled, nil, about(n.Path, err)
+			return filled, about(n.Path, err)
 		}
 		runs = runs[:0]
 		for _, r := range n.Runs {
 			if spans, err = b.space.spans(spans[:0], 0, (r.Length+size-1)/size); err != nil {
-				return filled, nil, err
+				return filled, err
 			}
 			for _, s := range spans {
 				done := s.logical * size
 				piece := tree.Run{Offset: r.Offset + done, Length: min(s.length*size, r.Length-done), At: s.physical * size}
 				runs = appendRun(runs, piece)
-				places = appendPlace(places, place{piece.At, tree.Run{Length: s.length * size, Store: r.Store, At: r.At + done}})
 			}
 		}
 		filled.Nodes[i] = *n
@@ -119,7 +116,7 @@ func (b *builder) placeFiles(ctx context.Context) (filled tree.Tree, places []pl
 		slab = append(slab, runs...)
 		filled.Nodes[i].Runs = slab[len(slab)-len(runs) : len(slab) : len(slab)]
 	}
-	return filled, places, nil
+	return filled, nil
 }
 
 func appendRun(to []tree.Run, r tree.Run) []tree.Run {
@@ -131,17 +128,6 @@ func appendRun(to []tree.Run, r tree.Run) []tree.Run {
 		}
 	}
 	return append(to, r)
-}
-
-func appendPlace(to []place, p place) []place {
-	if n := len(to); n > 0 {
-		last := &to[n-1]
-		if last.Store == p.Store && last.Run.At+last.Length == p.Run.At && last.at+last.Length == p.at {
-			last.Length += p.Length
-			return to
-		}
-	}
-	return append(to, p)
 }
 
 // writeNodes writes everything but the contents of files.
@@ -186,7 +172,7 @@ func (b *builder) writeNode(ctx context.Context, i int, n *tree.Node) error {
 		}
 		x.blocks++
 	}
-	return b.putInode(b.table, ino, n, &x)
+	return b.putInode(ino, n, &x)
 }
 
 func (b *builder) writeDirectory(ctx context.Context, i int, ino uint32, x *inode) error {

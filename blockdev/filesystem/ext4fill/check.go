@@ -9,6 +9,9 @@ import (
 // maxFileBlocks is the number of blocks that an extent tree can address.
 const maxFileBlocks = 1<<32 - 1
 
+// noOwner is no user and no group (INVALID_UID in the kernel's uidgid.h).
+const noOwner = 1<<32 - 1
+
 // checkNode refuses what does not belong in a tree: everything else here relies
 // on it. Limits that depend on the block size are looked at where they apply.
 func checkNode(n *tree.Node, root bool) error {
@@ -21,6 +24,9 @@ func checkNode(n *tree.Node, root bool) error {
 	}
 	if n.Mode > 0o7777 {
 		return invalid("mode %#o", n.Mode)
+	}
+	if n.UID == noOwner || n.GID == noOwner {
+		return invalid("owner %d, group %d: the highest number means none", n.UID, n.GID)
 	}
 	if n.Kind != tree.Regular && (n.Size != 0 || len(n.Runs) != 0) {
 		return invalid("contents of what is not a file")

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 	"holdfast/blockdev/tree"
 )
 
@@ -267,15 +268,15 @@ func (w *dirWriter) leaf(block []byte) error {
 	tail := block[len(block)-tailBytes:]
 	le.PutUint16(tail[4:], tailBytes)
 	tail[7] = 0xDE
-	le.PutUint32(tail[8:], sum(w.sum, block[:len(block)-tailBytes]))
+	le.PutUint32(tail[8:], ext4disk.Sum(w.sum, block[:len(block)-tailBytes]))
 	return w.put(block)
 }
 
 // node adds the checksum of a block of the index (fs/ext4/namei.c, ext4_dx_csum).
 func (w *dirWriter) node(block []byte, at, limit, count int) error {
 	tail := block[at+8*limit:]
-	c := sum(w.sum, block[:at+8*count])
-	c = sum(c, tail[:4])
-	le.PutUint32(tail[4:], sum32(c, 0))
+	c := ext4disk.Sum(w.sum, block[:at+8*count])
+	c = ext4disk.Sum(c, tail[:4])
+	le.PutUint32(tail[4:], ext4disk.Sum32(c, 0))
 	return w.put(block)
 }

@@ -189,6 +189,32 @@ func TestOwnLostFound(t *testing.T) {
 	}
 }
 
+// TestLostFoundIsNoDirectory: the name is free for whatever the tree has.
+func TestLostFoundIsNoDirectory(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4)
+	for _, n := range []tree.Node{
+		{Path: "lost+found", Kind: tree.Regular, Mode: 0o600},
+		{Path: "lost+found", Kind: tree.Symlink, Mode: 0o777, Target: "x"},
+		{Path: "a", Links: []string{"lost+found", "z"}, Kind: tree.Regular, Mode: 0o600},
+	} {
+		for _, size := range []int64{64 * MiB, 15 * MiB} {
+			dir := t.TempDir()
+			x := newForest(t, dir)
+			if size > 16*MiB { // else it is all that there is
+				x.file("file", 50_000, [2]int64{0, 50_000})
+				x.dir("dir")
+			}
+			if n.Kind == tree.Regular {
+				n = x.contents(n, 10, [2]int64{0, 10})
+			}
+			x.add(n)
+			x.filled(dir, size)
+			n.Runs = nil
+		}
+	}
+}
+
 func mount(t testing.TB, image, options string) string {
 	t.Helper()
 	dir := t.TempDir()

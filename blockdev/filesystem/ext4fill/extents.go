@@ -1,5 +1,7 @@
 package ext4fill
 
+import "holdfast/blockdev/filesystem/internal/ext4disk"
+
 const (
 	extentMagic = 0xF30A
 	extentMost  = 32768 // blocks of one extent that holds data
@@ -82,7 +84,7 @@ func (b *builder) extentBlock(at int64, ino uint32, entries []extentEntry, depth
 	most := int(nodeExtents(b.im.blockSize))
 	extentNode(block, entries, depth, most)
 	tail := 12 + 12*most
-	le.PutUint32(block[tail:], sum(b.im.inodeSum(ino), block[:tail]))
+	le.PutUint32(block[tail:], ext4disk.Sum(b.im.inodeSum(ino), block[:tail]))
 	return b.meta.put(at*b.im.blockSize, block)
 }
 

@@ -2,10 +2,13 @@ package ext4fill
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
+	"holdfast/blockdev"
 	"holdfast/blockdev/tree"
+	"holdfast/internal/sys"
 )
 
 // Contents moves the bytes of files into an image.
@@ -25,9 +28,13 @@ type Contents interface {
 //
 // ErrFull when image is too small, which Need tells before; ErrTooLarge and
 // ErrInvalid, with the node's path, for what cannot be kept; ErrImage when image
-// is not what Make makes.
+// is not what Make makes; blockdev.ErrNoSpace when the pool has no room for what
+// the image is to hold.
 func Fill(ctx context.Context, f *os.File, t tree.Tree, c Contents) (tree.Tree, error) {
 	filled, err := fill(ctx, f, t, c)
+	if sys.IsNoSpace(err) && !errors.Is(err, blockdev.ErrNoSpace) {
+		err = fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
+	}
 	if err != nil {
 		return tree.Tree{}, failed("fill", err)
 	}
@@ -49,20 +56,70 @@ func fill(ctx context.Context, f *os.File, t tree.Tree, c Contents) (tree.Tree, 
 	if err != nil {
 		return tree.Tree{}, err
 	}
-	filled, places, err := b.placeFiles(ctx)
+	filled, err := b.placeFiles(ctx)
 	if err != nil {
 		return tree.Tree{}, err
 	}
 	if err := b.writeNodes(ctx, filled); err != nil {
 		return tree.Tree{}, err
 	}
-	for _, x := range places {
-		if err := ctx.Err(); err != nil {
-			return tree.Tree{}, err
-		}
-		if err := c.Place(ctx, f, x.at, x.Run); err != nil {
-			return tree.Tree{}, err
+	m := mover{im: im, c: c}
+	for i := range filled.Nodes {
+		if err := m.move(ctx, t.Nodes[i].Runs, filled.Nodes[i].Runs); err != nil {
+			return tree.Tree{}, about(t.Nodes[i].Path, err)
 		}
 	}
+	if err := m.flush(ctx); err != nil {
+		return tree.Tree{}, err
+	}
 	return filled, b.finish()
+}
+
+// mover has contents placed, what lies together at once.
+type mover struct {
+	im   *image
+	c    Contents
+	at   int64
+	next tree.Run // is to come to at; length 0: nothing
+}
+
+// move has the runs of a file placed where they are to lie.
+func (m *mover) move(ctx context.Context, from, to []tree.Run) error {
+	for _, r := range from {
+		for r.Length > 0 {
+			d := to[0]
+			done := r.Offset - d.Offset
+			n := min(r.Length, d.Length-done)
+			// Behind the end of a file the store has zeroes up to the next block.
+			blocks := (n + m.im.blockSize - 1) / m.im.blockSize * m.im.blockSize
+			if err := m.add(ctx, d.At+done, tree.Run{Length: blocks, Store: r.Store, At: r.At}); err != nil {
+				return err
+			}
+			r.Offset, r.Length, r.At = r.Offset+n, r.Length-n, r.At+n
+			if done+n == d.Length {
+				to = to[1:]
+			}
+		}
+	}
+	return nil
+}
+
+func (m *mover) add(ctx context.Context, at int64, r tree.Run) error {
+	if m.next.Store == r.Store && m.next.At+m.next.Length == r.At && m.at+m.next.Length == at {
+		m.next.Length += r.Length
+		return nil
+	}
+	err := m.flush(ctx)
+	m.at, m.next = at, r
+	return err
+}
+
+func (m *mover) flush(ctx context.Context) error {
+	if m.next.Length == 0 {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return m.c.Place(ctx, m.im.f, m.at, m.next)
 }

@@ -1,6 +1,10 @@
 package ext4fill
 
-import "fmt"
+import (
+	"fmt"
+
+	"holdfast/blockdev/filesystem/internal/ext4disk"
+)
 
 // finish writes what counts: bitmaps, group descriptors, the superblock. Copies
 // of the last two stay as mkfs left them, as the kernel leaves them.
@@ -12,10 +16,13 @@ func (b *builder) finish() error {
 		return err
 	}
 	im := b.im
+	for g, n := range b.dirs {
+		im.group(g).add(0x10, 0x30, n)
+	}
 	free := int64(0)
 	for g := range im.groups {
 		free += im.group(g).joined(0xC, 0x2C)
-		im.group(g).set16(0x1E, im.groupSum(g))
+		im.group(g).set16(ext4disk.GroupSumAt, im.groupSum(g))
 	}
 	for done := 0; done < len(im.gdt); done += writePiece {
 		piece := im.gdt[done:min(done+writePiece, len(im.gdt))]
@@ -29,8 +36,8 @@ func (b *builder) finish() error {
 		le.PutUint32(s[0x158:], uint32(free>>32))
 	}
 	le.PutUint32(s[0x10:], le.Uint32(s[0x10:])-uint32(b.plan.inodes()))
-	le.PutUint32(s[0x3FC:], sum(^uint32(0), s[:0x3FC]))
-	if err := b.maps.put(superOffset, s); err != nil {
+	le.PutUint32(s[ext4disk.SuperSumAt:], ext4disk.SuperSum(s))
+	if err := b.maps.put(ext4disk.SuperOffset, s); err != nil {
 		return err
 	}
 	return b.maps.flush()
@@ -54,7 +61,6 @@ func (b *builder) inodeMaps() error {
 		setBits(m, from, to)
 		d := im.group(g)
 		d.add(0xE, 0x2E, from-to)
-		d.add(0x10, 0x30, b.dirs[g])
 		d.split(uint32(im.inodes-to), 0x1C, 0x32)
 		d.clear(groupInodeUninit)
 		d.split(im.inodeBitmapSum(m), 0x1A, 0x3A)
@@ -88,4 +94,4 @@ func (im *image) inodeBitmap(g int64) ([]byte, error) {
 	return m, nil
 }
 
-func (im *image) inodeBitmapSum(m []byte) uint32 { return sum(im.seed, m[:im.inodes/8]) }
+func (im *image) inodeBitmapSum(m []byte) uint32 { return ext4disk.Sum(im.seed, m[:im.inodes/8]) }

@@ -97,7 +97,7 @@ func (x *forest) want(t tree.Tree) map[string]seen {
 			subdirs[filepath.Dir(n.Path)]++
 		}
 	}
-	if _, ok := x.nodes["lost+found"]; !ok {
+	if !hasOwn(t) {
 		subdirs["."]++
 	}
 	want := map[string]seen{}
@@ -122,6 +122,12 @@ func (x *forest) want(t tree.Tree) map[string]seen {
 		}
 	}
 	return want
+}
+
+func hasOwn(t tree.Tree) bool {
+	return slices.ContainsFunc(t.Nodes, func(n tree.Node) bool {
+		return n.Path == "lost+found" || slices.Contains(n.Links, "lost+found")
+	})
 }
 
 func (x *forest) sum(n tree.Node) (string, int64) {

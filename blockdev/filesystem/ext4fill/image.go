@@ -4,21 +4,20 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/crc32"
 	"io"
 	"os"
 
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 	"holdfast/internal/sys"
 )
 
 // Offsets and bits are those of the kernel's
 // Documentation/filesystems/ext4 (super.rst, group_descr.rst) and fs/ext4/ext4.h.
 const (
-	superOffset = 1024
-	superBytes  = 1024
-	superMagic  = 0xEF53
-	inodeBytes  = 256
-	extraBytes  = 32 // that mkfs gives the fixed fields behind the first 128
+	superMagic = 0xEF53
+	inodeBytes = 256
+	maxBlock   = 32768 // bytes; of larger ones directories keep lengths otherwise
+	extraBytes = 32    // that mkfs gives the fixed fields behind the first 128
 
 	stateClean = 0x1
 
@@ -38,19 +37,7 @@ const (
 	groupBlockUninit = 0x2
 )
 
-var (
-	le         = binary.LittleEndian
-	castagnoli = crc32.MakeTable(crc32.Castagnoli)
-)
-
-// sum continues a CRC-32C as ext4 does, without inverting it at both ends.
-func sum(c uint32, b []byte) uint32 { return ^crc32.Update(^c, castagnoli, b) }
-
-func sum32(c, v uint32) uint32 {
-	var b [4]byte
-	le.PutUint32(b[:], v)
-	return sum(c, b[:])
-}
+var le = binary.LittleEndian
 
 // image is an empty ext4 as mkfs has made it.
 type image struct {
@@ -71,13 +58,13 @@ type image struct {
 }
 
 func open(f *os.File) (*image, error) {
-	b := make([]byte, superBytes)
-	if _, err := f.ReadAt(b, superOffset); errors.Is(err, io.EOF) {
+	b := make([]byte, ext4disk.SuperBytes)
+	if _, err := f.ReadAt(b, ext4disk.SuperOffset); errors.Is(err, io.EOF) {
 		return nil, notOurs("too short")
 	} else if err != nil {
 		return nil, fmt.Errorf("superblock: %w", err)
 	}
-	if le.Uint16(b[0x38:]) != superMagic || b[0x175] != checksumCRC32C || le.Uint32(b[0x3FC:]) != sum(^uint32(0), b[:0x3FC]) {
+	if le.Uint16(b[0x38:]) != superMagic || b[0x175] != checksumCRC32C || le.Uint32(b[ext4disk.SuperSumAt:]) != ext4disk.SuperSum(b) {
 		return nil, notOurs("no valid superblock")
 	}
 	if err := checkFeatures(b); err != nil {
@@ -97,7 +84,7 @@ func open(f *os.File) (*image, error) {
 		im.blocks |= int64(le.Uint32(b[0x150:])) << 32
 		im.descriptor = int64(le.Uint16(b[0xFE:]))
 	}
-	im.seed = sum(^uint32(0), b[0x68:0x78])
+	im.seed = ext4disk.Sum(^uint32(0), b[0x68:0x78])
 	if le.Uint32(b[0x60:])&incompatSeed != 0 {
 		im.seed = le.Uint32(b[0x270:])
 	}
@@ -131,7 +118,7 @@ func checkFeatures(b []byte) error {
 }
 
 func (im *image) checkShape() error {
-	if im.blockSize > 65536 || im.blocks <= im.first || im.blocks > 1<<48 || im.perGroup != 8*im.blockSize ||
+	if im.blockSize > maxBlock || im.blocks <= im.first || im.blocks > 1<<48 || im.perGroup != 8*im.blockSize ||
 		im.inodes < firstInode || im.inodes > 8*im.blockSize || im.inodes%8 != 0 ||
 		im.descriptor != 32 && im.descriptor != 64 {
 		return notOurs("%d blocks of %d bytes, %d a group", im.blocks, im.blockSize, im.perGroup)
@@ -156,7 +143,7 @@ func (im *image) readGroups() error {
 	table := im.inodes * inodeBytes / im.blockSize
 	for g := range im.groups {
 		d := im.group(g)
-		if d.u16(0x1E) != im.groupSum(g) {
+		if d.u16(ext4disk.GroupSumAt) != im.groupSum(g) {
 			return notOurs("checksum of group %d", g)
 		}
 		for _, s := range []span{{physical: d.block(0x0), length: 1}, {physical: d.block(0x4), length: 1}, {physical: d.block(0x8), length: table}} {
@@ -184,7 +171,7 @@ func (im *image) inodeAt(ino uint32) int64 {
 }
 
 // inodeSum is what all checksums of an inode's structures begin with.
-func (im *image) inodeSum(ino uint32) uint32 { return sum32(sum32(im.seed, ino), 0) }
+func (im *image) inodeSum(ino uint32) uint32 { return ext4disk.Sum32(ext4disk.Sum32(im.seed, ino), 0) }
 
 // group is a descriptor. Counts and addresses of 64-byte ones have a second half.
 func (im *image) group(g int64) group {
@@ -225,11 +212,6 @@ func (d group) block(lo int) int64 {
 	return v
 }
 
-// groupSum is the checksum of a descriptor (ext4_group_desc_csum).
 func (im *image) groupSum(g int64) uint16 {
-	d := im.group(g)
-	c := sum32(im.seed, uint32(g))
-	c = sum(c, d[:0x1E])
-	c = sum(c, []byte{0, 0})
-	return uint16(sum(c, d[0x20:]))
+	return ext4disk.GroupSum(im.seed, uint32(g), im.group(g))
 }

@@ -4,6 +4,7 @@ import (
 	"math"
 	"time"
 
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 	"holdfast/blockdev/tree"
 )
 
@@ -27,8 +28,9 @@ var typeBits = map[tree.Kind]uint16{tree.Directory: 0o40000, tree.Regular: 0o100
 
 // putInode writes an inode (Documentation/filesystems/ext4/inodes.rst). All times
 // are the node's.
-func (b *builder) putInode(w *writer, ino uint32, n *tree.Node, x *inode) error {
-	var i [inodeBytes]byte
+func (b *builder) putInode(ino uint32, n *tree.Node, x *inode) error {
+	i := b.inode[:]
+	clear(i)
 	le.PutUint16(i[0x0:], typeBits[n.Kind]|uint16(n.Mode))
 	le.PutUint16(i[0x2:], uint16(n.UID))
 	le.PutUint16(i[0x78:], uint16(n.UID>>16))
@@ -53,12 +55,12 @@ func (b *builder) putInode(w *writer, ino uint32, n *tree.Node, x *inode) error 
 	if len(x.inside) > 0 {
 		const at = 128 + extraBytes
 		le.PutUint32(i[at:], xattrMagic)
-		putAttributes(i[:], at+4, at+4, x.inside, false)
+		putAttributes(i, at+4, at+4, x.inside, false)
 	}
-	c := sum(b.im.inodeSum(ino), i[:])
+	c := ext4disk.Sum(b.im.inodeSum(ino), i)
 	le.PutUint16(i[0x7C:], uint16(c))
 	le.PutUint16(i[0x82:], uint16(c>>16))
-	return w.put(b.im.inodeAt(ino), i[:])
+	return b.table.put(b.im.inodeAt(ino), i)
 }
 
 // Seconds since 1970 that inodes can have. Two more bits beside the nanoseconds

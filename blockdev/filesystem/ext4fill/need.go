@@ -23,8 +23,11 @@ func (l Layout) Bytes() int64 { return l.Blocks * l.BlockSize }
 // blockSize bytes. Filling takes less by what names of unequal length may need in
 // the blocks of large directories, and by the few blocks that files are given in
 // case they are interrupted by the filesystem's own blocks.
-// ErrTooLarge and ErrInvalid as Fill.
+// ErrTooLarge, ErrInvalid and ErrImage as Fill.
 func Need(ctx context.Context, t tree.Tree, blockSize int64) (Layout, error) {
+	if blockSize < 1024 || blockSize > maxBlock || blockSize&(blockSize-1) != 0 {
+		return Layout{}, failed("measure", notOurs("blocks of %d bytes", blockSize))
+	}
 	p, err := newPlan(ctx, t)
 	if err != nil {
 		return Layout{}, failed("measure", err)

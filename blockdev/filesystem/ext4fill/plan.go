@@ -33,7 +33,7 @@ type name struct {
 type plan struct {
 	nodes   []tree.Node
 	parent  []int32 // the directory that a node is in
-	own     int     // the tree's own lost+found; 0: it has none
+	own     int     // the node that the tree calls lost+found; 0: none
 	names   []name  // of all directories, one after the other, each one's sorted
 	from    []int32 // where a node's names begin; they end where the next one's begin
 	subdirs []int32 // directories directly below a node
@@ -94,9 +94,6 @@ func (p *plan) parents(ctx context.Context) (links []link, err error) {
 			p.subdirs[parent]++
 		}
 		if n.Path == lostFound {
-			if n.Kind != tree.Directory {
-				return nil, about(n.Path, invalid("on ext4 only a directory can have this name"))
-			}
 			p.own = i
 		}
 		for _, l := range n.Links {
@@ -105,6 +102,9 @@ func (p *plan) parents(ctx context.Context) (links []link, err error) {
 				return nil, about(l, err)
 			}
 			links = append(links, link{parent, name{text, int32(i)}})
+			if l == lostFound {
+				p.own = i
+			}
 		}
 	}
 	return links, nil
@@ -117,9 +117,6 @@ func (p *plan) linkAt(path string) (parent int32, text string, err error) {
 	}
 	dir, text := tree.Split(path)
 	if dir == "." {
-		if text == lostFound {
-			return 0, "", invalid("on ext4 only a directory can have this name")
-		}
 		return 0, text, nil
 	}
 	i, ok := sort.Find(len(p.nodes), func(i int) int { return tree.Compare(dir, p.nodes[i].Path) })

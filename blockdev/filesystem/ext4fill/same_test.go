@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/filesystem/ext4fill"
 	"holdfast/blockdev/tree"
@@ -193,6 +194,19 @@ func TestCancelledAndFailing(t *testing.T) {
 	if _, err := ext4fill.Fill(t.Context(), empty(t, dir, 64*MiB, 100), x.tree(), c); !errors.Is(err, broken) {
 		t.Error(err)
 	}
+}
+
+// TestPoolIsFull fills an image in a pool without room for what goes into it.
+func TestPoolIsFull(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	full := blockdevtest.Ext4Dir(t)
+	x := newForest(t, t.TempDir())
+	x.file("large", 100*MiB, [2]int64{0, 100 * MiB})
+	f := empty(t, full, 512*MiB, 100)
+	if _, err := ext4fill.Fill(t.Context(), f, x.tree(), ext4fill.Files{x.store}); !errors.Is(err, blockdev.ErrNoSpace) {
+		t.Error(err)
+	}
+	f.Close()
 }
 
 // TestTimes: what an inode cannot have becomes the nearest that it can.

@@ -3,6 +3,8 @@ package ext4fill
 import (
 	"fmt"
 	"math/bits"
+
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 )
 
 // space gives out the free blocks of an image, ascending. It holds one group's
@@ -115,7 +117,7 @@ func (im *image) blockBitmap(g int64) ([]byte, error) {
 		}
 		return b, nil
 	}
-	if hasSuperCopy(g) {
+	if ext4disk.HasSuperCopy(g) {
 		setBits(b, 0, 1+(im.groups*im.descriptor+im.blockSize-1)/im.blockSize+im.reserved)
 	}
 	start, end := im.start(g), im.start(g)+im.size(g)
@@ -138,7 +140,7 @@ func (im *image) putBlockBitmap(out *writer, g int64, b []byte, taken int64) err
 	return out.put(d.block(0x0)*im.blockSize, b)
 }
 
-func (im *image) bitmapSum(b []byte) uint32 { return sum(im.seed, b[:im.perGroup/8]) }
+func (im *image) bitmapSum(b []byte) uint32 { return ext4disk.Sum(im.seed, b[:im.perGroup/8]) }
 
 // agrees compares a checksum with the descriptor's, of which 32-byte ones have
 // half.
@@ -156,19 +158,4 @@ func setBits(b []byte, from, to int64) {
 	for ; from < to; from++ {
 		b[from/8] |= 1 << (from % 8)
 	}
-}
-
-// hasSuperCopy tells which groups hold a copy of the superblock under
-// sparse_super: 0, 1 and the powers of 3, 5 and 7.
-func hasSuperCopy(g int64) bool {
-	for _, base := range []int64{3, 5, 7} {
-		n := int64(1)
-		for n < g {
-			n *= base
-		}
-		if n == g {
-			return true
-		}
-	}
-	return g == 0
 }

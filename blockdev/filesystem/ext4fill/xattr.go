@@ -4,6 +4,7 @@ import (
 	"slices"
 	"strings"
 
+	"holdfast/blockdev/filesystem/internal/ext4disk"
 	"holdfast/blockdev/tree"
 )
 
@@ -154,6 +155,6 @@ func (b *builder) attributeBlock(list []attribute) (at int64, err error) {
 	le.PutUint32(block[12:], all)
 	var number [8]byte
 	le.PutUint64(number[:], uint64(at))
-	le.PutUint32(block[16:], sum(sum(b.im.seed, number[:]), block)) // the field counts as 0
+	le.PutUint32(block[16:], ext4disk.Sum(ext4disk.Sum(b.im.seed, number[:]), block)) // the field counts as 0
 	return at, b.meta.put(at*b.im.blockSize, block)
 }
