@@ -66,7 +66,7 @@ func (t *table) find(r *http.Request) (mux *http.ServeMux, allowed []string, err
 	inSandbox := foldFilePath(r.URL)
 	// The mux would redirect a path like /v0//volumes, with a body in HTML.
 	if path.Clean(r.URL.Path) != r.URL.Path && !inSandbox {
-		return nil, nil, refuse(ErrMissing, "no such path")
+		return nil, nil, noPath(r)
 	}
 	if mux := t.match(r); mux != nil {
 		return mux, nil, nil
@@ -80,10 +80,14 @@ func (t *table) find(r *http.Request) (mux *http.ServeMux, allowed []string, err
 	if len(allowed) > 0 {
 		return nil, allowed, refuse(ErrMethod, "this path takes %s", strings.Join(allowed, ", "))
 	}
+	return nil, nil, noPath(r)
+}
+
+func noPath(r *http.Request) error {
 	if runPath.MatchString(r.URL.Path) {
-		return nil, nil, refuse(ErrMissing, "the sandboxes of this server do not have this: they run processes and read and write files")
+		return refuse(ErrMissing, "the sandboxes of this server do not have this: they run processes and read and write files")
 	}
-	return nil, nil, refuse(ErrMissing, "no such path")
+	return refuse(ErrMissing, "no such path")
 }
 
 var (

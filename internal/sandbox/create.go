@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"slices"
@@ -174,6 +175,9 @@ func (r *Runtime) deploy(ctx context.Context, b *box, rec *record) error {
 		return err
 	}
 	for i, m := range rec.Volumes {
+		if err := r.makeInner(*rec, i); err != nil {
+			return err
+		}
 		if err := r.attachVolume(ctx, *rec, i, m); err != nil {
 			return err
 		}
@@ -182,7 +186,9 @@ func (r *Runtime) deploy(ctx context.Context, b *box, rec *record) error {
 }
 
 func (r *Runtime) rootfs(rec record) rootfs {
-	return rootfs{dir: r.containers.bundle(rec.ID), firstID: r.firstID(rec), scratch: r.o.LayerMiB << 20}
+	// At most half of the memory: a layer that could fill all of it would have the
+	// kernel kill every process of the sandbox, the first one last, and never fit.
+	return rootfs{dir: r.containers.bundle(rec.ID), firstID: r.firstID(rec), scratch: min(r.o.LayerMiB, rec.MemoryMiB/2) << 20}
 }
 
 func (r *Runtime) firstID(rec record) int {
@@ -210,6 +216,28 @@ func (r *Runtime) makeEphemeral(ctx context.Context, rec record, m mount) error 
 		Labels: map[string]string{"holdfast-ephemeral": rec.Name, "holdfast-ephemeral-name": m.Name}, Actor: rec.CreatedBy,
 	})
 	return err
+}
+
+// makeInner makes the directory of a mount path that lies in a volume attached
+// before it. That is done from inside: the host's own users have no names there.
+func (r *Runtime) makeInner(rec record, i int) error {
+	at := rec.Volumes[i].MountPath
+	if !slices.ContainsFunc(rec.Volumes[:i], func(m mount) bool { return strings.HasPrefix(at, m.MountPath+"/") }) {
+		return nil
+	}
+	var said tail
+	c, err := r.containers.exec(rec.ID, newProcess([]string{toolPath, "mkdir", "-p", at}, nil, "/"), false, io.Discard, &said)
+	if err != nil {
+		return err
+	}
+	<-c.done
+	if c.pidfd != nil {
+		c.pidfd.Close()
+	}
+	if c.failed == nil && c.code != 0 {
+		return problem(engine.ErrInvalid, fmt.Sprintf("spec.volumes[%d].mountPath", i), "%s cannot be made in the volume above it", at)
+	}
+	return c.failed
 }
 
 // attachVolume attaches one volume. A sandbox that has it and is being deleted is

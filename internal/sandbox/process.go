@@ -264,6 +264,9 @@ func (r *Runtime) up(workspace, name string) (*box, record, error) {
 }
 
 func down(rec record) error {
+	if rec.Phase == deployed {
+		return problem(api.ErrSandboxDown, "", "sandbox %q is not running: its first process has ended", rec.Name)
+	}
 	return problem(api.ErrSandboxDown, "", "sandbox %q is not running: it is %s", rec.Name, rec.Phase.status())
 }
 

@@ -19,7 +19,7 @@ const patience = 2 * time.Minute
 // directory; the test's end takes it away again.
 func startDaemon(t *testing.T) *localdaemon.Daemon {
 	t.Helper()
-	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS, blockdevtest.Runc)
 	blockdevtest.LeakCheck(t)
 	dir := t.TempDir()
 	program := filepath.Join(dir, "holdfastd")
@@ -30,7 +30,8 @@ func startDaemon(t *testing.T) *localdaemon.Daemon {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	d, err := localdaemon.Start(ctx, program, filepath.Join(dir, "state"), "--pool-mode", "image", "--pool-size", "4GiB")
+	d, err := localdaemon.Start(ctx, program, filepath.Join(dir, "state"), "--pool-mode", "image", "--pool-size", "4GiB",
+		"--sandbox-pids", "200")
 	if d != nil {
 		t.Cleanup(func() {
 			ctx, cancel := context.WithTimeout(context.Background(), patience)

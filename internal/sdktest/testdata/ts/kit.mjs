@@ -4,12 +4,15 @@ import assert from 'node:assert/strict';
 import { randomBytes } from 'node:crypto';
 import { after } from 'node:test';
 import { setTimeout as pause } from 'node:timers/promises';
-import { VolumeInstance, deleteVolumeTemplate } from '@blaxel/core';
+import {
+  SandboxInstance, VolumeInstance, createVolumeTemplate, deleteVolumeTemplate, getVolumeTemplate, updateVolumeTemplate,
+} from '@blaxel/core';
 
 export const region = process.env.BL_TEST_REGION ?? 'us-was-1';
 export const api = process.env.BL_API_URL;
 
 const made = new Set();
+const sandboxes = new Set();
 const templates = new Set();
 
 /** A name that nothing else has; the volume of that name is removed at the end. */
@@ -25,6 +28,48 @@ export function templateName(prefix = 'tpl') {
   return name;
 }
 
+export function sandboxName(prefix = 'box') {
+  const name = `${prefix}-${randomBytes(4).toString('hex')}`;
+  sandboxes.add(name);
+  return name;
+}
+
+/** A sandbox in the volumes' region, removed at the file's end. */
+export async function box(config = {}) {
+  const instance = await SandboxInstance.create({ name: sandboxName(), memory: 512, region, ...config });
+  sandboxes.add(instance.metadata.name);
+  return instance;
+}
+
+/** Deletes a sandbox and waits until asking for it fails. */
+export async function end(instance) {
+  assert.equal((await instance.delete()).status, 'DELETING');
+  const error = await until(`${instance.metadata.name} is gone`, 30, () => SandboxInstance.get(instance.metadata.name).then(() => null, (e) => e));
+  assert.strictEqual(error.code, 404);
+}
+
+/** Runs a command to its end; it must succeed unless the caller wants a code. */
+export async function sh(instance, command, code = 0) {
+  const done = await instance.process.exec({ command, waitForCompletion: true });
+  assert.strictEqual(done.exitCode, code, `${command}: ${done.logs}`);
+  assert.equal(done.status, code === 0 ? 'completed' : 'failed');
+  return done;
+}
+
+/** Sends an archive as a template's next version. */
+export async function push(name, archive, spec = { defaultSize: 24 }) {
+  const path = { volumeTemplateName: name };
+  const options = { body: { metadata: { name }, spec }, query: { upload: true }, throwOnError: true };
+  const known = await getVolumeTemplate({ path });
+  const { response } = known.response.status === 404
+    ? await createVolumeTemplate(options)
+    : await updateVolumeTemplate({ ...options, path });
+  const answer = await fetch(response.headers.get('x-blaxel-upload-url'), {
+    method: 'PUT', headers: { 'Content-Type': 'application/x-tar' }, body: archive,
+  });
+  assert.equal(answer.status, 200, await answer.text());
+}
+
 /** Removes, at the file's end, a volume that the server or the SDK named. */
 export function remember(volume) {
   made.add(volume.name);
@@ -38,6 +83,10 @@ export function create(config = {}) {
 
 after(async () => {
   const missing = (error) => assert.equal(error.code, 404, `clean-up: ${JSON.stringify(error)}`);
+  for (const name of sandboxes) {
+    await SandboxInstance.delete(name).catch(missing);
+    await until(`${name} is gone`, 30, () => SandboxInstance.get(name).then(() => null, (error) => error));
+  }
   for (const name of made) await VolumeInstance.delete(name).catch(missing);
   for (const name of templates) {
     await deleteVolumeTemplate({ path: { volumeTemplateName: name }, throwOnError: true }).catch(missing);
