@@ -24,7 +24,7 @@ templates 150  disk   -race  ^holdfast/templates(/|$$)
 vm         90  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    150  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
-sdk        60  disk   -      ^holdfast/.*sdk
+sdk       100  disk   -      ^holdfast/.*sdk
 browser    40  disk   -      ^holdfast/.*browsertest
 e2e       280  disk   -      ^holdfast/cmd/
 endef
