@@ -87,7 +87,7 @@ func (d *decoder) explain(err error) error {
 		return refused("this is not a %s", d.format)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, zstd.ErrCRCMismatch):
 		return refused("the %s is damaged: its checksum is wrong", d.format)
-	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrWindowSizeTooSmall):
+	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrWindowSizeTooSmall), errors.Is(err, zstd.ErrDecoderSizeExceeded):
 		return refused("the %s needs a window of more than %d MiB: compress it at level 20 or below, without --long", d.format, maxWindow>>20)
 	case errors.Is(err, zstd.ErrUnknownDictionary):
 		return refused("the %s needs a dictionary", d.format)

@@ -205,7 +205,9 @@ func (s *source) Read(p []byte) (int, error) {
 // refusal is an error that is the upload's own fault.
 type refusal struct{ error }
 
-func (r refusal) Unwrap() []error { return []error{archive.ErrRefused, r.error} }
+// Unwrap hides what was refused: an io.ErrUnexpectedEOF inside of an archive
+// would be taken for the archive's own end.
+func (r refusal) Unwrap() error { return archive.ErrRefused }
 
 func refused(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
 

@@ -154,6 +154,10 @@ func (t *tree) apply(entry int64, h *tar.Header) error {
 }
 
 func (t *tree) whiteout(full string, parent []string, name string) error {
+	hidden := strings.TrimPrefix(name, whiteout)
+	if hidden == "" || hidden == "." || hidden == ".." {
+		return refuse(full, "a whiteout of nothing")
+	}
 	dir, err := t.find(full, parent, nil)
 	switch {
 	case err != nil:
@@ -162,10 +166,6 @@ func (t *tree) whiteout(full string, parent []string, name string) error {
 		return nil
 	case name == opaque:
 		return t.hideBelow(dir)
-	}
-	hidden := strings.TrimPrefix(name, whiteout)
-	if hidden == "" || hidden == "." || hidden == ".." {
-		return refuse(full, "a whiteout of nothing")
 	}
 	return t.hide(dir, hidden)
 }
