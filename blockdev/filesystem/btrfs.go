@@ -119,7 +119,8 @@ func (x Tools) checkBtrfs(ctx context.Context, path string) error {
 	if _, err := readBtrfsSuper(path); err != nil {
 		return err
 	}
-	return classifyCheck(x.tool(ctx, "btrfs", "check", "--readonly", path))
+	w := x.at(path)
+	return w.leave(classifyCheck(w.run(ctx, nil, []string{"btrfs", "check", "--readonly"})))
 }
 
 // identifyBtrfs uses the feature metadata_uuid: the superblocks get a new fsid,

@@ -64,16 +64,6 @@ func allZero(b []byte) bool {
 	return true
 }
 
-// syncDevice makes all that was written to the image durable.
-func syncDevice(path string) error {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	return syncFile(f)
-}
-
 // syncFile flushes f; a failure is final, since a second flush may claim what
 // was lost.
 func syncFile(f *os.File) error {

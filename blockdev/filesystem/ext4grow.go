@@ -20,8 +20,8 @@ const (
 
 // checkExt4 does not judge a filesystem without repair while its journal holds
 // what belongs into it: that is ErrDirty.
-func (x Tools) checkExt4(ctx context.Context, path string, repair bool) error {
-	s, damage := readExt4Super(path)
+func (w *workplace) checkExt4(ctx context.Context, repair bool) error {
+	s, damage := readExt4Super(w.path)
 	if damage != nil && (!repair || !errors.Is(damage, ErrDamaged)) {
 		return damage
 	}
@@ -32,7 +32,7 @@ func (x Tools) checkExt4(ctx context.Context, path string, repair bool) error {
 	case s.dirty():
 		return ErrDirty
 	}
-	_, err := run.Run(ctx, run.Cmd{Args: []string{"e2fsck", "-f", mode, path}, Timeout: x.CheckTimeout, OKCodes: ok})
+	err := w.run(ctx, ok, []string{"e2fsck", "-f", mode})
 	if err != nil && damage != nil {
 		return errors.Join(damage, err)
 	}
@@ -54,37 +54,44 @@ func (x Tools) growExt4(ctx context.Context, path string) error {
 	if err == nil && s.grown(device) {
 		return nil
 	}
-	if err := x.checkExt4(ctx, path, true); err != nil {
+	w := x.at(path)
+	if err := w.leave(w.enlargeExt4(ctx, device)); err != nil {
 		return err
 	}
-	if s, err = readExt4Super(path); err != nil {
+	return markExt4(path, true)
+}
+
+// enlargeExt4 is what growExt4 does between the marks, with tools.
+func (w *workplace) enlargeExt4(ctx context.Context, device int64) error {
+	if err := w.checkExt4(ctx, true); err != nil {
+		return err
+	}
+	s, err := readExt4Super(w.path)
+	if err != nil {
 		return err
 	}
 	if s.size() > device {
 		return damaged("ext4 of %d bytes on a device of %d bytes", s.size(), device)
 	}
 	if s.grown(device) { // the check repaired what was left to do
-		return syncDevice(path)
+		return nil
 	}
-	if err := markExt4(path, false); err != nil {
+	if err := markExt4(w.path, false); err != nil {
 		return err
 	}
-	if err := x.enlargeExt4(ctx, path, s, device); err != nil {
-		return err
-	}
-	return markExt4(path, true)
+	return w.resizeExt4(ctx, s, device)
 }
 
-// enlargeExt4 makes a checked filesystem fill its device and gives it the
+// resizeExt4 makes a checked filesystem fill its device and gives it the
 // journal of its size class: a small one was made without, or with a small one.
-func (x Tools) enlargeExt4(ctx context.Context, path string, s *ext4Super, device int64) error {
+func (w *workplace) resizeExt4(ctx context.Context, s *ext4Super, device int64) error {
 	if !s.fills(device) {
 		// -f: the filesystem is marked not clean by us, and was checked just now.
 		blocks := strconv.FormatInt(device/s.blockSize, 10)
-		if err := x.tool(ctx, "resize2fs", "-f", path, blocks); err != nil {
+		if err := w.run(ctx, nil, []string{"resize2fs", "-f"}, blocks); err != nil {
 			return classifyResize(err)
 		}
-		if err := markInodeTablesZeroed(path); err != nil {
+		if err := markInodeTablesZeroed(w.path); err != nil {
 			return err
 		}
 	}
@@ -92,16 +99,11 @@ func (x Tools) enlargeExt4(ctx context.Context, path string, s *ext4Super, devic
 		return nil
 	}
 	if s.hasJournal() {
-		if err := x.tool(ctx, "tune2fs", "-O", "^has_journal", path); err != nil {
+		if err := w.run(ctx, nil, []string{"tune2fs", "-O", "^has_journal"}); err != nil {
 			return err
 		}
 	}
-	return x.tool(ctx, "tune2fs", "-J", fmt.Sprintf("size=%d", ext4JournalFor(device)/MiB), path)
-}
-
-func (x Tools) tool(ctx context.Context, args ...string) error {
-	_, err := run.Run(ctx, run.Cmd{Args: args, Timeout: x.CheckTimeout})
-	return err
+	return w.run(ctx, nil, []string{"tune2fs", "-J", fmt.Sprintf("size=%d", ext4JournalFor(device)/MiB)})
 }
 
 // classifyResize knows the one thing that resize2fs cannot do: 1 KiB blocks, of

@@ -184,7 +184,8 @@ func (x Tools) checkXFS(ctx context.Context, path string, repair bool) error {
 	if !repair {
 		args = append(args, "-n")
 	}
-	return classifyCheck(x.tool(ctx, append(args, path)...))
+	w := x.at(path)
+	return w.leave(classifyCheck(w.run(ctx, nil, args)))
 }
 
 // dirtyXFS reports a log whose last record is not that of an unmount.

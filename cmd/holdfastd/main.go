@@ -7,6 +7,7 @@ import (
 	"os/signal"
 	"syscall"
 
+	"holdfast/blockdev/cage"
 	"holdfast/internal/daemon"
 )
 
@@ -14,6 +15,9 @@ import (
 var version = "unknown"
 
 func main() {
+	if len(os.Args) == 2 && os.Args[1] == daemon.InsideCage {
+		os.Exit(cage.Inside())
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	// From the first signal on the default handling is back: a second one ends
 	// the process at once.

@@ -46,6 +46,10 @@ type Config struct {
 	RuncRoots     []string
 	TenantsAttach bool // with --dev always
 
+	Cage       string // "required", "off"
+	CageWarm   int
+	CageMemory int64
+
 	RateLimit     float64 // requests per second and key; 0: no limit
 	RateBurst     int
 	MaxUploads    int
@@ -87,7 +91,8 @@ func DefaultConfig() Config {
 		LogFormat: "text", LogLevel: "info",
 		PoolMode: "auto", Overprovision: 1.0,
 		DefaultRegion: "local", MaxSize: 64 << 40,
-		RuncRoot:  "/run/runc",
+		RuncRoot: "/run/runc",
+		Cage:     cageRequired, CageWarm: 2, CageMemory: 1 << 30,
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
@@ -133,6 +138,9 @@ func (c *Config) settings() []setting {
 		{"runc_root", "runc's state directory for containers whose target names none", textValue{&c.RuncRoot}},
 		{"runc_roots", "further state directories of runc that a target may name", listValue{&c.RuncRoots}},
 		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
+		{"cage", "where filesystem tools read what tenants have written: in a cage (runc, user namespaces), or, off, as root on this host", choiceValue{&c.Cage, []string{cageRequired, cageOff}}},
+		{"cage_warm", "cages that wait ready: a grow that finds none waits for one to be made", intValue{&c.CageWarm}},
+		{"cage_memory", "most memory for the tools in one cage", sizeValue{&c.CageMemory}},
 		{"rate_limit", "requests per second and key; 0: no limit", floatValue{&c.RateLimit}},
 		{"rate_burst", "requests of a key at once before the limit holds", intValue{&c.RateBurst}},
 		{"max_uploads", "template uploads at once", intValue{&c.MaxUploads}},
@@ -317,6 +325,12 @@ func (c *Config) check() []error {
 	}
 	if c.PoolSize != 0 && c.PoolSize < 300<<20 {
 		bad("pool_size: must be at least 300MiB")
+	}
+	if c.CageMemory < 64<<20 {
+		bad("cage_memory: must be at least 64MiB")
+	}
+	if c.CageWarm > 16 {
+		bad("cage_warm: must be at most 16")
 	}
 	if len(c.Regions) > 0 && !slices.Contains(c.Regions, c.DefaultRegion) {
 		bad("default_region: %q is not in regions", c.DefaultRegion)

@@ -19,6 +19,7 @@ import (
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/host"
 	"holdfast/blockdev/attach/runc"
+	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/sparse"
 	"holdfast/engine"
@@ -49,6 +50,9 @@ type node struct {
 	ledger     *engine.Ledger
 	library    *templates.Library
 	registries *oci.Registries
+	cages      *cage.Cages // nil: off
+	caging     func() error
+	tools      filesystem.Tools
 	stage      *attach.Stage
 	engine     *engine.Engine
 	boxes      *sandbox.Runtime // nil: not enabled
@@ -114,10 +118,12 @@ func (n *node) open(ctx context.Context) error {
 		{"host", n.checkHost},
 		{"secrets", n.openSecrets},
 		{"pool", n.openPool},
+		{"cages", n.openCages},
 		{"metadata", n.openStore},
 		{"side log", n.openSideLog},
 		{"keys", n.openAuth},
 		{"audit log", n.openAudit},
+		{"cages", n.readyCages},
 		{"templates", n.openLibrary},
 		{"engine", n.openEngine},
 		{"sandboxes", n.openSandboxes},
@@ -254,7 +260,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 	}
 	n.library, err = templates.Open(ctx, templates.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
-		Filesystems: filesystem.NewTools(), Staging: filepath.Join(n.pool.Staging(), "uploads"),
+		Filesystems: n.tools, Staging: filepath.Join(n.pool.Staging(), "uploads"),
 		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
 		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
 		Unclean: !n.clean, OnEvent: n.templateEvent,
@@ -278,7 +284,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	}
 	n.engine, err = engine.New(ctx, engine.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, PoolName: "default", PoolKind: "sparse",
-		Library: n.library, Stage: n.stage, Filesystems: filesystem.NewTools(), Attachers: attachers,
+		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers,
 		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB,
 		MaxFreeze: n.c.FreezeLimit,
@@ -354,7 +360,9 @@ func (n *node) healthy(context.Context) error {
 
 // doctor looks again at everything that can change while the daemon runs.
 func (n *node) doctor(ctx context.Context) []preflight.Check {
-	return append(append(preflight.Host(ctx), preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...), n.checkTemplates())
+	checks := append(preflight.Host(ctx), cageCheck(n.c))
+	checks = append(checks, preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
+	return append(checks, n.checkTemplates())
 }
 
 // checksBody is doctor for the API.

@@ -30,6 +30,9 @@ func Uninstall(ctx context.Context, c Config, errOut io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
+	if err := n.removeCages(ctx); err != nil {
+		return err
+	}
 	stage, err := attach.NewStage(n.at.stage())
 	if err != nil {
 		return err

@@ -73,3 +73,18 @@ func StartWriteback(f *os.File) error {
 	})
 	return os.NewSyscallError("sync_file_range", err)
 }
+
+// SocketPair gives the two ends of a stream between two processes.
+func SocketPair() (a, b *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return nil, nil, os.NewSyscallError("socketpair", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "socket pair"), os.NewFile(uintptr(fds[1]), "socket pair"), nil
+}
+
+// LimitFileSize keeps a process, and those that it starts from now on, from making
+// any file longer than size bytes (RLIMIT_FSIZE, prlimit(2)).
+func LimitFileSize(pid int, size uint64) error {
+	return os.NewSyscallError("prlimit", unix.Prlimit(pid, unix.RLIMIT_FSIZE, &unix.Rlimit{Cur: size, Max: size}, nil))
+}

@@ -175,6 +175,28 @@ func CloneMount(dir string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "clone of "+dir), nil
 }
 
+// NewDeviceNode makes a filesystem in memory that holds nothing but a block
+// device's node, which nobody but owner may open. The mount is nowhere yet: see
+// NewMount.
+func NewDeviceNode(name string, device uint64, owner Owner) (*os.File, error) {
+	memory, err := NewMount(Filesystem{Device: "none", Type: "tmpfs", Options: []string{"size=64k", "nr_inodes=8", "mode=755"}},
+		MountAttr{NoSuid: true, NoExec: true})
+	if err != nil {
+		return nil, err
+	}
+	err = control(memory, func(dir uintptr) error {
+		if err := unix.Mknodat(int(dir), name, unix.S_IFBLK|0o600, int(device)); err != nil { //nolint:gosec // a device number
+			return wrap("mknod", name, err)
+		}
+		return wrap("chown", name, unix.Fchownat(int(dir), name, owner.UID, owner.GID, unix.AT_SYMLINK_NOFOLLOW))
+	})
+	if err != nil {
+		memory.Close()
+		return nil, err
+	}
+	return memory, nil
+}
+
 // SetAttr adds attributes to a mount and makes its propagation p.
 func SetAttr(mount *os.File, add MountAttr, p Propagation) error {
 	attr := unix.MountAttr{Attr_set: uint64(add.bits()), Propagation: uint64(p)} //nolint:gosec // bit masks

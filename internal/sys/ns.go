@@ -89,6 +89,21 @@ func (in Inside) UnmountLazyAt(dir *os.File, name string) error {
 	return in.unmountAt(dir, name, unix.MNT_DETACH)
 }
 
+// Place opens a file or directory by its path below the root, as a place (O_PATH):
+// for MoveMount. No symbolic link is followed.
+func (in Inside) Place(path string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	var fd int
+	err := control(in.Root, func(root uintptr) error { return openat2(int(root), path, &how, &fd) })
+	if err != nil {
+		return nil, wrap("openat2", path, err)
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
 // UnmountAt is Inside.UnmountAt in this process's own namespace.
 func UnmountAt(dir *os.File, name string) error {
 	return here(func(in Inside) error { return in.UnmountAt(dir, name) })

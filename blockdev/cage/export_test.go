@@ -1,0 +1,25 @@
+package cage
+
+import (
+	"context"
+
+	"holdfast/internal/sys"
+)
+
+// Settle waits until nothing is done in the background.
+func (c *Cages) Settle() { c.work.Wait() }
+
+// Waiting tells the processes of the cages that wait, as this host numbers them.
+func (c *Cages) Waiting() int { return len(c.ready) }
+
+// KillWaiting kills a cage that waits, and leaves it where it is.
+func (c *Cages) KillWaiting() error {
+	k := <-c.ready
+	defer func() { c.ready <- k }()
+	if err := sys.KillProcess(k.process); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), endTime)
+	defer cancel()
+	return sys.AwaitEnd(ctx, k.process)
+}
