@@ -83,7 +83,7 @@ func (n *node) cageOptions() (cage.Options, error) {
 	}
 	name := id[:min(12, len(id))]
 	return cage.Options{
-		Name: name, Dir: filepath.Join(runDir, name), Inside: []string{InsideCage},
+		Name: name, Dir: filepath.Join(runDir, "cages-"+name), Inside: []string{InsideCage},
 		Warm: n.c.CageWarm, Memory: n.c.CageMemory, Log: n.log,
 	}, nil
 }
