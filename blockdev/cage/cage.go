@@ -9,11 +9,13 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 
 	gorunc "github.com/containerd/go-runc"
 
 	"holdfast/internal/run"
+	"holdfast/internal/sys"
 )
 
 // ErrUnavailable means that no cage can be had. The tool was not started, here or
@@ -47,6 +49,7 @@ type Cages struct {
 	runc    gorunc.Runc
 	groups  groups
 	root    rootfs
+	nursery *os.File      // mount namespace in which runc starts
 	working chan struct{} // one for each cage that has a job
 	ready   chan *cage
 
@@ -80,7 +83,7 @@ func Open(ctx context.Context, o Options) (*Cages, error) {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	c := &Cages{o: o, working: make(chan struct{}, o.Most), ready: make(chan *cage, max(o.Warm, 1)), jobs: map[*job]struct{}{}}
-	c.runc = gorunc.Runc{Command: command, Root: c.path("state"), PdeathSignal: killSignal}
+	c.runc = gorunc.Runc{Command: command, Root: c.path("state")}
 	if err := Remove(ctx, o); err != nil {
 		return nil, err
 	}
@@ -88,6 +91,9 @@ func Open(ctx context.Context, o Options) (*Cages, error) {
 		return nil, fmt.Errorf("%w: control groups: %w", ErrUnavailable, err)
 	}
 	if c.root, err = makeRoot(c.path("root")); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+	}
+	if c.nursery, err = sys.NewMountNamespace(c.needs); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
@@ -108,6 +114,21 @@ func Open(ctx context.Context, o Options) (*Cages, error) {
 func (c *Cages) Limits() (missing []string) { return c.groups.missing() }
 
 func (c *Cages) path(name string) string { return filepath.Join(c.o.Dir, name) }
+
+// needs tells whether runc needs what is mounted at a place to start a cage.
+func (c *Cages) needs(place string) bool {
+	if place == "/proc" || place == "/sys" || place == "/dev" || below(place, cgroupRoot) {
+		return true
+	}
+	needed := append([]string{c.o.Dir, c.runc.Command}, c.root.shown...)
+	if program, err := os.Readlink(ownProgram); err == nil {
+		needed = append(needed, program)
+	}
+	return slices.ContainsFunc(needed, func(path string) bool { return below(path, place) })
+}
+
+// below reports whether path is dir or lies below it.
+func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
 // get gives a cage that waits, or a new one, for one job.
 func (c *Cages) get(ctx context.Context) (*cage, error) {
@@ -180,6 +201,7 @@ func (c *Cages) Close() error {
 		}
 		break
 	}
+	errs = append(errs, c.nursery.Close())
 	if err := errors.Join(errs...); err != nil {
 		return err
 	}

@@ -2,6 +2,8 @@ package cage
 
 import (
 	"context"
+	"io"
+	"testing"
 
 	"holdfast/internal/sys"
 )
@@ -22,4 +24,23 @@ func (c *Cages) KillWaiting() error {
 	ctx, cancel := context.WithTimeout(context.Background(), endTime)
 	defer cancel()
 	return sys.AwaitEnd(ctx, k.process)
+}
+
+// Nursery is the table of mounts of the namespace in which cages are started.
+func (c *Cages) Nursery(t testing.TB) (table string) {
+	t.Helper()
+	err := sys.InMountNamespace(c.nursery, func(in sys.Inside) error {
+		f, err := in.Mountinfo()
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		text, err := io.ReadAll(f)
+		table = string(text)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return table
 }

@@ -15,6 +15,7 @@ import (
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
 	"holdfast/internal/run"
+	"holdfast/internal/sys"
 )
 
 // crashArgument makes this test program one that opens cages, begins a job and
@@ -218,4 +219,31 @@ func TestCloseEndsJobs(t *testing.T) {
 	if err := <-ended; err == nil {
 		t.Error("the job goes on")
 	}
+}
+
+// TestStartHoldsNoMount: the namespace in which cages are started has neither the
+// mounts that were there when it was made nor later ones, so that a cage that
+// begins does not keep alive what is unmounted meanwhile.
+func TestStartHoldsNoMount(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	parent := t.TempDir()
+	before, after := filepath.Join(parent, "before"), filepath.Join(parent, "after")
+	mount := func(dir string) {
+		must(t, os.Mkdir(dir, 0o700))
+		must(t, sys.Mount(sys.Filesystem{Device: "none", Type: "tmpfs"}, dir, sys.MountAttr{}))
+		t.Cleanup(func() { must(t, sys.Unmount(dir)) })
+	}
+	mount(before)
+	c := open(t, nil)
+	mount(after)
+	table := c.Nursery(t)
+	if !strings.Contains(table, " / ") || !strings.Contains(table, " /proc ") {
+		t.Fatalf("it lacks what runc needs:\n%s", table)
+	}
+	for _, dir := range []string{before, after} {
+		if strings.Contains(table, dir) {
+			t.Errorf("it holds %s:\n%s", dir, table)
+		}
+	}
+	_ = enter(t, c, image(t, 16<<20))
 }

@@ -11,7 +11,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	gorunc "github.com/containerd/go-runc"
@@ -20,8 +19,6 @@ import (
 )
 
 const (
-	// killSignal ends runc when the daemon dies while runc runs.
-	killSignal = syscall.SIGKILL
 	// startTime bounds the start of a cage, which takes some 50 ms.
 	startTime = 30 * time.Second
 	// endTime bounds the end of its processes after SIGKILL: one of them may be
@@ -84,7 +81,10 @@ func deadlineOf(ctx context.Context) time.Time {
 	return t
 }
 
-// create runs runc, which returns when the first process has been started.
+// create runs runc, which returns when the first process has been started. A
+// process that begins has all mounts of the namespace that it comes from, and holds
+// them for some milliseconds: volumes and pools that are being let go meanwhile
+// would stay. So it comes from a namespace that never had them.
 func (c *Cages) create(ctx context.Context, k *cage) (pid int, err error) {
 	ours, theirs, err := sys.SocketPair()
 	if err != nil {
@@ -100,8 +100,11 @@ func (c *Cages) create(ctx context.Context, k *cage) (pid int, err error) {
 	runc := c.runc
 	runc.Log, runc.LogFormat = filepath.Join(k.dir, "log"), gorunc.JSON
 	pidFile := filepath.Join(k.dir, "pid")
-	_, err = runc.Run(ctx, k.id, k.dir, &gorunc.CreateOpts{
-		IO: null, PidFile: pidFile, Detach: true, ExtraFiles: []*os.File{theirs},
+	err = sys.InMountNamespace(c.nursery, func(sys.Inside) error {
+		_, err := runc.Run(ctx, k.id, k.dir, &gorunc.CreateOpts{
+			IO: null, PidFile: pidFile, Detach: true, ExtraFiles: []*os.File{theirs},
+		})
+		return err
 	})
 	if err != nil {
 		return 0, classify(ctx, "run", k, err)

@@ -6,8 +6,10 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"slices"
 	"strconv"
 
+	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
 )
 
@@ -151,6 +153,44 @@ func InMountNamespace(ns *os.File, fn func(in Inside) error) error {
 		return fn(Inside{Root: root, proc: proc})
 	})
 	return <-done
+}
+
+// NewMountNamespace makes a mount namespace that holds, of the mounts of our own,
+// the root and those at the places that keep names, and gets no new ones. Who
+// starts in it holds no other filesystem, not for a moment.
+func NewMountNamespace(keep func(place string) bool) (*os.File, error) {
+	var ns *os.File
+	done := make(chan error)
+	go onThrowAwayThread(done, func() error {
+		if err := unix.Unshare(unix.CLONE_FS | unix.CLONE_NEWNS); err != nil {
+			return fmt.Errorf("unshare(CLONE_NEWNS): %w", err)
+		}
+		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
+			return wrap("mount(private)", "/", err)
+		}
+		table, err := mountinfo.GetMounts(nil) // of this thread
+		if err != nil {
+			return err
+		}
+		if ns, err = open("/proc/thread-self/ns/mnt", unix.O_RDONLY); err != nil {
+			return err
+		}
+		for _, m := range slices.Backward(table) { // later ones lie upon earlier ones
+			if m.Mountpoint == "/" || keep(m.Mountpoint) {
+				continue
+			}
+			err := unix.Unmount(m.Mountpoint, unix.UMOUNT_NOFOLLOW|unix.MNT_DETACH)
+			// Covered by another, or gone with the one it was on.
+			if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+				return errors.Join(wrap("umount", m.Mountpoint, err), ns.Close())
+			}
+		}
+		return nil
+	})
+	if err := <-done; err != nil {
+		return nil, err
+	}
+	return ns, nil
 }
 
 // onThrowAwayThread runs fn on a thread that ends with it. That must not be the
