@@ -2,6 +2,7 @@ package ext4fill_test
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -71,7 +72,7 @@ func TestMillionNames(t *testing.T) {
 	dir := t.TempDir()
 	x := newForest(t, dir)
 	const count = 1_000_000
-	crowd(x, "crowd", count, 7)
+	crowd(x, "crowd", count, 9) // of which two share a hash at the edge of a block
 	tr := x.tree()
 	f := empty(t, dir, 128*MiB, 100)
 	_, err := ext4fill.Fill(t.Context(), f, tr, nowhere{})
@@ -83,14 +84,36 @@ func TestMillionNames(t *testing.T) {
 	if len(names) != count {
 		t.Errorf("%d names, want %d", len(names), count)
 	}
+	look := make([]string, count)
+	for i := range look {
+		look[i] = fmt.Sprintf("nn%07d", i)
+	}
+	shared, blocks := ext4fill.SharedHashes(look, hashSeed(t, f), 4096)
+	if len(shared) == 0 || blocks <= 507 {
+		t.Errorf("nothing that is rare: %d blocks, %d names share a hash over two blocks", blocks, len(shared))
+	}
 	for i := 0; i < count; i += 101 {
-		if _, err := os.Lstat(filepath.Join(mnt, "crowd", fmt.Sprintf("%07d", i))); err != nil {
+		shared = append(shared, look[i])
+	}
+	for _, name := range shared {
+		if _, err := os.Lstat(filepath.Join(mnt, "crowd", name)); err != nil {
 			t.Fatal(err)
 		}
 	}
 	if _, err := os.Lstat(filepath.Join(mnt, "crowd", "absent")); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+}
+
+func hashSeed(t tb, f *os.File) (seed [4]uint32) {
+	t.Helper()
+	b := make([]byte, 16)
+	_, err := f.ReadAt(b, 1024+0xEC)
+	check(t, err)
+	for i := range seed {
+		seed[i] = binary.LittleEndian.Uint32(b[4*i:])
+	}
+	return seed
 }
 
 func TestTooManyNames(t *testing.T) {

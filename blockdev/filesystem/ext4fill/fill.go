@@ -30,8 +30,8 @@ type Contents interface {
 // ErrInvalid, with the node's path, for what cannot be kept; ErrImage when image
 // is not what Make makes; blockdev.ErrNoSpace when the pool has no room for what
 // the image is to hold.
-func Fill(ctx context.Context, f *os.File, t tree.Tree, c Contents) (tree.Tree, error) {
-	filled, err := fill(ctx, f, t, c)
+func Fill(ctx context.Context, image *os.File, t tree.Tree, c Contents) (tree.Tree, error) {
+	filled, err := fill(ctx, image, t, c)
 	if sys.IsNoSpace(err) && !errors.Is(err, blockdev.ErrNoSpace) {
 		err = fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
 	}
@@ -66,7 +66,7 @@ func fill(ctx context.Context, f *os.File, t tree.Tree, c Contents) (tree.Tree, 
 	m := mover{im: im, c: c}
 	for i := range filled.Nodes {
 		if err := m.move(ctx, t.Nodes[i].Runs, filled.Nodes[i].Runs); err != nil {
-			return tree.Tree{}, about(t.Nodes[i].Path, err)
+			return tree.Tree{}, err
 		}
 	}
 	if err := m.flush(ctx); err != nil {

@@ -118,7 +118,7 @@ func checkFeatures(b []byte) error {
 }
 
 func (im *image) checkShape() error {
-	if im.blockSize > maxBlock || im.blocks <= im.first || im.blocks > 1<<48 || im.perGroup != 8*im.blockSize ||
+	if im.blockSize > maxBlock || im.blocks <= im.first || im.blocks > maxBlocks || im.perGroup != 8*im.blockSize ||
 		im.inodes < firstInode || im.inodes > 8*im.blockSize || im.inodes%8 != 0 ||
 		im.descriptor != 32 && im.descriptor != 64 {
 		return notOurs("%d blocks of %d bytes, %d a group", im.blocks, im.blockSize, im.perGroup)

@@ -9,6 +9,10 @@ import (
 	"holdfast/blockdev/tree"
 )
 
+// maxBlocks is how many a filesystem can have (Documentation/filesystems/ext4,
+// blocks.rst: addresses of 48 bits).
+const maxBlocks = 1 << 48
+
 // Layout is what a tree takes of an image beside what an empty filesystem takes.
 type Layout struct {
 	BlockSize int64 // bytes
@@ -90,7 +94,9 @@ func (p *plan) layout(ctx context.Context, blockSize int64) (Layout, error) {
 		if err != nil {
 			return Layout{}, about(p.nodes[i].Path, err)
 		}
-		l.Blocks += n
+		if l.Blocks += n; l.Blocks > maxBlocks {
+			return Layout{}, tooLarge("more than %d blocks in all", int64(maxBlocks))
+		}
 	}
 	l.Blocks-- // the root directory has its first block
 	return withInterruptions(l), nil

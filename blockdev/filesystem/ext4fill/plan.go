@@ -74,26 +74,12 @@ func (p *plan) parents(ctx context.Context) (links []link, err error) {
 		if err := checkNode(n, i == 0); err != nil {
 			return nil, about(n.Path, err)
 		}
-		if i == 0 {
-			continue
+		if i > 0 {
+			if above, err = p.descend(above, i); err != nil {
+				return nil, about(n.Path, err)
+			}
 		}
-		if i > 0 && tree.Compare(p.nodes[i-1].Path, n.Path) >= 0 {
-			return nil, about(n.Path, invalid("out of order"))
-		}
-		dir, _ := tree.Split(n.Path)
-		for len(above) > 1 && p.nodes[above[len(above)-1]].Path != dir {
-			above = above[:len(above)-1]
-		}
-		parent := above[len(above)-1]
-		if len(above) == 1 && dir != "." {
-			return nil, about(n.Path, invalid("not in a directory of the tree"))
-		}
-		p.parent[i] = parent
-		if n.Kind == tree.Directory {
-			above = append(above, int32(i))
-			p.subdirs[parent]++
-		}
-		if n.Path == lostFound {
+		if n.Path == lostFound || slices.Contains(n.Links, lostFound) {
 			p.own = i
 		}
 		for _, l := range n.Links {
@@ -102,12 +88,31 @@ func (p *plan) parents(ctx context.Context) (links []link, err error) {
 				return nil, about(l, err)
 			}
 			links = append(links, link{parent, name{text, int32(i)}})
-			if l == lostFound {
-				p.own = i
-			}
 		}
 	}
 	return links, nil
+}
+
+// descend goes on from the directories above the last node to those above the
+// next, and itself if it is one.
+func (p *plan) descend(above []int32, i int) ([]int32, error) {
+	n := &p.nodes[i]
+	if tree.Compare(p.nodes[i-1].Path, n.Path) >= 0 {
+		return nil, invalid("out of order")
+	}
+	dir, _ := tree.Split(n.Path)
+	for p.nodes[above[len(above)-1]].Path != dir {
+		if above = above[:len(above)-1]; len(above) == 0 {
+			return nil, invalid("not in a directory of the tree")
+		}
+	}
+	parent := above[len(above)-1]
+	p.parent[i] = parent
+	if n.Kind == tree.Directory {
+		above = append(above, int32(i))
+		p.subdirs[parent]++
+	}
+	return above, nil
 }
 
 // linkAt finds the directory of a further name.

@@ -2,6 +2,7 @@ package ext4fill_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -71,6 +72,18 @@ func TestInvalidTrees(t *testing.T) {
 		if _, err := ext4fill.Need(t.Context(), tree.Tree{Nodes: nodes}, 4096); !errors.Is(err, ext4fill.ErrInvalid) {
 			t.Errorf("%s: Need: %v", what, err)
 		}
+	}
+}
+
+// TestMoreThanAnything: sizes that add up to more than a number can hold.
+func TestMoreThanAnything(t *testing.T) {
+	nodes := []tree.Node{{Path: ".", Kind: tree.Directory}}
+	const most = (1<<32 - 1) * 4096
+	for i := range 1 << 20 {
+		nodes = append(nodes, tree.Node{Path: fmt.Sprintf("%07d", i), Kind: tree.Regular, Size: most, Runs: []tree.Run{{Length: most}}})
+	}
+	if size, _, err := ext4fill.Size(t.Context(), tree.Tree{Nodes: nodes}, 0); !errors.Is(err, ext4fill.ErrTooLarge) {
+		t.Errorf("%d bytes: %v", size, err)
 	}
 }
 
