@@ -124,12 +124,14 @@ func deleteAttachment(c *call) error {
 	if err != nil {
 		return err
 	}
-	if err := c.ownSandboxHolds(name, c.r.PathValue("id")); err != nil {
-		return err
-	}
 	force, err := c.force()
 	if err != nil {
 		return err
+	}
+	if !force {
+		if err := c.ownSandboxHolds(name, c.r.PathValue("id")); err != nil {
+			return err
+		}
 	}
 	detach := c.s.o.Engine.Detach
 	if force {
@@ -155,7 +157,7 @@ func (c *call) ownSandboxHolds(volume, id string) error {
 	}
 	for _, a := range v.Attachments {
 		if a.ID == id && a.Target.Type == SandboxTarget {
-			return &engine.Problem{Kind: engine.ErrConflict, Message: "the volume belongs to " + a.Holder + " as long as that lives: delete the sandbox"}
+			return &engine.Problem{Kind: engine.ErrConflict, Message: "the volume belongs to " + a.Holder + " as long as that lives: delete the sandbox, or take the volume away by force"}
 		}
 	}
 	return nil

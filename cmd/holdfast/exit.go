@@ -31,9 +31,12 @@ var errDoctor = errors.New("this host cannot do the main job; see the checks mar
 func (a *app) explain(err error) (code int, text, hint string) {
 	var refused *client.Error
 	var network *net.OpError
+	var ended exitError // of a command in a sandbox
 	switch {
 	case !a.parsed:
 		return exitUsage, err.Error(), "see holdfast --help"
+	case errors.As(err, &ended):
+		return ended.code, err.Error(), ""
 	case errors.As(err, &refused):
 		code, hint = explainRefusal(refused)
 		text = refused.Error()

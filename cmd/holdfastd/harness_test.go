@@ -197,7 +197,15 @@ func (n *node) detachEverything() {
 }
 
 func detachIn(ctx context.Context, cl *client.Client) error {
+	sandboxes, err := cl.Sandboxes(ctx)
+	if err != nil && !client.IsNotFound(err) { // as where they are not enabled
+		return err
+	}
 	var errs []error
+	for _, s := range sandboxes {
+		_, err := cl.DeleteSandbox(ctx, s.Metadata.Name)
+		errs = append(errs, err, cl.AwaitSandboxGone(ctx, s.Metadata.Name))
+	}
 	for v, err := range cl.Volumes(ctx, client.VolumeQuery{}) {
 		if err != nil || v.State.AttachedTo == "" {
 			errs = append(errs, err)

@@ -143,5 +143,11 @@ func Teardown(ctx context.Context, runDir string) error {
 			return fmt.Errorf("sandboxes: %w", err)
 		}
 	}
+	for _, pattern := range []string{"/sys/fs/cgroup/holdfast", "/sys/fs/cgroup/*/holdfast"} {
+		groups, _ := filepath.Glob(pattern)
+		for _, group := range groups {
+			_ = os.Remove(group) // only an empty one goes
+		}
+	}
 	return os.RemoveAll(runDir)
 }
