@@ -4,57 +4,76 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/filesystem/ext4fill"
+	"holdfast/blockdev/tree"
 	"holdfast/internal/sys"
 	"holdfast/templates/archive"
 )
 
 // buildAttempts is how often an image is made anew, larger each time, when the
-// archive did not fit into the size that was computed for it.
+// tree did not fit into the size that was computed for it.
 const buildAttempts = 5
 
-// buildTime stands for now in what mkfs writes, so that images of one archive
-// differ in less.
+// buildTime stands for now in what mkfs writes: images depend on the tree alone.
 var buildTime = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
-// built tells what build made; sizes in bytes.
-type built struct {
-	image   int64  // size of the revision's image
-	minimum int64  // size of the smallest volume that holds it
-	digest  string // of the image
+// received is a tree that is to become a revision, and where its contents are.
+type received struct {
+	tree     tree.Tree
+	files    []*os.File // by Run.Store
+	shares   []share    // what another file than the first has too
+	identity string     // of the tree
+	digest   string     // of the archive; empty when there was none
+	counts   counts
 }
 
-// build makes a draft with the archive's contents in an ext4 filesystem that is
-// hardly larger than they are. The image is of the class that grows well; what
-// fits into a filesystem of the small class is built as one too, once, to know
-// that it does.
-func (l *Library) build(ctx context.Context, id blockdev.ID, s *spooled) (b built, err error) {
-	if b.image, err = l.buildFitting(ctx, id, s, regularSize(s.counts)); err != nil {
+func receivedTree(t tree.Tree, files ...*os.File) *received {
+	return &received{tree: t, files: files, identity: t.Identity(), counts: countTree(t)}
+}
+
+// built tells what build made; sizes are in bytes.
+type built struct {
+	image    int64 // of the revision's image
+	minimum  int64 // of the smallest volume that holds it
+	digest   string
+	manifest tree.Tree
+}
+
+// build makes a draft with the tree in an ext4 filesystem that is hardly larger
+// than its contents: the same bytes for the same tree. The image is of the class
+// that grows well; of what fits into a filesystem of the small class an empty one
+// is made, once, to know that it does.
+func (l *Library) build(ctx context.Context, id blockdev.ID, r *received) (b built, err error) {
+	need, err := ext4fill.Need(ctx, r.tree, tree.Block)
+	if err != nil {
+		return b, unfit(err)
+	}
+	if b.minimum, err = l.smallest(ctx, r); err != nil {
 		return b, l.poolError(err)
 	}
-	l.images.set(id, b.image) // until it is published and measured
-	b.minimum = b.image
-	small := smallSize(s.counts)
-	if small == 0 {
-		return b, nil
+	size, err := l.fitting(ctx, id, regularSize(need), func(size int64) error { return l.fillRevision(ctx, id, r, need, size, &b) })
+	if err != nil {
+		return b, l.poolError(unfit(err))
 	}
-	trial := newID(blockdev.PrefixSource, l.now())
-	small, err = l.buildFitting(ctx, trial, s, small)
-	if err == nil {
-		b.minimum = small
+	b.image = size
+	if b.minimum == 0 {
+		b.minimum = size
 	}
-	if errors.Is(err, errFilesystemFull) {
-		err = nil
+	l.images.set(id, size) // until it is published and measured
+	return b, nil
+}
+
+// unfit tells what the tree's owner has to change.
+func unfit(err error) error {
+	if errors.Is(err, ext4fill.ErrTooLarge) || errors.Is(err, ext4fill.ErrInvalid) {
+		return fmt.Errorf("%w: %w", archive.ErrRefused, err)
 	}
-	if err = errors.Join(err, l.abandon(ctx, trial)); err != nil {
-		err = errors.Join(err, l.abandon(ctx, id))
-	}
-	return b, l.poolError(err)
+	return err
 }
 
 // abandon removes a draft of ours.
@@ -63,21 +82,21 @@ func (l *Library) abandon(ctx context.Context, id blockdev.ID) error {
 	return l.o.Pool.Remove(context.WithoutCancel(ctx), id)
 }
 
-// buildFitting makes the image anew, larger each time, until all fits.
-func (l *Library) buildFitting(ctx context.Context, id blockdev.ID, s *spooled, size int64) (int64, error) {
+// fitting makes an image anew, larger each time, until all fits; within a class.
+func (l *Library) fitting(ctx context.Context, id blockdev.ID, size int64, make func(size int64) error) (int64, error) {
 	class := classOf(size)
 	var err error
 	for range buildAttempts {
-		err = l.buildSize(ctx, id, s, size)
+		err = make(size)
 		if err == nil {
 			return size, nil
 		}
 		err = errors.Join(err, l.abandon(ctx, id))
-		if !errors.Is(err, errFilesystemFull) {
+		if !errors.Is(err, ext4fill.ErrFull) {
 			return 0, err
 		}
-		l.o.Log.Info("template image was too small", "image", id, "bytes", size, "counts", s.counts.String())
-		size = roundUp(size+size/8+filesystem.MiB, filesystem.MiB)
+		l.o.Log.Info("template image was too small", "image", id, "bytes", size)
+		size = roundUp(size+size/16+filesystem.MiB, filesystem.MiB)
 		if classOf(size) != class {
 			break
 		}
@@ -85,55 +104,90 @@ func (l *Library) buildFitting(ctx context.Context, id blockdev.ID, s *spooled, 
 	return 0, err
 }
 
-// errFilesystemFull: the image is too small, not the pool.
-var errFilesystemFull = errors.New("does not fit into the image")
+// smallest is the size of the smallest filesystem of the small class that holds a
+// tree; 0 when none does. It is found with everything but the contents.
+func (l *Library) smallest(ctx context.Context, r *received) (int64, error) {
+	need, err := ext4fill.Need(ctx, r.tree, smallBlock)
+	if errors.Is(err, ext4fill.ErrTooLarge) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, unfit(err)
+	}
+	size := smallSize(need)
+	if size == 0 {
+		return 0, nil
+	}
+	trial := newID(blockdev.PrefixSource, l.now())
+	size, err = l.fitting(ctx, trial, size, func(size int64) error {
+		return l.fillImage(ctx, trial, size, l.madeFor(r, need), func(image *os.File) error {
+			_, err := ext4fill.Fill(ctx, image, r.tree, nowhere{})
+			return err
+		})
+	})
+	if errors.Is(err, ext4fill.ErrFull) {
+		return 0, nil
+	}
+	return size, errors.Join(err, l.abandon(ctx, trial))
+}
 
-func (l *Library) buildSize(ctx context.Context, id blockdev.ID, s *spooled, size int64) error {
-	release, err := l.reserve(size, "template image "+string(id))
+// nowhere lets contents be where they are.
+type nowhere struct{}
+
+func (nowhere) Place(context.Context, *os.File, int64, tree.Run) error { return nil }
+
+// madeFor are the options of a filesystem that depends on a tree alone.
+func (l *Library) madeFor(r *received, need ext4fill.Layout) filesystem.MakeOptions {
+	return filesystem.MakeOptions{UUID: uuidFrom(r.identity), Time: buildTime, Inodes: need.Inodes}
+}
+
+// fillImage makes a draft with an empty ext4 and lends it to fill.
+func (l *Library) fillImage(ctx context.Context, id blockdev.ID, size int64, o filesystem.MakeOptions, fill func(image *os.File) error) error {
+	if err := l.o.Pool.Create(ctx, id, size); err != nil {
+		return err
+	}
+	return l.withFile(ctx, id, func(path string) (err error) {
+		if err := l.o.Filesystems.Make(ctx, path, filesystem.Ext4, o); err != nil {
+			return err
+		}
+		image, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, image.Close()) }()
+		return errors.Join(l.at("fill"), fill(image))
+	})
+}
+
+// fillRevision makes a revision's draft and sets what b tells of it.
+func (l *Library) fillRevision(ctx context.Context, id blockdev.ID, r *received, layout ext4fill.Layout, size int64, b *built) error {
+	need := size
+	if l.reflinks {
+		need -= min(size, expect(r.tree, r.shares))
+	}
+	release, err := l.reserve(need, "template image "+string(id))
 	if err != nil {
 		return err
 	}
 	defer release()
-	if err := l.o.Pool.Create(ctx, id, size); err != nil {
-		return err
-	}
-	err = l.withFile(ctx, id, func(path string) error {
-		// In one piece, so that clones of it are made in an instant: their cost
-		// grows with the number of extents. It also shows now that the pool has room.
-		if err := allocate(path, size); err != nil {
+	return l.fillImage(ctx, id, size, l.madeFor(r, layout), func(image *os.File) error {
+		contents := placing{shares: r.shares}
+		if b.manifest, err = ext4fill.Fill(ctx, image, r.tree, &contents); err != nil {
 			return err
 		}
-		return l.o.Filesystems.Make(ctx, path, filesystem.Ext4, filesystem.MakeOptions{
-			UUID: uuidFrom(s.digest), Time: buildTime, Inodes: s.counts.Entries + s.counts.Replaced,
-		})
-	})
-	if err != nil {
-		return err
-	}
-	err = l.withMount(ctx, id, filesystem.Ext4, func(root *os.File) error { return extract(ctx, s, root) })
-	if err != nil {
-		return err
-	}
-	return l.withFile(ctx, id, func(path string) error {
-		if err := l.o.Filesystems.Check(ctx, path, filesystem.Ext4, false); err != nil {
+		contents.chooseUsual()
+		if err := errors.Join(contents.move(ctx, image, r.files, true), l.at("placed")); err != nil {
+			return err
+		}
+		if err := settleSpace(ctx, image); err != nil {
+			return spaceError(err)
+		}
+		if err := l.o.Filesystems.Check(ctx, image.Name(), filesystem.Ext4, false); err != nil {
 			return fmt.Errorf("the image just made: %w", err)
 		}
-		return settleSpace(ctx, path)
-	})
-}
-
-func extract(ctx context.Context, s *spooled, root *os.File) error {
-	if _, err := s.file.Seek(0, io.SeekStart); err != nil {
+		b.digest, err = digestMade(ctx, image, view{image: image, files: r.files, pieces: contents.pieces})
 		return err
-	}
-	err := archive.Extract(ctx, s.file, root)
-	if err == nil {
-		err = sys.SyncFilesystem(root)
-	}
-	if sys.IsNoSpace(err) {
-		return fmt.Errorf("%w: %w", errFilesystemFull, err)
-	}
-	return err
+	})
 }
 
 // withFile lends the path of an image to fn. The image must not be open.

@@ -105,19 +105,6 @@ func (l *Library) digestImage(ctx context.Context, id blockdev.ID, size, rate in
 	}
 }
 
-// digestDraft digests an image that was just made, through the page cache.
-func (l *Library) digestDraft(ctx context.Context, id blockdev.ID, size int64) (digest string, err error) {
-	err = l.withFile(ctx, id, func(path string) error {
-		f, err := os.Open(path)
-		if err != nil {
-			return err
-		}
-		digest, err = extent.Digest(ctx, f, size)
-		return errors.Join(err, f.Close())
-	})
-	return digest, err
-}
-
 func (l *Library) digestSlice(ctx context.Context, id blockdev.ID, d *extent.Digester, most int64) (read int64, done bool, err error) {
 	defer l.openings.lock(string(id)).Unlock()
 	want := blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: true}

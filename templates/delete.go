@@ -151,13 +151,25 @@ func (l *Library) retire(ctx context.Context, head *record, id blockdev.ID) erro
 }
 
 func (l *Library) removeDoomed(ctx context.Context, id blockdev.ID) error {
-	if err := l.o.Pool.Remove(ctx, id); err != nil {
+	err := l.o.Pool.Remove(ctx, id)
+	if errors.Is(err, blockdev.ErrBusy) { // left open by an Open that failed after all: nobody uses it without a pin
+		lock := l.openings.lock(string(id))
+		if err = l.closeLeft(ctx, id); err == nil {
+			err = l.o.Pool.Remove(ctx, id)
+		}
+		lock.Unlock()
+	}
+	if err != nil {
 		return fmt.Errorf("remove the image of a deleted version: %w", l.poolError(err))
 	}
 	l.images.remove(id)
 	l.mu.Lock()
+	defer l.mu.Unlock()
 	delete(l.doomed, id)
-	l.mu.Unlock()
+	if err := l.dropManifest(l.leaving[id]); err != nil {
+		l.o.Log.Warn("a manifest stays until the next start", "image", id, "cause", err)
+	}
+	delete(l.leaving, id)
 	return nil
 }
 

@@ -72,13 +72,14 @@ func (r *rig) tryOpen() (err error) {
 		return err
 	}
 	o := templates.Options{
-		Store: r.store, SideLog: r.log, Pool: r.pool, Space: r.space, Staging: r.pool.Staging(),
+		Store: r.store, SideLog: r.log, Pool: r.pool, Space: r.space, Staging: r.pool.Staging(), Manifests: r.pool.Manifests(),
 		Secret: []byte("0123456789abcdef0123456789abcdef"), Log: logger, Now: r.clock.Now,
 	}
 	if r.tune != nil {
 		r.tune(&o)
 	}
 	if r.fuse != nil {
+		o.Failpoint = r.fuse.failpoint
 		o.Pool, o.SideLog, o.Filesystems = &fusedPool{r.pool, r.fuse}, &fusedLog{r.log, r.fuse}, &fusedTools{filesystem.NewTools(), r.fuse}
 	}
 	r.Library, err = templates.Open(ctx, o)

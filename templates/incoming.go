@@ -112,34 +112,3 @@ func (e *exactReader) Read(p []byte) (int, error) {
 	}
 	return n, fmt.Errorf("receive the archive after %d of %d bytes: %w", e.have, e.want, err)
 }
-
-// growing sets pool bytes aside as an archive unpacks, beyond those that were
-// set aside for its size.
-type growing struct {
-	w       io.Writer
-	reserve func(bytes int64) (release func(), err error)
-	left    int64
-	release []func()
-}
-
-// reserveStep is how much is set aside at once, in bytes.
-const reserveStep = 64 << 20
-
-func (g *growing) Write(p []byte) (int, error) {
-	if g.left < int64(len(p)) {
-		release, err := g.reserve(reserveStep)
-		if err != nil {
-			return 0, err
-		}
-		g.left += reserveStep
-		g.release = append(g.release, release)
-	}
-	g.left -= int64(len(p))
-	return g.w.Write(p)
-}
-
-func (g *growing) done() {
-	for _, release := range g.release {
-		release()
-	}
-}

@@ -47,11 +47,14 @@ type Options struct {
 	Space       Space
 	Filesystems Filesystems // nil: filesystem.NewTools()
 	Staging     string      // directory in the pool for uploads, ours alone; emptied at Open
+	Manifests   string      // directory in the pool for what revisions hold, ours alone; can be made again
 	Secret      []byte      // signs upload URLs
 	Log         *slog.Logger
 	Now         func() time.Time // nil: time.Now
 	Registries  *oci.Registries  // that images may be imported from; nil: none
 	OnFailure   func(error)      // told when a flush in the pool failed: the owner ends the process; nil: nobody
+
+	Failpoint func(point string) error // tests: an error at a point between two side effects; nil: none
 
 	MaxArchiveBytes int64 // 0: 64 GiB
 	MaxEntries      int64 // 0: 2,000,000
@@ -94,6 +97,7 @@ type Library struct {
 	uploads  chan struct{}
 	sources  *sourceCache
 	images   imageBytes
+	reflinks bool // the pool's files can share bytes; tried once
 
 	clearing       keyLocks      // of revisions that are verified before their first use
 	verifying      chan struct{} // bounds the verifications that users ask for
@@ -108,6 +112,7 @@ type Library struct {
 	pins      map[blockdev.ID]int    // revisions that a build reads
 	doomed    map[blockdev.ID]bool   // revisions whose images go with their last pin
 	suspect   map[blockdev.ID]bool   // revisions to be verified before they are used
+	leaving   map[blockdev.ID]string // manifests of revisions that no record names, until their images are gone
 	tombs     map[string]*record     // deletions that could not be finished yet
 	stopping  context.Context        //nolint:containedctx // ends the builds of sources at Close
 	stop      context.CancelCauseFunc
@@ -138,6 +143,14 @@ func (l *Library) Close() error {
 
 func (l *Library) now() time.Time { return l.o.Now().UTC().Round(0) }
 
+// at is a point between two side effects, for tests.
+func (l *Library) at(point string) error {
+	if l.o.Failpoint == nil {
+		return nil
+	}
+	return l.o.Failpoint(point)
+}
+
 func (l *Library) lookup(key string) *record {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
@@ -155,6 +168,9 @@ func (l *Library) replace(key string, next *record) {
 	if old := l.records[key]; old != nil {
 		for _, v := range old.Template.Revisions {
 			delete(l.revisions, v.ID)
+			if v.Status == Ready {
+				l.leaving[v.ID] = manifestName(v)
+			}
 		}
 	}
 	delete(l.records, key)
@@ -164,6 +180,7 @@ func (l *Library) replace(key string, next *record) {
 	l.records[key] = next
 	for _, v := range next.Template.Revisions {
 		l.revisions[v.ID] = key
+		delete(l.leaving, v.ID)
 	}
 }
 

@@ -33,7 +33,7 @@ func (l *Library) load(ctx context.Context, ignoreStore bool) error {
 	l.mu.Lock()
 	l.records, l.revisions = map[string]*record{}, map[blockdev.ID]string{}
 	l.active, l.pins, l.doomed = map[blockdev.ID]bool{}, map[blockdev.ID]int{}, map[blockdev.ID]bool{}
-	l.tombs, l.suspect = map[string]*record{}, map[blockdev.ID]bool{}
+	l.tombs, l.suspect, l.leaving = map[string]*record{}, map[blockdev.ID]bool{}, map[blockdev.ID]string{}
 	l.mu.Unlock()
 	l.images = imageBytes{}
 	l.sources = &sourceCache{
@@ -41,6 +41,10 @@ func (l *Library) load(ctx context.Context, ignoreStore bool) error {
 		bySpec: map[SourceSpec]*source{}, order: list.New(),
 	}
 	if err := emptyDirectory(l.o.Staging); err != nil {
+		return fmt.Errorf("staging: %w", err)
+	}
+	var err error
+	if l.reflinks, err = canShare(l.o.Staging); err != nil {
 		return fmt.Errorf("staging: %w", err)
 	}
 	images, err := l.findImages(ctx)
@@ -51,7 +55,10 @@ func (l *Library) load(ctx context.Context, ignoreStore bool) error {
 	if err != nil {
 		return err
 	}
-	return l.reconcile(ctx, stored, images)
+	if err := l.reconcile(ctx, stored, images); err != nil {
+		return err
+	}
+	return l.sweepManifests()
 }
 
 // found is what the pool holds that is ours and explains itself.

@@ -2,12 +2,15 @@ package templates
 
 import (
 	"holdfast/blockdev/filesystem"
-	"holdfast/templates/archive"
+	"holdfast/blockdev/filesystem/ext4fill"
 )
 
 // The size class of ext4 that has blocks of 1 KiB and no journal ends here; see
 // filesystem.Tools.Make.
 const smallExt4 = 16 * filesystem.MiB
+
+// smallBlock is that class's block, in bytes.
+const smallBlock = 1024
 
 // classOf tells the small class (0) from the regular one (1).
 func classOf(size int64) int {
@@ -18,13 +21,10 @@ func classOf(size int64) int {
 }
 
 // smallSize is the size in bytes, in whole MiB, of a filesystem of the small
-// class that holds what was counted; 0 when none does.
-func smallSize(c archive.Counts) int64 {
-	if c.LargestAttributes >= 900 || c.LongestLink >= 1023 { // they have to fit into one block
-		return 0
-	}
-	contents := c.Bytes(1024)
-	inodes := (c.Entries + c.Replaced + 16) * 256
+// class for what ext4fill.Need tells of blocks of 1 KiB; 0 when none will do.
+func smallSize(need ext4fill.Layout) int64 {
+	inodes := (need.Inodes + 16) * 256
+	contents := need.Bytes()
 	groups := 1 + contents/(8<<20)
 	size := roundUp(contents+max(inodes, contents/(64<<10)*256, 128*256)+groups*32<<10+contents/64, filesystem.MiB)
 	if classOf(size) != 0 {
@@ -33,13 +33,13 @@ func smallSize(c archive.Counts) int64 {
 	return size
 }
 
-// regularSize is the same for the regular class. The builder tries a larger one
-// should it be too small.
-func regularSize(c archive.Counts) int64 {
-	contents := c.Bytes(4096)
+// regularSize is the same for the regular class and blocks of 4 KiB. The builder
+// tries a larger one should it be too small.
+func regularSize(need ext4fill.Layout) int64 {
+	contents := need.Bytes()
 	size := contents
 	for range 4 { // overhead is a share of the size, which it enlarges
-		size = contents + ext4Overhead(size, c.Entries+c.Replaced+16)
+		size = contents + ext4Overhead(size, need.Inodes+16)
 	}
 	return max(smallExt4, roundUp(size, filesystem.MiB))
 }

@@ -11,6 +11,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/extent"
 	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/filesystem/ext4fill"
 	"holdfast/internal/run"
 	"holdfast/internal/sys"
 )
@@ -71,9 +72,9 @@ func sourceNeed(s SourceSpec, revision int64) int64 {
 func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) (shared int64, err error) {
 	switch {
 	case s.Revision == "":
-		return 0, l.makeBlank(ctx, id, s, 0)
+		return 0, l.makeBlank(ctx, id, s)
 	case s.converts(v):
-		return 0, l.convertInOrder(ctx, id, s, v)
+		return 0, l.convert(ctx, id, s, v)
 	default:
 		return l.growRevision(ctx, id, s)
 	}
@@ -85,13 +86,67 @@ func (s SourceSpec) converts(v Revision) bool {
 	return s.Revision != "" && (s.Filesystem != filesystem.Ext4 || !v.growsWell(s.Size))
 }
 
-// convertInOrder converts by way of a scratch image. Files that are written one by
-// one leave an image in a thousand pieces, and a clone costs with the pieces; a
-// copy of the image from front to end has few.
-func (l *Library) convertInOrder(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) (err error) {
+// convert makes a source in another filesystem than the revision's own: of
+// another type, or of another class.
+func (l *Library) convert(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) error {
+	if s.Filesystem == filesystem.Ext4 {
+		return l.refill(ctx, id, s, v)
+	}
+	return l.convertInOrder(ctx, id, s)
+}
+
+// refill writes the tree of a revision into an ext4 of another class.
+func (l *Library) refill(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) error {
+	size := s.Size
+	if size < v.ImageBytes {
+		// Only the small class holds it in so few bytes, so it is made in that
+		// class and grown.
+		size = min(size, smallExt4-filesystem.MiB)
+	}
+	t, err := l.manifest(ctx, v)
+	if err != nil {
+		return err
+	}
+	from, release, err := l.lend(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	defer release()
+	err = l.fillImage(ctx, id, size, filesystem.MakeOptions{Inodes: v.Entries + 16}, func(image *os.File) error {
+		contents := placing{}
+		if _, err := ext4fill.Fill(ctx, image, t, &contents); err != nil {
+			return err
+		}
+		contents.chooseUsual()
+		return contents.move(ctx, image, []*os.File{from}, false)
+	})
+	if errors.Is(err, ext4fill.ErrFull) {
+		return fmt.Errorf("%w: a larger size is needed: %w", ErrTooSmall, err)
+	}
+	if err != nil || size == s.Size {
+		return err
+	}
+	return l.growFilesystem(ctx, id, s)
+}
+
+func (l *Library) growFilesystem(ctx context.Context, id blockdev.ID, s SourceSpec) error {
+	if err := l.o.Pool.Grow(ctx, id, s.Size); err != nil {
+		return err
+	}
+	return l.withFile(ctx, id, func(path string) error { return l.o.Filesystems.Grow(ctx, path, s.Filesystem) })
+}
+
+// convertInOrder copies the files of a revision into XFS or btrfs by way of a
+// scratch image. Files that are written one by one leave an image in a thousand
+// pieces, and a clone costs with the pieces; a copy of the image from front to end
+// has few.
+func (l *Library) convertInOrder(ctx context.Context, id blockdev.ID, s SourceSpec) (err error) {
 	scratch := newID(blockdev.PrefixSource, l.now())
 	defer func() { err = errors.Join(err, l.abandon(ctx, scratch)) }()
-	if err := l.convertRevision(ctx, scratch, s, v); err != nil {
+	if err := l.makeBlank(ctx, scratch, s); err != nil {
+		return err
+	}
+	if err := l.copyFiles(ctx, scratch, s); err != nil {
 		return err
 	}
 	if err := l.o.Pool.Create(ctx, id, s.Size); err != nil {
@@ -102,12 +157,12 @@ func (l *Library) convertInOrder(ctx context.Context, id blockdev.ID, s SourceSp
 	})
 }
 
-func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec, inodes int64) error {
+func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec) error {
 	if err := l.o.Pool.Create(ctx, id, s.Size); err != nil {
 		return err
 	}
 	return l.withFile(ctx, id, func(path string) error {
-		return l.o.Filesystems.Make(ctx, path, s.Filesystem, filesystem.MakeOptions{Inodes: inodes})
+		return l.o.Filesystems.Make(ctx, path, s.Filesystem, filesystem.MakeOptions{})
 	})
 }
 
@@ -144,27 +199,6 @@ func copyImage(ctx context.Context, to, from string, by func(ctx context.Context
 	return err
 }
 
-// convertRevision copies the tree of a revision (ext4) into a fresh filesystem:
-// of another type, or of another class than the revision's.
-func (l *Library) convertRevision(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) error {
-	fresh := s
-	if s.Filesystem == filesystem.Ext4 && s.Size < v.ImageBytes {
-		// Only the small class holds it in so few bytes, so it is made in that
-		// class and grown.
-		fresh.Size = min(s.Size, smallExt4-filesystem.MiB)
-	}
-	if err := l.makeBlank(ctx, id, fresh, v.Entries+16); err != nil {
-		return err
-	}
-	if err := l.copyFiles(ctx, id, s); err != nil || fresh.Size == s.Size {
-		return err
-	}
-	if err := l.o.Pool.Grow(ctx, id, s.Size); err != nil {
-		return err
-	}
-	return l.withFile(ctx, id, func(path string) error { return l.o.Filesystems.Grow(ctx, path, s.Filesystem) })
-}
-
 func (l *Library) copyFiles(ctx context.Context, id blockdev.ID, s SourceSpec) error {
 	defer l.openings.lock(string(s.Revision)).Unlock()
 	return l.withMountAs(ctx, s.Revision, filesystem.Ext4, true, func(from *os.File) error {
@@ -172,7 +206,7 @@ func (l *Library) copyFiles(ctx context.Context, id blockdev.ID, s SourceSpec) e
 			if err := copyTree(ctx, from, to); err != nil {
 				return err
 			}
-			if err := settleRoot(from, to, s.Filesystem != filesystem.Ext4); err != nil {
+			if err := settleRoot(from, to); err != nil {
 				return err
 			}
 			return sys.SyncFilesystem(to)
@@ -205,8 +239,8 @@ func copyTree(ctx context.Context, from, to *os.File) error {
 }
 
 // settleRoot gives the root of a copy the time that it had. ext4's own directory
-// for lost files is removed elsewhere, unless an archive put something into it.
-func settleRoot(from, to *os.File, drop bool) (err error) {
+// for lost files is removed, unless an archive put something into it.
+func settleRoot(from, to *os.File) (err error) {
 	info, err := from.Stat()
 	if err != nil {
 		return err
@@ -216,8 +250,6 @@ func settleRoot(from, to *os.File, drop bool) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, root.Close()) }()
-	if drop {
-		_ = root.RemoveDir("lost+found")
-	}
+	_ = root.RemoveDir("lost+found")
 	return root.Self().SetTimes(info.ModTime())
 }

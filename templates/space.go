@@ -4,12 +4,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"os"
 	"slices"
 
-	"holdfast/blockdev"
 	"holdfast/blockdev/extent"
+	"holdfast/blockdev/tree"
 	"holdfast/internal/sys"
 )
 
@@ -21,19 +20,27 @@ const (
 	smallestHole = 256 << 10
 )
 
-// allocate gives an image all its space in one piece, if the pool can; where an
-// image is no sparse file there is nothing to do.
-func allocate(path string, size int64) (err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
+// canShare tells whether files in a directory can share bytes, by trying it.
+func canShare(dir string) (can bool, err error) {
+	var files [2]*os.File
+	for i := range files {
+		if files[i], err = os.CreateTemp(dir, "try-"); err != nil {
+			return sys.IsNoSpace(err), ignoreNoSpace(err)
+		}
+		defer func() { err = errors.Join(err, files[i].Close(), os.Remove(files[i].Name())) }()
 	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	err = sys.Allocate(f, 0, size)
+	if _, err = files[0].Write(make([]byte, tree.Block)); err == nil {
+		err = sys.CloneFile(files[1], files[0])
+	}
+	if sys.IsNoReflink(err) {
+		return false, nil
+	}
+	return err == nil || sys.IsNoSpace(err), ignoreNoSpace(err)
+}
+
+// ignoreNoSpace: a full pool is no reason not to start; a wrong guess costs a copy.
+func ignoreNoSpace(err error) error {
 	if sys.IsNoSpace(err) {
-		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
-	}
-	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}
 	return err
@@ -42,12 +49,7 @@ func allocate(path string, size int64) (err error) {
 // settleSpace deals with what was allocated for an image and not written: the
 // largest gaps are given back, the others are filled, so that the image is left
 // in few pieces.
-func settleSpace(ctx context.Context, path string) (err error) {
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
+func settleSpace(ctx context.Context, f *os.File) error {
 	info, err := f.Stat()
 	if err != nil || !info.Mode().IsRegular() {
 		return err

@@ -41,13 +41,14 @@ type Revision struct {
 	Number       int            `json:"number"` // 1, 2, 3, ...
 	Status       RevisionStatus `json:"status"`
 	Failure      string         `json:"failure,omitempty"`
-	Digest       string         `json:"digest,omitempty"` // "sha256:..." of the uploaded archive
-	ContentBytes int64          `json:"contentBytes"`     // file bytes in the archive
-	MinimumBytes int64          `json:"minimumBytes"`     // the smallest volume that holds it (ext4)
-	ImageBytes   int64          `json:"imageBytes"`       // size of its own image
-	Entries      int64          `json:"entries"`          // inodes
-	DataBytes    int64          `json:"dataBytes"`        // what the contents occupy, in blocks of 4 KiB
-	LongestLink  int64          `json:"longestLink"`      // bytes of the longest symbolic link's text
+	Digest       string         `json:"digest,omitempty"`     // "sha256:..." of the uploaded archive
+	TreeDigest   string         `json:"treeDigest,omitempty"` // of what it holds: tree.Tree.Identity; empty for old ones
+	ContentBytes int64          `json:"contentBytes"`         // sizes of its files
+	MinimumBytes int64          `json:"minimumBytes"`         // the smallest volume that holds it (ext4)
+	ImageBytes   int64          `json:"imageBytes"`           // size of its own image
+	Entries      int64          `json:"entries"`              // inodes
+	DataBytes    int64          `json:"dataBytes"`            // what the contents occupy, in blocks of 4 KiB
+	LongestLink  int64          `json:"longestLink"`          // bytes of the longest symbolic link's text
 	CreatedAt    time.Time      `json:"createdAt"`
 	ReadyAt      time.Time      `json:"readyAt,omitzero"`
 	CreatedBy    string         `json:"createdBy,omitempty"`

@@ -8,9 +8,11 @@ import (
 	"io"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/tree"
 	"holdfast/templates/archive"
 	"holdfast/templates/format"
 )
@@ -166,44 +168,92 @@ func (l *Library) recordFailure(ctx context.Context, key string, id blockdev.ID,
 }
 
 func (l *Library) ingest(ctx context.Context, key string, id blockdev.ID, in incoming) (Revision, error) {
-	release, err := l.reserve(in.bytes, "upload "+string(id))
+	r, done, err := l.spool(ctx, id, in)
 	if err != nil {
 		return Revision{}, err
 	}
-	defer release()
-	s, err := l.spool(ctx, id, in)
-	if err != nil {
-		return Revision{}, err
+	defer done()
+	return l.become(ctx, key, id, r)
+}
+
+// become makes a revision READY that holds a tree: with the image of a revision
+// of the same tree, or a new one.
+func (l *Library) become(ctx context.Context, key string, id blockdev.ID, r *received) (Revision, error) {
+	workspace, _, _ := strings.Cut(key, "/")
+	v, err := l.becomeTwin(ctx, workspace, id, r)
+	if errors.Is(err, errNoTwin) {
+		v, err = l.becomeNew(ctx, key, id, r)
 	}
-	defer s.remove()
-	sizes, err := l.build(ctx, id, s)
 	if err != nil {
-		return Revision{}, err
-	}
-	if sizes.digest, err = l.digestDraft(ctx, id, sizes.image); err != nil {
 		return Revision{}, errors.Join(err, l.abandon(ctx, id))
 	}
 	// From here on the work is worth finishing whoever waits for it.
-	return l.finish(context.WithoutCancel(ctx), key, id, s, sizes)
+	return l.finish(context.WithoutCancel(ctx), key, id, v)
+}
+
+var errNoTwin = errors.New("no version has the same tree")
+
+// becomeTwin makes the draft of what the workspace has already, and tells what the
+// revision will be.
+func (l *Library) becomeTwin(ctx context.Context, workspace string, id blockdev.ID, r *received) (Revision, error) {
+	v, ok := l.twin(ctx, workspace, r.identity)
+	if !ok {
+		return v, errNoTwin
+	}
+	defer l.unpin(v.ID)
+	err := l.copyRevision(ctx, id, v)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return v, errNoTwin // it is gone from the pool
+	}
+	v.Digest = r.digest
+	return v, l.poolError(err)
+}
+
+// becomeNew builds the draft, sharing what it can with the version before.
+func (l *Library) becomeNew(ctx context.Context, key string, id blockdev.ID, r *received) (Revision, error) {
+	if b := l.baseFor(ctx, key); b != nil {
+		defer b.release()
+		r.files = append(r.files, b.image)
+		r.shares = sharesWith(r.tree, b.tree, len(r.files)-1)
+		b.tree = tree.Tree{}
+	}
+	b, err := l.build(ctx, id, r)
+	if err != nil {
+		return Revision{}, err
+	}
+	v := Revision{
+		Digest: r.digest, TreeDigest: r.identity, ImageDigest: b.digest,
+		ContentBytes: r.counts.fileBytes, Entries: r.counts.entries, DataBytes: r.counts.dataBytes,
+		LongestLink: r.counts.longestLink, MinimumBytes: b.minimum, ImageBytes: b.image,
+	}
+	if err := l.writeManifest(v, b.manifest); err != nil {
+		return Revision{}, l.poolError(err)
+	}
+	return v, nil
 }
 
 // finish publishes the image, which makes the revision exist, and records it.
-func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, s *spooled, sizes built) (Revision, error) {
+func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, like Revision) (Revision, error) {
 	lock := l.locks.lock(key)
 	defer lock.Unlock()
 	r := l.lookup(key)
 	if r == nil || r.revision(id) == nil { // claim and delete exclude each other
 		return Revision{}, errors.Join(ErrUploadGone, l.abandon(ctx, id))
 	}
-	v := *r.revision(id)
-	v.Status, v.Failure, v.Digest = Ready, "", s.digest
-	v.ContentBytes, v.Entries, v.DataBytes = s.counts.FileBytes, s.counts.Entries, s.counts.Bytes(4096)
-	v.LongestLink, v.MinimumBytes, v.ImageBytes, v.ReadyAt = s.counts.LongestLink, sizes.minimum, sizes.image, l.now()
-	v.ImageDigest = sizes.digest
+	v := r.revision(id).like(like)
+	v.Status, v.Failure, v.ReadyAt = Ready, "", l.now()
 	if err := l.publish(ctx, id, describe(r, v)); err != nil {
 		return Revision{}, errors.Join(err, l.abandon(ctx, id))
 	}
 	return v, l.record(ctx, key, v)
+}
+
+// like gives a revision the contents of another.
+func (v Revision) like(o Revision) Revision {
+	v.Digest, v.TreeDigest, v.ImageDigest = o.Digest, o.TreeDigest, o.ImageDigest
+	v.ContentBytes, v.Entries, v.DataBytes, v.LongestLink = o.ContentBytes, o.Entries, o.DataBytes, o.LongestLink
+	v.MinimumBytes, v.ImageBytes = o.MinimumBytes, o.ImageBytes
+	return v
 }
 
 // publish makes a draft an image and takes it into the account.

@@ -164,7 +164,7 @@ func TestUploadWithoutRoom(t *testing.T) {
 func TestFullPool(t *testing.T) {
 	r := reflinkRig(t, 300*mib, nil)
 	r.put("app")
-	archive := pack(t, file("a", strings.Repeat("x", 180_000_000)))
+	archive := pack(t, file("a", strings.Repeat("x", 260_000_000)))
 	if _, err := r.send(r.begin("app", ""), archive); !errors.Is(err, templates.ErrNoSpace) {
 		t.Errorf("%v", err)
 	}

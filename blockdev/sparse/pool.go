@@ -29,6 +29,7 @@ const (
 	trashDir      = "trash"
 	quarantineDir = "quarantine"
 	stagingDir    = "staging"
+	manifestsDir  = "manifests"
 )
 
 // poolVersion is the version of the layout, in pool.json.
@@ -158,7 +159,7 @@ func (p *Pool) found(o Options) error {
 
 func (p *Pool) makeDirs() error {
 	made := false
-	for _, name := range []string{imagesDir, draftsDir, trashDir, quarantineDir, stagingDir} {
+	for _, name := range []string{imagesDir, draftsDir, trashDir, quarantineDir, stagingDir, manifestsDir} {
 		switch err := os.Mkdir(p.path(name), 0o700); {
 		case err == nil:
 			made = true
@@ -195,6 +196,10 @@ func (p *Pool) Identity() Identity { return p.identity }
 
 // Staging is a directory on the pool's filesystem for its users' files.
 func (p *Pool) Staging() string { return p.path(stagingDir) }
+
+// Manifests is a directory on the pool's filesystem for what its users keep about
+// images and can make again from them.
+func (p *Pool) Manifests() string { return p.path(manifestsDir) }
 
 func (p *Pool) path(parts ...string) string {
 	return filepath.Join(append([]string{p.dir}, parts...)...)

@@ -32,6 +32,7 @@ type Attributes struct {
 type Builder struct {
 	names  map[string]int32 // clean paths; "." is the root
 	inodes []inode
+	text   int64
 	parent string // of the entry before, which exists: walks come in order
 }
 
@@ -44,6 +45,7 @@ type inode struct {
 	kind     Kind
 	implied  bool
 	uid, gid uint32
+	names    int32
 	content  *Content
 	target   string
 	xattrs   []Xattr
@@ -67,6 +69,18 @@ func (b *Builder) Kind(path string) Kind {
 
 // Names counts all names but the root's, those of implied directories too.
 func (b *Builder) Names() int { return len(b.names) - 1 }
+
+// Text is how many bytes of paths, targets and attributes it has taken.
+func (b *Builder) Text() int64 { return b.text }
+
+// NamesOf counts the names of the inode that a path leads to.
+func (b *Builder) NamesOf(path string) int {
+	i, ok := b.names[path]
+	if !ok {
+		return 0
+	}
+	return int(b.inodes[i].names)
+}
 
 // Directory adds a directory, or gives the one that is there other attributes.
 func (b *Builder) Directory(path string, a Attributes) error {
@@ -104,6 +118,13 @@ func (b *Builder) Link(path, target string) error {
 	return nil
 }
 
+func (b *Builder) weigh(n inode) {
+	b.text += int64(len(n.target))
+	for _, x := range n.xattrs {
+		b.text += int64(len(x.Name) + len(x.Value))
+	}
+}
+
 func newInode(k Kind, a Attributes) inode {
 	return inode{
 		kind: k, mode: uint16(a.Mode & 0o7777), uid: a.UID, gid: a.GID, //nolint:gosec // masked
@@ -124,11 +145,13 @@ func sortedXattrs(list []Xattr) []Xattr {
 }
 
 func (b *Builder) put(path string, n inode) error {
+	b.weigh(n)
 	if i, ok := b.names[path]; ok {
 		switch old := &b.inodes[i]; {
 		case old.kind != n.kind:
 			return fmt.Errorf("%w: %.120q would change its kind", ErrNotBelow, path)
-		case n.kind == Directory:
+		case n.kind == Directory || old.names == 1: // nothing else needs the old one
+			n.names = 1
 			*old = n
 			return nil
 		}
@@ -136,16 +159,24 @@ func (b *Builder) put(path string, n inode) error {
 	if err := b.parents(path); err != nil {
 		return err
 	}
-	b.inodes = append(b.inodes, n)
-	b.set(path, int32(len(b.inodes)-1)) //nolint:gosec // fewer than 2^31 fit in memory
+	b.set(path, b.add(n))
 	return nil
+}
+
+func (b *Builder) add(n inode) int32 {
+	b.inodes = append(b.inodes, n)
+	return int32(len(b.inodes) - 1) //nolint:gosec // fewer than 2^31 fit in memory
 }
 
 // set keeps a copy of the path: it may be part of something much larger.
 func (b *Builder) set(path string, i int32) {
-	if _, ok := b.names[path]; !ok {
+	if old, ok := b.names[path]; ok {
+		b.inodes[old].names--
+	} else {
 		path = strings.Clone(path)
+		b.text += int64(len(path))
 	}
+	b.inodes[i].names++
 	b.names[path] = i
 }
 
@@ -161,7 +192,7 @@ func (b *Builder) parents(path string) error {
 		}
 		switch b.Kind(dir[:i]) {
 		case 0:
-			b.imply(strings.Clone(dir[:i]))
+			b.imply(dir[:i])
 		case Directory:
 		default:
 			return fmt.Errorf("%w: %.120q", ErrNotBelow, dir[:i])
@@ -172,8 +203,7 @@ func (b *Builder) parents(path string) error {
 }
 
 func (b *Builder) imply(path string) {
-	b.inodes = append(b.inodes, inode{kind: Directory, mode: impliedMode, implied: true})
-	b.names[path] = int32(len(b.inodes) - 1) //nolint:gosec // fewer than 2^31 fit in memory
+	b.set(path, b.add(inode{kind: Directory, mode: impliedMode, implied: true}))
 }
 
 // nameOf is a name and the inode behind it.

@@ -88,7 +88,6 @@ type walker struct {
 	linked   map[uint64]string // inodes with several names, by number
 	skipped  Skipped
 	bytes    int64
-	text     int64
 }
 
 func (w *walker) root(top sys.Dir) error {
@@ -166,7 +165,6 @@ func unfit(path, format string, args ...any) error {
 
 // fits checks an entry against the limits.
 func (w *walker) fits(path string, st sys.NodeStatus) error {
-	w.text += int64(len(path))
 	switch {
 	case st.Device != w.device:
 		return unfit(path, "it is on another file system")
@@ -178,7 +176,7 @@ func (w *walker) fits(path string, st sys.NodeStatus) error {
 		return unfit(path, "more than %d entries", w.limits.Entries)
 	case st.Kind == sys.NodeRegular && st.Size > MaxFileBytes:
 		return unfit(path, "a file of %d bytes: the most is %d", st.Size, int64(MaxFileBytes))
-	case w.text > w.limits.Text:
+	case w.b.Text() > w.limits.Text:
 		return unfit(path, "names and attributes together are longer than %d bytes", w.limits.Text)
 	}
 	return nil
@@ -211,7 +209,6 @@ func (w *walker) leaf(d sys.Dir, path, name string, st sys.NodeStatus) error {
 		if err != nil {
 			return err
 		}
-		w.text += int64(len(target))
 		return w.b.Symlink(path, attrs, target)
 	}
 	if st.Size > w.limits.Bytes-w.bytes {
@@ -253,6 +250,5 @@ func (w *walker) attributes(d sys.Dir, name, path string, st sys.NodeStatus) (At
 	if total > MaxXattrs {
 		return a, unfit(path, "extended attributes of %d bytes together: the most is %d", total, MaxXattrs)
 	}
-	w.text += int64(total)
 	return a, nil
 }

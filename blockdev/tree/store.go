@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"sync"
+	"sync/atomic"
 
 	"holdfast/blockdev/extent"
 )
@@ -31,7 +32,8 @@ const (
 // goroutine. Nothing is flushed to disk: a store lives as long as its process.
 type Store struct {
 	f       *os.File
-	at      int64 // where the next block goes; the background's
+	at      atomic.Int64 // where the next block goes
+	taken   int64        // blocks that were given to it, zeroes too
 	filling *batch
 	full    chan *batch
 	empty   chan *batch
@@ -183,6 +185,7 @@ func (s *Store) take(p part, n int) {
 	b := s.filling
 	p.from, p.to = b.used, b.used+n
 	b.used = min(roundUp(p.to), len(b.buf))
+	s.taken += int64(b.used - p.from)
 	clear(b.buf[p.to:b.used]) // a run's last block is filled up with zeroes
 	b.parts = append(b.parts, p)
 }
@@ -215,8 +218,12 @@ func (s *Store) Flush() (int64, error) {
 	for _, b := range all {
 		s.empty <- b
 	}
-	return s.at, s.failure()
+	return s.at.Load(), s.failure()
 }
+
+// Size is how long the store is at most when what was added by now is written,
+// in bytes.
+func (s *Store) Size() int64 { return min(s.taken, s.at.Load()+batches*batchBytes) }
 
 func (s *Store) failure() error {
 	s.mu.Lock()
@@ -240,13 +247,13 @@ func (s *Store) work() {
 
 // write digests the parts of a batch and writes their blocks that are not zero.
 func (s *Store) write(b *batch) error {
-	start, end := 0, 0 // of the buffer, still to be written, for s.at
+	start, end := 0, 0 // of the buffer, still to be written at s.at
 	put := func() error {
 		if start == end {
 			return nil
 		}
-		_, err := s.f.WriteAt(b.buf[start:end], s.at)
-		s.at += int64(end - start)
+		_, err := s.f.WriteAt(b.buf[start:end], s.at.Load())
+		s.at.Add(int64(end - start))
 		return err
 	}
 	for _, p := range b.parts {
@@ -266,7 +273,7 @@ func (s *Store) write(b *batch) error {
 				}
 				start = from
 			}
-			p.of.add(Run{Offset: p.offset + int64(run.from), Length: int64(run.to - run.from), At: s.at + int64(from-start)})
+			p.of.add(Run{Offset: p.offset + int64(run.from), Length: int64(run.to - run.from), At: s.at.Load() + int64(from-start)})
 			end = roundUp(to)
 		}
 	}

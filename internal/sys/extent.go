@@ -2,6 +2,7 @@ package sys
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"unsafe"
 
@@ -139,8 +140,11 @@ type fiemapRequest struct {
 
 const (
 	fsIocFiemap  = 0xc020660b // _IOWR('f', 11, struct fiemap)
+	fiemapSync   = 0x1        // flush the file first
 	extentLast   = 0x1
 	extentShared = 0x2000
+	// Not allocated yet, encoded, not aligned or inside of metadata.
+	extentNowhere = 0x2 | 0x4 | 0x8 | 0x100 | 0x200
 )
 
 // MapFile counts the space of the first maxExtents extents of f. Data that is
@@ -151,17 +155,7 @@ func MapFile(f *os.File, maxExtents int) (Mapped, error) {
 	request := &fiemapRequest{}
 	for start := uint64(0); m.Extents < maxExtents; {
 		*request = fiemapRequest{start: start, length: ^uint64(0) - start, count: uint32(min(fiemapBatch, maxExtents-m.Extents))}
-		err := ioctl(f, "ioctl(FS_IOC_FIEMAP)", func(fd int) error {
-			_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFiemap, uintptr(unsafe.Pointer(request)))
-			if errno != 0 {
-				return errno
-			}
-			return nil
-		})
-		if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EBADR) {
-			return Mapped{}, errors.Join(errors.ErrUnsupported, err)
-		}
-		if err != nil {
+		if err := fiemap(f, request); err != nil {
 			return Mapped{}, err
 		}
 		if request.mapped == 0 {
@@ -182,6 +176,49 @@ func MapFile(f *os.File, maxExtents int) (Mapped, error) {
 		}
 	}
 	return m, nil
+}
+
+// MappedExtent is where a range of a file lies on its filesystem's device.
+type MappedExtent struct {
+	Offset, Physical, Length int64 // bytes
+	Shared                   bool
+}
+
+// EachMapped calls fn with the extents of f, in order, until fn returns an error,
+// which it returns. f is flushed first. errors.ErrUnsupported where the filesystem
+// has no FIEMAP, or cannot tell where an extent is.
+func EachMapped(f *os.File, fn func(MappedExtent) error) error {
+	request := &fiemapRequest{}
+	for start := uint64(0); ; {
+		*request = fiemapRequest{start: start, length: ^uint64(0) - start, flags: fiemapSync, count: fiemapBatch}
+		if err := fiemap(f, request); err != nil || request.mapped == 0 {
+			return err
+		}
+		for _, extent := range request.extents[:request.mapped] {
+			if extent.flags&extentNowhere != 0 {
+				return fmt.Errorf("%w: an extent without a place", errors.ErrUnsupported)
+			}
+			m := MappedExtent{int64(extent.logical), int64(extent.physical), int64(extent.length), extent.flags&extentShared != 0}
+			if err := fn(m); err != nil || extent.flags&extentLast != 0 {
+				return err
+			}
+			start = extent.logical + extent.length
+		}
+	}
+}
+
+func fiemap(f *os.File, request *fiemapRequest) error {
+	err := ioctl(f, "ioctl(FS_IOC_FIEMAP)", func(fd int) error {
+		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), fsIocFiemap, uintptr(unsafe.Pointer(request)))
+		if errno != 0 {
+			return errno
+		}
+		return nil
+	})
+	if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.ENOTTY) || errors.Is(err, unix.EBADR) {
+		return errors.Join(errors.ErrUnsupported, err)
+	}
+	return err
 }
 
 // IsNoSpace reports whether a call failed because the filesystem, or a quota on

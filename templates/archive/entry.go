@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"holdfast/blockdev/tree"
 )
 
 // ErrRefused is in the chain of every error that is the archive's own fault.
@@ -15,23 +17,17 @@ var ErrRefused = errors.New("archive refused")
 
 // The rules for a single entry. Sizes are in bytes.
 const (
-	maxPath      = 4096 // of a path or a link's text
-	maxName      = 255  // of one component
-	maxDepth     = 128  // components
+	maxPath      = tree.MaxPath // of a path or a link's text
+	maxName      = 255          // of one component
+	maxDepth     = tree.MaxDepth
 	maxAttrName  = 255
-	maxAttrBytes = 3800      // names and values of an entry: what an ext4 block holds, and its headers
-	maxOwner     = 1<<32 - 2 // the last one means "unchanged" to chown
-	maxSize      = 16 << 40  // of one file: what ext4 can hold
-	attrOverhead = 16 + 3    // of an attribute: ext4's entry header and padding
+	maxAttrBytes = tree.MaxXattrs    // of an entry: what an ext4 block holds
+	maxOwner     = 1<<32 - 2         // the last one means "unchanged" to chown
+	maxSize      = tree.MaxFileBytes // of one file
+	attrOverhead = tree.XattrExtra   // of an attribute
 	attrRecord   = "SCHILY.xattr."
 	aclRecord    = "SCHILY.acl."
 	hostLabel    = "security.selinux" // left out: it is a host's policy, not the tree's
-)
-
-// ext4 with inodes of 256 bytes holds times of this range.
-var (
-	firstTime = time.Unix(-1<<31, 0)
-	lastTime  = time.Unix(-1<<31+1<<34-1, 999999999)
 )
 
 // kind is what an entry makes.
@@ -58,11 +54,8 @@ type entry struct {
 	uid   int
 	gid   int
 	time  time.Time
-	attrs []attr // by name
+	attrs []tree.Xattr // in any order
 }
-
-// attr is an extended attribute.
-type attr struct{ name, value string }
 
 // reader gives the entries of an archive one by one; file contents are read from
 // it between two calls of next.
@@ -214,7 +207,7 @@ func (e *entry) checkNumbers() error {
 		return fmt.Errorf("owner %d:%d is outside 0 to %d", e.uid, e.gid, maxOwner)
 	case e.size < 0 || e.size > maxSize:
 		return fmt.Errorf("a file of %d bytes: the most is %d", e.size, int64(maxSize))
-	case e.time.Before(firstTime) || e.time.After(lastTime):
+	case e.time.Before(tree.FirstTime) || e.time.After(tree.LastTime):
 		return fmt.Errorf("modification time %d is outside the years 1901 to 2446", e.time.Unix())
 	}
 	return nil
@@ -264,8 +257,8 @@ func checkParts(parts []string) error {
 }
 
 // attributes picks the extended attributes out of an entry's PAX records.
-func attributes(records map[string]string, k kind) ([]attr, error) {
-	var attrs []attr
+func attributes(records map[string]string, k kind) ([]tree.Xattr, error) {
+	var attrs []tree.Xattr
 	total := 0
 	for key, value := range records {
 		if strings.HasPrefix(key, aclRecord) {
@@ -279,12 +272,11 @@ func attributes(records map[string]string, k kind) ([]attr, error) {
 			return nil, err
 		}
 		total += len(name) + len(value) + attrOverhead
-		attrs = append(attrs, attr{name, value})
+		attrs = append(attrs, tree.Xattr{Name: name, Value: []byte(value)})
 	}
 	if total > maxAttrBytes {
 		return nil, fmt.Errorf("extended attributes of %d bytes together: the most is %d", total, maxAttrBytes)
 	}
-	slices.SortFunc(attrs, func(a, b attr) int { return strings.Compare(a.name, b.name) })
 	return attrs, nil
 }
 

@@ -8,11 +8,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"holdfast/blockdev/tree"
 )
 
 // member is one entry as it is to stand in an archive, right or wrong.
@@ -278,9 +281,9 @@ func TestHostileArchives(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			counts, err := Check(t.Context(), bytes.NewReader(c.archive), limits)
+			got, err := readInto(t, c.archive, limits)
 			if !errors.Is(err, ErrRefused) {
-				t.Fatalf("want a refusal, have %v and %v", counts, err)
+				t.Fatalf("want a refusal, have %+v and %v", got, err)
 			}
 			if !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%q does not say %q", err, c.says)
@@ -288,40 +291,42 @@ func TestHostileArchives(t *testing.T) {
 			if len(err.Error()) > 600 {
 				t.Errorf("a message of %d bytes", len(err.Error()))
 			}
-			// Whatever the check said: extracting it leads nowhere else.
-			extractInto(t, c.archive)
 		})
 	}
 }
 
-// patience bounds an extraction that leads to nothing.
-const patience = 100 * time.Millisecond
-
-// extractInto extracts without a check and looks whether anything happened
-// outside of the directory. It gives the directory.
-func extractInto(t testing.TB, archive []byte) string {
+// readInto reads an archive into a store, which is the only file that is written,
+// and no larger than what came.
+func readInto(t testing.TB, archive []byte, limits Limits) (tree.Tree, error) {
 	t.Helper()
-	outer := t.TempDir()
-	inner := filepath.Join(outer, "a", "b", "root")
-	if err := os.MkdirAll(inner, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	root, err := os.Open(inner)
+	dir := t.TempDir()
+	f, err := os.Create(filepath.Join(dir, "store"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer root.Close()
-	// An archive that was refused may say that it holds terabytes of holes.
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
-	defer cancel()
-	_ = Extract(ctx, bytes.NewReader(archive), root)
-	for _, dir := range []string{outer, filepath.Join(outer, "a"), filepath.Join(outer, "a", "b")} {
-		entries, err := os.ReadDir(dir)
-		if err != nil || len(entries) != 1 {
-			t.Errorf("outside of the root: %v, %v", entries, err)
-		}
+	defer f.Close()
+	store := tree.NewStore(f)
+	defer store.Close()
+	got, err := Read(t.Context(), bytes.NewReader(archive), limits, store)
+	store.Close()
+	if info, err := f.Stat(); err != nil || info.Size() > int64(8*len(archive)) {
+		t.Errorf("a store of %d bytes for an archive of %d: %v", info.Size(), len(archive), err)
 	}
-	return inner
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("beside the store: %v, %v", entries, err)
+	}
+	return got, err
+}
+
+// count tells what a tree holds, without its root.
+func count(t tree.Tree) (inodes, links, bytes, data int64) {
+	for i := range t.Nodes {
+		n := &t.Nodes[i]
+		links += int64(len(n.Links))
+		bytes += n.Size
+		data += n.Data()
+	}
+	return int64(len(t.Nodes) - 1), links, bytes, data
 }
 
 func TestAccepted(t *testing.T) {
@@ -334,7 +339,7 @@ func TestAccepted(t *testing.T) {
 		"an entry for the root":   {archived(t, dir("./")), 0, 0},
 		"implied directories":     {archived(t, file("a/b/c")), 3, 1},
 		"dots and slashes":        {archived(t, file("./a//b/./c"), dir("a/b/")), 3, 1},
-		"last of one name":        {archived(t, file("a"), file("a")), 1, 2},
+		"last of one name":        {archived(t, file("a"), member{tar.Header{Name: "a"}, "yy"}), 1, 2},
 		"directory twice":         {archived(t, dir("d"), file("d/x"), dir("d/")), 2, 1},
 		"hard links":              {archived(t, file("a"), link("b", "a"), link("c", "./b")), 1, 1},
 		"link to a symlink":       {archived(t, symlinkTo("s", "/etc"), link("h", "s")), 1, 0},
@@ -351,22 +356,21 @@ func TestAccepted(t *testing.T) {
 		"link text at the limit":  {archived(t, symlinkTo("s", strings.Repeat("x", 4095))), 1, 0},
 		"a name that is not text": {ended(raw("\xff\xfe", '0', 0, "")), 1, 0},
 		"names of dots":           {archived(t, file("..."), file("..a"), file("a..")), 3, 3},
-		"1901 and 2446": {archived(t, member{tar.Header{Name: "a", Format: tar.FormatGNU, ModTime: firstTime}, ""},
-			member{tar.Header{Name: "b", Format: tar.FormatPAX, ModTime: lastTime}, ""}), 2, 0},
+		"1901 and 2446": {archived(t, member{tar.Header{Name: "a", Format: tar.FormatGNU, ModTime: tree.FirstTime}, ""},
+			member{tar.Header{Name: "b", Format: tar.FormatPAX, ModTime: tree.LastTime}, ""}), 2, 0},
 	} {
 		t.Run(name, func(t *testing.T) {
 			l := limits
 			if name == "depth at the limit" {
 				l.Entries, c.entries = 1000, maxDepth
 			}
-			counts, err := Check(t.Context(), bytes.NewReader(c.archive), l)
+			got, err := readInto(t, c.archive, l)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if counts.Entries != c.entries || counts.FileBytes != c.bytes {
-				t.Errorf("%+v, want %d entries and %d bytes", counts, c.entries, c.bytes)
+			if inodes, _, bytes, _ := count(got); inodes != c.entries || bytes != c.bytes {
+				t.Errorf("%d entries and %d bytes, want %d and %d", inodes, bytes, c.entries, c.bytes)
 			}
-			extractInto(t, c.archive)
 		})
 	}
 }
@@ -382,36 +386,79 @@ func TestReaderFails(t *testing.T) {
 			continue
 		}
 		r := io.MultiReader(bytes.NewReader(archive[:n]), &failing{broken})
-		if _, err := Check(t.Context(), r, limits); !errors.Is(err, broken) || errors.Is(err, ErrRefused) {
+		if _, err := Read(t.Context(), r, limits, sizes{}); !errors.Is(err, broken) || errors.Is(err, ErrRefused) {
 			t.Fatalf("after %d bytes: %v", n, err)
 		}
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if _, err := Check(ctx, bytes.NewReader(archive), limits); !errors.Is(err, context.Canceled) {
+	if _, err := Read(ctx, bytes.NewReader(archive), limits, sizes{}); !errors.Is(err, context.Canceled) {
 		t.Errorf("with a dead context: %v", err)
 	}
 }
+
+// sizes keeps nothing of contents but their sizes.
+type sizes struct{}
+
+func (sizes) Add(ctx context.Context, r io.Reader) (*tree.Content, error) {
+	n, err := io.Copy(io.Discard, r)
+	return &tree.Content{Size: n}, errors.Join(ctx.Err(), err)
+}
+
+func (sizes) Flush() (int64, error) { return 0, nil }
 
 type failing struct{ err error }
 
 func (f *failing) Read([]byte) (int, error) { return 0, f.err }
 
-func TestCountsHoles(t *testing.T) {
+func TestHoles(t *testing.T) {
 	body := make([]byte, 1<<20)
 	copy(body[100_000:], "island")
 	body[len(body)-1] = 1
-	counts, err := Check(t.Context(), bytes.NewReader(archived(t, member{tar.Header{Name: "s"}, string(body)})), limits)
+	got, err := readInto(t, archived(t, member{tar.Header{Name: "s"}, string(body)}), limits)
 	if err != nil {
 		t.Fatal(err)
 	}
-	// two chunks of data, and the root's own block
-	if counts.Blocks[1] != 3 || counts.Blocks[0] != 9 || counts.FileBytes != 1<<20 {
-		t.Errorf("%+v", counts)
+	if _, _, bytes, data := count(got); data != 2*tree.Block || bytes != 1<<20 {
+		t.Errorf("%d bytes of data of %d", data, bytes)
 	}
 }
 
-func FuzzCheck(f *testing.F) {
+// The same files make the same tree in whatever order they come, and of two of
+// one name the last counts.
+func TestOrderMakesNoDifference(t *testing.T) {
+	members := []member{dir("d"), file("d/f"), file("i/m/plied"), symlinkTo("s", "d"), attributed(file("x"), "user.a", "b"), file("i/z")}
+	for i := range members {
+		members[i].ModTime = time.Unix(int64(1000*i), 0)
+	}
+	want, err := readInto(t, archived(t, append(members, link("l", "d/f"))...), limits)
+	if err != nil {
+		t.Fatal(err)
+	}
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 20 {
+		random.Shuffle(len(members), func(i, j int) { members[i], members[j] = members[j], members[i] })
+		before := member{tar.Header{Name: "d/f"}, "an older one"}
+		got, err := readInto(t, archived(t, append(append([]member{before}, members...), link("l", "d/f"))...), limits)
+		if err != nil || got.Identity() != want.Identity() {
+			t.Fatalf("%+v\nwant %+v (%v)", got, want, err)
+		}
+	}
+}
+
+// A file has at most as many names as ext4 can count.
+func TestNamesOfOneFile(t *testing.T) {
+	members := append([]member{file("f")}, times(maxNames-1, func(i int) member { return link(fmt.Sprint("l", i), "f") })...)
+	many := Limits{Bytes: 1 << 20, Entries: 100_000}
+	if _, err := readInto(t, archived(t, members...), many); err != nil {
+		t.Error(err)
+	}
+	if _, err := readInto(t, archived(t, append(members, link("one-more", "f"))...), many); !errors.Is(err, ErrRefused) || !strings.Contains(err.Error(), "65000 names") {
+		t.Errorf("%v", err)
+	}
+}
+
+func FuzzRead(f *testing.F) {
 	for _, c := range hostile(f) {
 		if len(c.archive) < 20_000 {
 			f.Add(c.archive)
@@ -420,33 +467,25 @@ func FuzzCheck(f *testing.F) {
 	f.Add(archived(f, dir("d"), file("d/f"), link("h", "d/f"), symlinkTo("s", "h"), attributed(file("x"), "user.a", "b")))
 	f.Fuzz(func(t *testing.T, archive []byte) {
 		small := Limits{Bytes: 1 << 20, Entries: 1000}
-		counts, err := Check(t.Context(), bytes.NewReader(archive), small)
-		if err == nil && (counts.Entries > small.Entries || counts.FileBytes > small.Bytes) {
-			t.Errorf("over the limits: %+v", counts)
-		}
-		if err != nil && !errors.Is(err, ErrRefused) {
-			t.Errorf("an error that is not a refusal: %v", err)
-		}
-		root := extractInto(t, archive)
+		got, err := readInto(t, archive, small)
 		if err != nil {
+			if !errors.Is(err, ErrRefused) {
+				t.Errorf("an error that is not a refusal: %v", err)
+			}
 			return
 		}
-		if have := countTree(t, root); have != counts.Entries+counts.Links {
-			t.Errorf("%d names extracted, %d counted", have, counts.Entries+counts.Links)
+		if inodes, links, bytes, _ := count(got); inodes+links > small.Entries || bytes > small.Bytes {
+			t.Errorf("over the limits: %d inodes, %d links, %d bytes", inodes, links, bytes)
+		}
+		for i := range got.Nodes {
+			n := &got.Nodes[i]
+			for _, path := range append([]string{n.Path}, n.Links...) {
+				clean, err := cleanPath(path)
+				above, _ := tree.Split(path)
+				if dir := got.Find(above); err != nil || clean != path || dir == nil || dir.Kind != tree.Directory {
+					t.Errorf("%q stands in %q: %v", path, above, err)
+				}
+			}
 		}
 	})
-}
-
-func countTree(t *testing.T, root string) (n int64) {
-	t.Helper()
-	err := filepath.WalkDir(root, func(path string, _ os.DirEntry, err error) error {
-		if path != root {
-			n++
-		}
-		return err
-	})
-	if err != nil {
-		t.Error(err)
-	}
-	return n
 }
