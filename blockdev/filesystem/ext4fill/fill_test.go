@@ -95,6 +95,20 @@ func TestFillSmallTree(t *testing.T) {
 			for i := range 1000 {
 				x.file(fmt.Sprintf("many/%d", i), 10, [2]int64{0, 10})
 			}
+			deep := "deep"
+			for range 60 {
+				x.dir(deep)
+				deep += "/" + strings.Repeat("d", 50)
+			}
+			x.file(deep, 5000, [2]int64{0, 5000})
+			for _, name := range []string{"-rf", " ", "a b", "new\nline", "\xff\xfe", "café-日本語-🚀.txt", "...", strings.Repeat("é", 127), "~", "\x01"} {
+				x.file("many/"+name, 1, [2]int64{0, 1})
+				x.link(name, name)
+			}
+			for mode := uint32(0); mode <= 0o7777; mode += 73 {
+				x.add(tree.Node{Path: fmt.Sprintf("mode-%o", mode), Kind: tree.Regular, Mode: mode})
+				x.add(tree.Node{Path: fmt.Sprintf("many/dir-%o", mode), Kind: tree.Directory, Mode: mode, UID: mode * 1_000_000, GID: 1<<32 - 2 - mode})
+			}
 			x.filled(dir, size)
 		})
 	}
