@@ -24,7 +24,8 @@ func TestRolesAndScopes(t *testing.T) {
 		"DELETE /v0/volumes/{name}": writerKey, "GET /v0/volumes/by-external-id/{externalId}": readerKey,
 		"GET /v0/volumes/{name}/attachments": readerKey, "POST /v0/volumes/{name}/attachments": writerKey,
 		"GET /v0/volumes/{name}/attachments/{id}": readerKey, "DELETE /v0/volumes/{name}/attachments/{id}": writerKey,
-		"GET /v0/volumes/{name}/stats": readerKey, "POST /v0/volumes/{name}/trim": writerKey,
+		"PUT /v0/volumes/{name}/attachments/{id}/limits": writerKey,
+		"GET /v0/volumes/{name}/stats":                   readerKey, "POST /v0/volumes/{name}/trim": writerKey,
 		"POST /v0/volumes/{name}/freeze": writerKey, "POST /v0/volumes/{name}/thaw": writerKey,
 		"GET /v0/volumes/{name}/files": readerKey, "GET /v0/volumes/{name}/files/content": readerKey,
 		"GET /v0/volume_templates": readerKey, "POST /v0/volume_templates": writerKey, "GET /v0/volume_templates/{name}": readerKey,
@@ -119,6 +120,7 @@ func TestForeignAndMissingLookTheSame(t *testing.T) {
 	for _, line := range []string{
 		"GET /v0/volumes/secret", "PUT /v0/volumes/secret", "DELETE /v0/volumes/secret", "GET /v0/volumes/by-external-id/secret",
 		"GET /v0/volumes/secret/attachments", "POST /v0/volumes/secret/attachments", "GET /v0/volumes/secret/attachments/" + a.ID, "DELETE /v0/volumes/secret/attachments/" + a.ID,
+		"PUT /v0/volumes/secret/attachments/" + a.ID + "/limits",
 		"GET /v0/volumes/secret/stats", "POST /v0/volumes/secret/trim", "POST /v0/volumes/secret/freeze", "POST /v0/volumes/secret/thaw",
 		"GET /v0/volumes/secret/files?path=/", "GET /v0/volumes/secret/files/content?path=/etc",
 		"GET /v0/volume_templates/secret", "DELETE /v0/volume_templates/secret", "DELETE /v0/volume_templates/secret/versions/1",

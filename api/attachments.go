@@ -21,6 +21,10 @@ type Attachment struct {
 	Deadline  string `json:"deadline,omitempty"` // while steps are taken: when they have ended or are said to hang
 	RetryAt   string `json:"retryAt,omitempty"`  // when the next try begins
 	Forced    bool   `json:"forced,omitempty"`
+
+	Limits      *RateLimits  `json:"limits,omitempty"`
+	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"`
+
 	CreatedAt string `json:"createdAt"`
 	CreatedBy string `json:"createdBy,omitempty"`
 }
@@ -40,12 +44,15 @@ type AttachmentRequest struct {
 	MountPath string `json:"mountPath"`
 	ReadOnly  bool   `json:"readOnly"`
 	Force     bool   `json:"force"` // take the volume from whoever is in the way
+
+	Limits RateLimits `json:"limits"`
 }
 
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
 		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
 		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root},
+		Limits:  limitsBody(a.Limits),
 		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
 }
@@ -62,8 +69,8 @@ func createAttachment(c *call) error {
 	if err != nil {
 		return err
 	}
-	if !c.s.o.TenantsAttach && !c.principal.ControlPlane {
-		return refuse(ErrForbidden, "attaching needs a control-plane key here: targets belong to the host, not to a workspace")
+	if err := c.mayAttach(); err != nil {
+		return err
 	}
 	var b AttachmentRequest
 	if err := c.decode(&b); err != nil {
@@ -73,13 +80,13 @@ func createAttachment(c *call) error {
 		return invalid("target.type", "volumes of this server's own sandboxes are named when the sandbox is created (spec.volumes)")
 	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
-		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Actor: c.principal.actor(),
+		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Limits: b.Limits.limits(), Actor: c.principal.actor(),
 		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root},
 	})
 	if err != nil {
 		return err
 	}
-	return c.json(attachmentBody(a))
+	return c.json(c.attachment(a))
 }
 
 func listAttachments(c *call) error {
@@ -89,7 +96,7 @@ func listAttachments(c *call) error {
 	}
 	all := make([]Attachment, len(v.Attachments))
 	for i, a := range v.Attachments {
-		all[i] = attachmentBody(a)
+		all[i] = c.attachment(a)
 	}
 	return c.json(all)
 }
@@ -101,7 +108,7 @@ func getAttachment(c *call) error {
 	}
 	for _, a := range v.Attachments {
 		if a.ID == c.r.PathValue("id") {
-			return c.json(attachmentBody(a))
+			return c.json(c.attachment(a))
 		}
 	}
 	return refuse(ErrMissing, "volume %q has no attachment %q", v.Name, clip(c.r.PathValue("id"), 64))
@@ -141,7 +148,7 @@ func deleteAttachment(c *call) error {
 	if err != nil {
 		return err
 	}
-	return c.json(attachmentBody(a))
+	return c.json(c.attachment(a))
 }
 
 // SandboxTarget is the type of target of the sandboxes that this server runs.

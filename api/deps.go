@@ -23,6 +23,8 @@ type Engine interface {
 	DeleteVolume(ctx context.Context, workspace, name, actor string) (engine.Volume, error)
 	Attach(ctx context.Context, workspace, name string, r engine.AttachVolume) (engine.Attachment, error)
 	Detach(ctx context.Context, workspace, name, id, actor string) (engine.Attachment, error)
+	SetLimits(ctx context.Context, workspace, name, id string, l blockdev.Limits, actor string) (engine.Attachment, error)
+	Enforcement(a engine.Attachment) blockdev.Enforcement
 	Stats(ctx context.Context, workspace, name string) (engine.Stats, error)
 	TrimVolume(ctx context.Context, workspace, name string) (engine.TrimResult, error)
 	FreezeVolume(ctx context.Context, workspace, name string, timeout time.Duration, actor string) (engine.Freeze, error)

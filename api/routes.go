@@ -14,6 +14,7 @@ func allRoutes() []route {
 		{"POST /v0/volumes/{name}/attachments", inWorkspace, Writer, "attachment.create", false, createAttachment},
 		{"GET /v0/volumes/{name}/attachments/{id}", inWorkspace, Reader, "", false, getAttachment},
 		{"DELETE /v0/volumes/{name}/attachments/{id}", inWorkspace, Writer, "attachment.delete", false, deleteAttachment},
+		{"PUT /v0/volumes/{name}/attachments/{id}/limits", inWorkspace, Writer, "attachment.limits", false, setLimits},
 
 		{"GET /v0/volumes/{name}/stats", inWorkspace, Reader, "", false, getStats},
 		{"POST /v0/volumes/{name}/trim", inWorkspace, Writer, "volume.trim", false, trimVolume},

@@ -83,3 +83,38 @@ func TestTrim(t *testing.T) {
 	w.request("POST /v0/volumes", newVolume("raw", object{"size": 1, "filesystem": "none"})).is(200)
 	w.request("POST /v0/volumes/raw/trim", nil).refused(409, "UNSUPPORTED", "no filesystem")
 }
+
+func TestAttachmentLimits(t *testing.T) {
+	w := newWorld(t)
+	w.create("x")
+	body := object{"holder": "sandbox:s", "target": object{"type": "host", "path": "/srv/a"}, "limits": object{"readIops": 100, "writeBytesPerSecond": 1 << 20}}
+	a := into[api.Attachment](w.request("POST /v0/volumes/x/attachments", body).is(200))
+	if a.Limits == nil || *a.Limits != (api.RateLimits{ReadIOPS: 100, WriteBytes: 1 << 20}) || a.Enforcement.Mechanism != "toy" || a.Enforcement.Gaps[0] != "everything" {
+		t.Errorf("%+v", a)
+	}
+	line := "PUT /v0/volumes/x/attachments/" + a.ID + "/limits"
+	a = into[api.Attachment](w.request(line, object{"writeIops": 50}).is(200))
+	if *a.Limits != (api.RateLimits{WriteIOPS: 50}) {
+		t.Errorf("%+v", a.Limits)
+	}
+	if e := w.audit.last(t); e.Action != "attachment.limits" || e.Resource != "x" {
+		t.Errorf("%+v", e)
+	}
+	for body, part := range map[string]string{
+		`{"readIops":1}`: "limits.readIops", `{"writeBytesPerSecond":-5}`: "limits.writeBytesPerSecond", `{"readIops":"many"}`: "readIops", `[]`: "object",
+	} {
+		w.request(line, body).refused(400, "INVALID_REQUEST", part)
+	}
+	if a := into[api.Attachment](w.request("GET /v0/volumes/x/attachments/"+a.ID, nil).is(200)); a.Limits.WriteIOPS != 50 {
+		t.Errorf("%+v", a)
+	}
+	a = into[api.Attachment](w.request(line, object{}).is(200))
+	if a.Limits != nil || a.Enforcement != nil {
+		t.Errorf("%+v", a)
+	}
+	w.request("PUT /v0/volumes/x/attachments/att-none/limits", object{}).refused(404, "NOT_FOUND", "no attachment")
+
+	strict := newWorld(t, func(o *api.Options) { o.TenantsAttach = false })
+	strict.create("x")
+	strict.request("PUT /v0/volumes/x/attachments/att-none/limits", object{}).refused(403, "FORBIDDEN", "control-plane key")
+}

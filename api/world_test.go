@@ -76,7 +76,7 @@ func newWorld(t testing.TB, change ...func(*api.Options)) *world {
 	w.store, w.side = store, side
 	w.engine, err = engine.New(t.Context(), engine.Options{
 		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: &toyStage{mounted: map[blockdev.ID]bool{}},
-		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": toyAttacher{}}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
+		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": toyAttacher{}}, Limiter: toyLimiter{}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log: slog.New(slog.DiscardHandler), DefaultRegion: "us-pdx-1", Now: w.now,
 	})
 	if err != nil {
@@ -351,6 +351,17 @@ func (toyAttacher) Detach(context.Context, attach.Request) error { return nil }
 func (toyAttacher) Fence(context.Context, attach.Request) error  { return attach.ErrCannotFence }
 func (toyAttacher) Probe(context.Context, attach.Request) (attach.State, error) {
 	return attach.StateAttached, nil
+}
+
+// toyLimiter limits nothing, and says so.
+type toyLimiter struct{}
+
+func (toyLimiter) Explain(attach.Target, bool) (blockdev.Enforcement, error) {
+	return blockdev.Enforcement{Mechanism: "toy", Gaps: []string{"everything"}}, nil
+}
+
+func (toyLimiter) Apply(context.Context, string, attach.Target, bool, blockdev.Limits) error {
+	return nil
 }
 
 // auditLog keeps entries in memory.

@@ -35,7 +35,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 			return Attachment{}, err
 		}
 		if a := v.sameAttachment(r); a != nil && a.Phase == Attached {
-			return *a, nil
+			return *a, r.sameLimits(*a)
 		}
 		if err := v.admits(r); err != nil {
 			return Attachment{}, err
@@ -45,6 +45,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		})
 		if err != nil {
 			return Attachment{}, attachError(v, err)
+		}
+		if err := e.mayLimit(v, "", target, r.ReadOnly, r.Limits); err != nil {
+			return Attachment{}, err
 		}
 		v = v.clone()
 		if err := e.makeWay(ctx, &v, r); err != nil {
@@ -167,7 +170,7 @@ func (e *Engine) attach(ctx context.Context, v Volume, r AttachVolume, target at
 	now := e.now()
 	a := Attachment{
 		ID: string(newID("att", now)), Holder: r.Holder, Target: target, Asked: r.Target,
-		MountPath: r.MountPath, ReadOnly: r.ReadOnly, Epoch: v.Epoch, Phase: Attaching,
+		MountPath: r.MountPath, ReadOnly: r.ReadOnly, Epoch: v.Epoch, Phase: Attaching, Limits: r.Limits,
 		Since: now, Deadline: e.deadline(now), CreatedAt: now, CreatedBy: r.Actor,
 	}
 	v.Attachments = append(v.Attachments, a)
@@ -231,6 +234,11 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 		request, err := e.request(ctx, at, a)
 		if err != nil {
 			return err
+		}
+		if !a.Limits.None() { // before anybody can use it
+			if err := e.limit(ctx, at, a, a.Limits); err != nil {
+				return err
+			}
 		}
 		return attacher.Attach(ctx, request)
 	})

@@ -405,6 +405,7 @@ func (w *world) verifyConsistent(t *testing.T) {
 			t.Errorf("volume %s is frozen and nobody would thaw it: %+v", dir, v.Frozen)
 		}
 	}
+	w.verifyLimits(t, page.Volumes)
 	var promised int64
 	for _, v := range page.Volumes {
 		promised += v.bytes()

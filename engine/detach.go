@@ -65,9 +65,16 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 	if err := e.beginDetaching(ctx, v, id); err != nil {
 		return err
 	}
-	if err := e.leaveSandbox(ctx, *v, *a, false); err != nil {
+	err := e.lift(ctx, *v, *a)
+	if err == nil {
+		err = e.leaveSandbox(ctx, *v, *a, false)
+	}
+	if err != nil {
 		if hangs(err) != nil {
 			before = Detaching
+		}
+		if before == Attached && !a.Limits.None() { // it goes on being used
+			err = errors.Join(err, e.limit(ctx, *v, *a, a.Limits))
 		}
 		return e.stay(ctx, v, id, before, err)
 	}
@@ -132,8 +139,9 @@ func (e *Engine) forget(ctx context.Context, v *Volume, id, message string) erro
 	e.unguard(*v, a.Target)
 	if len(v.Attachments) == 0 {
 		e.unwatch(v.ID)
+		return nil
 	}
-	return nil
+	return e.limitAgain(ctx, *v) // of readers that shared a cgroup with this one
 }
 
 // stay records how far a release, or an attachment that is made again, came, why

@@ -26,6 +26,7 @@ type Options struct {
 	Stage       Stage
 	Filesystems Filesystems
 	Attachers   map[string]attach.Attacher // by target type
+	Limiter     Limiter                    // nil: no attachment can have limits
 	Ledger      *Ledger
 	Log         *slog.Logger
 	// OnFailure is called once when a flush or commit failed: the owner must end

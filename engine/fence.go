@@ -84,8 +84,9 @@ func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) error
 		return err
 	}
 	a := *v.attachment(id)
-	var err error
+	err := e.lift(ctx, *v, a)
 	switch {
+	case err != nil:
 	case a.ReadOnly && len(v.Attachments) > 1:
 		// A reader among others: its device takes no writes from anybody.
 		if err = e.leaveSandbox(ctx, *v, a, true); err == nil {

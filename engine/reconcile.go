@@ -182,6 +182,9 @@ func (e *Engine) resume(ctx context.Context, v Volume) (r Report, err error) {
 	if err == nil {
 		err = e.tendAttachments(ctx, &v, true)
 	}
+	if err == nil {
+		err = e.limitAgain(ctx, v)
+	}
 	if err == nil && len(v.Attachments) == 0 {
 		err = e.closeDevice(ctx, v)
 	}

@@ -42,6 +42,7 @@ type AttachVolume struct {
 	MountPath string
 	ReadOnly  bool
 	Force     bool // take the volume from conflicting holders, as ForceDetach does
+	Limits    blockdev.Limits
 	Actor     string
 }
 

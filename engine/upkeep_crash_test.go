@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
 )
 
 // upkeepLife is what happens to volumes while they are in use: freezes that end
@@ -12,7 +15,8 @@ func upkeepLife() []op {
 	return []op{
 		createOp("a", "", "xfs", 300),
 		createOp("b2", "", "ext4", 16),
-		attachOp("a", "runc", "box", false),
+		limitedOp("a", "box"),
+		limitsOp("a", 200),
 		freezeOp("a", "box"),
 		resizeOp("a", 400), // its filesystem grows when it is thawed
 		thawOp("a"),
@@ -36,6 +40,35 @@ func freezeOp(name, box string) op {
 				}
 			}
 			_, err := w.engine.FreezeVolume(context.Background(), space, name, time.Minute, "")
+			return err
+		},
+		want: func(*model) {},
+	}
+}
+
+// limitedOp attaches with limits.
+func limitedOp(name, box string) op {
+	o := attachOp(name, "runc", box, false)
+	o.do = func(w *world) error {
+		_, err := w.engine.Attach(context.Background(), space, name, AttachVolume{
+			Holder: "sandbox:" + box, Target: attach.Target{Type: "runc", Container: box}, MountPath: "/data",
+			Limits: blockdev.Limits{ReadIOPS: 100},
+		})
+		return err
+	}
+	return o
+}
+
+// limitsOp changes them.
+func limitsOp(name string, iops int64) op {
+	return op{
+		name: "limits of " + name,
+		do: func(w *world) error {
+			v, err := w.engine.Volume(space, name)
+			if err != nil || len(v.Attachments) == 0 { // its sandbox went with the power
+				return err
+			}
+			_, err = w.engine.SetLimits(context.Background(), space, name, v.Attachments[0].ID, blockdev.Limits{WriteIOPS: iops}, "")
 			return err
 		},
 		want: func(*model) {},

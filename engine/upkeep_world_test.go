@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"testing"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
 	"holdfast/blockdev/filesystem"
 )
 
@@ -87,4 +89,48 @@ func (k *kernel) Volumes(context.Context) (map[blockdev.ID]string, error) {
 		all[id] = string(id)
 	}
 	return all, nil
+}
+
+// limiter keeps rules as the kernel does: by device, whoever has that later.
+type limiter struct{ w *world }
+
+func (l limiter) Explain(t attach.Target, _ bool) (blockdev.Enforcement, error) {
+	if t.Path == "/cannot" {
+		return blockdev.Enforcement{}, errors.ErrUnsupported
+	}
+	return blockdev.Enforcement{Mechanism: "toy", Gaps: []string{"nothing"}}, nil
+}
+
+func (l limiter) Apply(_ context.Context, device string, t attach.Target, _ bool, limits blockdev.Limits) error {
+	return l.w.effect("limit", func() {
+		k := l.w.kernel
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if limits.None() {
+			delete(k.limits, device+"|"+t.Container)
+			return
+		}
+		k.limits[device+"|"+t.Container] = limits
+	})
+}
+
+// verifyLimits: each rule is some living attachment's, and each attachment's
+// limits hold.
+func (w *world) verifyLimits(t testing.TB, all []Volume) {
+	t.Helper()
+	w.kernel.mu.Lock()
+	rules := maps.Clone(w.kernel.limits)
+	w.kernel.mu.Unlock()
+	for _, v := range all {
+		for _, a := range v.Attachments {
+			key := "mem:" + string(v.ID) + "|" + a.Target.Container
+			if have := rules[key]; have != a.Limits {
+				t.Errorf("attachment %s to %s has limits %+v, and these hold: %+v", a.ID, a.Holder, a.Limits, have)
+			}
+			delete(rules, key)
+		}
+	}
+	if len(rules) > 0 {
+		t.Errorf("limits of nobody: %+v", rules)
+	}
 }

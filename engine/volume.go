@@ -108,6 +108,7 @@ type Attachment struct {
 	ReadOnly  bool            `json:"readOnly"`
 	Epoch     uint64          `json:"epoch"` // of the volume when this was made
 	Phase     AttachmentPhase `json:"phase"`
+	Limits    blockdev.Limits `json:"limits,omitzero"`
 	Failure   string          `json:"failure,omitempty"` // why the last step did not go through, and what is next
 	Since     time.Time       `json:"since,omitzero"`    // the phase, or the step to it, began
 	Deadline  time.Time       `json:"deadline,omitzero"` // while steps are taken: when they have ended, or are said to hang

@@ -46,7 +46,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, pool: blockdevtest.NewMemory(), trimPiece: 1 << 40, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
 	w.pool.Failpoint = w.point
-	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}, shut: map[blockdev.ID]bool{}, open: map[string]opened{}, leases: map[blockdev.ID]string{}}
+	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}, limits: map[string]blockdev.Limits{}, shut: map[blockdev.ID]bool{}, open: map[string]opened{}, leases: map[blockdev.ID]string{}}
 	dir := t.TempDir()
 	var err error
 	w.store, err = metadata.Open(filepath.Join(dir, "db"), metadata.Options{Log: slog.New(slog.DiscardHandler), Failpoint: w.point})
@@ -70,6 +70,7 @@ func (w *world) boot() {
 		Store: w.store, SideLog: w.sideLog, Pool: w.pool, PoolName: "memory", PoolKind: "memory",
 		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
 		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}},
+		Limiter:       limiter{w},
 		Ledger:        NewLedger(LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log:           slog.New(slog.DiscardHandler),
 		DefaultRegion: "here",
@@ -272,14 +273,15 @@ type kernel struct {
 	w       *world
 	mu      sync.Mutex
 	mounts  map[blockdev.ID]mount
-	visible map[string]blockdev.ID // holder key -> volume
-	dead    map[string]bool        // containers
-	busy    map[string]bool        // holder keys with open files
-	dirty   map[string]bool        // volumes whose journal a mount must recover
-	frozen  map[string]bool        // mounts, by directory
-	shut    map[blockdev.ID]bool   // filesystems that were shut down
-	open    map[string]opened      // files that holders keep open, by holder key: what keeps a device
-	leases  map[blockdev.ID]string // of the device that was mounted last
+	visible map[string]blockdev.ID     // holder key -> volume
+	dead    map[string]bool            // containers
+	busy    map[string]bool            // holder keys with open files
+	dirty   map[string]bool            // volumes whose journal a mount must recover
+	frozen  map[string]bool            // mounts, by directory
+	limits  map[string]blockdev.Limits // "device|container"
+	shut    map[blockdev.ID]bool       // filesystems that were shut down
+	open    map[string]opened          // files that holders keep open, by holder key: what keeps a device
+	leases  map[blockdev.ID]string     // of the device that was mounted last
 	boots   int
 }
 
@@ -305,6 +307,7 @@ func (k *kernel) powerCut() {
 	clear(k.visible)
 	clear(k.busy)
 	clear(k.frozen)
+	clear(k.limits)
 	clear(k.shut)
 	for _, o := range k.open {
 		o.letGo()

@@ -21,7 +21,11 @@ type Attachment struct {
 	Deadline  time.Time `json:"deadline,omitzero"` // while steps are taken: when they have ended or are said to hang
 	RetryAt   time.Time `json:"retryAt,omitzero"`  // when the next try begins
 	Forced    bool      `json:"forced,omitempty"`  // detached by force
-	Force     bool      `json:"force,omitempty"`   // of Attach: take the volume from whoever is in the way
+
+	Limits      *RateLimits  `json:"limits,omitempty"`
+	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"` // of the limits
+
+	Force     bool      `json:"force,omitempty"` // of Attach: take the volume from whoever is in the way
 	CreatedAt time.Time `json:"createdAt,omitzero"`
 	CreatedBy string    `json:"createdBy,omitempty"`
 }
@@ -32,6 +36,27 @@ type Target struct {
 	Path      string `json:"path,omitempty"`      // host: directory
 	Container string `json:"container,omitempty"` // runc: id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
+}
+
+// RateLimits bound what an attachment reads and writes, per second; 0 is no limit.
+type RateLimits struct {
+	ReadIOPS   int64 `json:"readIops,omitempty"`
+	WriteIOPS  int64 `json:"writeIops,omitempty"`
+	ReadBytes  int64 `json:"readBytesPerSecond,omitempty"`
+	WriteBytes int64 `json:"writeBytesPerSecond,omitempty"`
+}
+
+// Enforcement says how limits hold on the server's host, and for what they do not.
+type Enforcement struct {
+	Mechanism string   `json:"mechanism"`
+	Gaps      []string `json:"gaps"`
+}
+
+// SetLimits replaces an attachment's limits while it is in use.
+func (c *Client) SetLimits(ctx context.Context, volume, id string, l RateLimits) (Attachment, error) {
+	var out Attachment
+	err := c.do(ctx, call{method: "PUT", path: []string{"volumes", volume, "attachments", id, "limits"}, body: l}, &out)
+	return out, err
 }
 
 // Attach makes a volume visible in a sandbox, on return. The same request

@@ -75,7 +75,7 @@ var (
 
 	_ blockdev.Meter      = (*Memory)(nil)
 	_ blockdev.Accountant = (*Memory)(nil)
-	_ blockdev.Severer = (*Memory)(nil)
+	_ blockdev.Severer    = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.

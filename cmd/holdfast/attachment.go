@@ -8,13 +8,14 @@ import (
 
 func (a *app) attachmentCommand() *cobra.Command {
 	c := group("attachment", "Attachments: volumes made visible in sandboxes",
-		a.attachmentCreate(), a.attachmentList(), a.attachmentGet(), a.attachmentDelete())
+		a.attachmentCreate(), a.attachmentList(), a.attachmentGet(), a.attachmentDelete(), a.attachmentLimits())
 	c.Aliases = []string{"attachments", "att"}
 	return c
 }
 
 func (a *app) attachmentCreate() *cobra.Command {
 	var at client.Attachment
+	var limits limitFlags
 	c := &cobra.Command{
 		Use: "create VOLUME", Short: "Attach a volume to a running container or to a path of the host", Args: cobra.ExactArgs(1),
 		Example: "  holdfast attachment create data --holder sandbox:web --container web1 --mount-path /data\n" +
@@ -28,6 +29,13 @@ func (a *app) attachmentCreate() *cobra.Command {
 				at.Target.Type = "runc"
 			default:
 				at.Target.Type = "host"
+			}
+			l, err := limits.read()
+			if err != nil {
+				return err
+			}
+			if l != (client.RateLimits{}) {
+				at.Limits = &l
 			}
 			cl, err := a.client()
 			if err != nil {
@@ -48,6 +56,7 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
+	limits.register(f)
 	_ = c.MarkFlagRequired("holder")
 	return c
 }
@@ -128,6 +137,7 @@ func (a *app) showAttachment(at client.Attachment) error {
 		r.add("Mount path", at.MountPath)
 		r.add("Access", access(at.ReadOnly))
 		r.add("Phase", at.Phase)
+		limitRows(r, at)
 		if at.Failure != "" {
 			r.add("Failure", at.Failure)
 		}

@@ -21,6 +21,7 @@ import (
 	"holdfast/blockdev/attach/runc"
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/limit"
 	"holdfast/blockdev/sparse"
 	"holdfast/engine"
 	"holdfast/internal/preflight"
@@ -282,9 +283,13 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
+	limiter, err := limit.New()
+	if err != nil {
+		return err
+	}
 	n.engine, err = engine.New(ctx, engine.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, PoolName: "default", PoolKind: "sparse",
-		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers,
+		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers, Limiter: limiter,
 		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB,
 		MaxFreeze: n.c.FreezeLimit,
