@@ -5,14 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"strings"
-	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/extent"
+	"holdfast/blockdev/filecopy"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/filesystem/ext4fill"
-	"holdfast/internal/run"
 	"holdfast/internal/sys"
 )
 
@@ -214,28 +212,14 @@ func (l *Library) copyFiles(ctx context.Context, id blockdev.ID, s SourceSpec) e
 	})
 }
 
-// copyTimeout bounds the copying of one tree.
-const copyTimeout = 2 * time.Hour
-
-// classifyCopy reads the error of cp.
-func classifyCopy(err error) error {
-	var e *run.Error
-	if errors.As(err, &e) && strings.Contains(e.Stderr, "No space left on device") {
+// copyTree copies all below one mount, of a revision, to another that is empty.
+// Both are descriptors of ours.
+func copyTree(ctx context.Context, from, to *os.File) error {
+	err := filecopy.Tree(ctx, from, to)
+	if errors.Is(err, blockdev.ErrNoSpace) {
 		return fmt.Errorf("%w: a larger size is needed: %w", ErrTooSmall, err)
 	}
 	return err
-}
-
-// copyTree copies all below one mount to another. Both are descriptors of
-// ours, and what is copied into was empty: nothing in the tree can lead the
-// tool elsewhere, it follows no links.
-func copyTree(ctx context.Context, from, to *os.File) error {
-	_, err := run.Run(ctx, run.Cmd{
-		Args:       []string{"cp", "-dR", "--preserve=mode,ownership,timestamps,links,xattr", "--sparse=auto", "--reflink=never", "/proc/self/fd/3/.", "/proc/self/fd/4/."},
-		ExtraFiles: []*os.File{from, to},
-		Timeout:    copyTimeout,
-	})
-	return classifyCopy(err)
 }
 
 // settleRoot gives the root of a copy the time that it had. ext4's own directory

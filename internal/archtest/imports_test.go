@@ -157,7 +157,6 @@ var (
 		"blockdev/...":         "mkfs, fsck and resize tools are commands",
 		"internal/preflight":   "asks which tools are there",
 		"internal/sandbox":     "starts runc",
-		"templates":            "copies the tree of a revision with cp into a smaller or other filesystem",
 		"internal/powercut":    "starts qemu-storage-daemon and mkfs",
 		"internal/vmtest/...":  "starts guests",
 		"internal/demo":        "the demo shows its work with ordinary commands",

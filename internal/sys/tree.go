@@ -123,6 +123,15 @@ type TreeFile struct{ fd int }
 // Close gives the descriptor back.
 func (f TreeFile) Close() error { return os.NewSyscallError("close", unix.Close(f.fd)) }
 
+// File gives the file with a descriptor of its own.
+func (f TreeFile) File() (*os.File, error) {
+	fd, err := unix.FcntlInt(uintptr(f.fd), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	return os.NewFile(uintptr(fd), "file of a tree"), nil
+}
+
 // WriteAt writes all of b at an offset.
 func (f TreeFile) WriteAt(b []byte, offset int64) (int, error) {
 	done := 0
