@@ -54,6 +54,7 @@ type Config struct {
 	RateBurst     int
 	MaxUploads    int
 	MaxArchive    int64
+	MaxEntries    int
 	HeaderLimit   time.Duration
 	RequestLimit  time.Duration // of a request, transfers apart
 	TransferLimit time.Duration // of a pause inside an upload or a download
@@ -93,7 +94,7 @@ func DefaultConfig() Config {
 		DefaultRegion: "local", MaxSize: 64 << 40,
 		RuncRoot: "/run/runc",
 		Cage:     cageRequired, CageWarm: 2, CageMemory: 1 << 30,
-		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30,
+		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30, MaxEntries: 2_000_000,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
 		KeepVersions: 100, ScrubInterval: 7 * 24 * time.Hour, ScrubRate: 16 << 20,
@@ -144,7 +145,8 @@ func (c *Config) settings() []setting {
 		{"rate_limit", "requests per second and key; 0: no limit", floatValue{&c.RateLimit}},
 		{"rate_burst", "requests of a key at once before the limit holds", intValue{&c.RateBurst}},
 		{"max_uploads", "template uploads at once", intValue{&c.MaxUploads}},
-		{"max_archive", "largest template archive", sizeValue{&c.MaxArchive}},
+		{"max_archive", "largest template archive, unpacked as well", sizeValue{&c.MaxArchive}},
+		{"max_entries", "most files, directories and links of a template archive", intValue{&c.MaxEntries}},
 		{"header_timeout", "for reading a request's headers", durationValue{&c.HeaderLimit}},
 		{"request_timeout", "for a request with its answer, uploads and downloads apart", durationValue{&c.RequestLimit}},
 		{"transfer_timeout", "longest pause inside an upload or a download", durationValue{&c.TransferLimit}},

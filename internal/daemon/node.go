@@ -262,7 +262,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 	n.library, err = templates.Open(ctx, templates.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
 		Filesystems: n.tools, Staging: filepath.Join(n.pool.Staging(), "uploads"), Manifests: n.pool.Manifests(),
-		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxUploads: n.c.MaxUploads,
+		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxEntries: int64(n.c.MaxEntries), MaxUploads: n.c.MaxUploads,
 		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
 		Unclean: !n.clean, OnEvent: n.templateEvent,
 		Registries: n.registries,
