@@ -31,7 +31,7 @@ var bounds = archivetest.Bounds{Bytes: 640 << 20, Entries: 999_999, Free: 1 << 3
 
 // mostMemory is what the daemon's memory may grow by while it refuses everything
 // that there is, in bytes. Most of it is for the names of a million entries.
-const mostMemory = 384 << 20
+const mostMemory = 768 << 20
 
 // uploader sends to a daemon over HTTP as strangers do.
 type uploader struct {

@@ -3,7 +3,6 @@ package archive
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -16,6 +15,7 @@ import (
 	"time"
 
 	"holdfast/blockdev/tree"
+	"holdfast/templates/archivetest"
 )
 
 // member is one entry as it is to stand in an archive, right or wrong.
@@ -63,10 +63,6 @@ func symlinkTo(name, to string) member {
 	return member{tar.Header{Name: name, Typeflag: tar.TypeSymlink, Linkname: to}, ""}
 }
 
-func special(name string, kind byte) member {
-	return member{tar.Header{Name: name, Typeflag: kind, Devmajor: 1, Devminor: 3}, ""}
-}
-
 func attributed(m member, name, value string) member {
 	m.Format, m.PAXRecords = tar.FormatPAX, map[string]string{attrRecord + name: value}
 	return m
@@ -96,26 +92,6 @@ func raw(name string, typeflag byte, size int64, body string, change ...func([]b
 
 func ended(blocks ...[]byte) []byte { return append(bytes.Join(blocks, nil), make([]byte, 1024)...) }
 
-func pax(records ...string) []byte {
-	var b strings.Builder
-	for _, r := range records {
-		n := len(r) + 3
-		for len(fmt.Sprint(n))+len(r)+2 != n {
-			n = len(fmt.Sprint(n)) + len(r) + 2
-		}
-		fmt.Fprintf(&b, "%d %s\n", n, r)
-	}
-	return raw("pax", tar.TypeXHeader, int64(b.Len()), b.String())
-}
-
-func gzipped(b []byte) []byte {
-	var out bytes.Buffer
-	w := gzip.NewWriter(&out)
-	_, _ = w.Write(b)
-	_ = w.Close()
-	return out.Bytes()
-}
-
 func times(n int, make func(i int) member) []member {
 	list := []member{}
 	for i := range n {
@@ -126,167 +102,29 @@ func times(n int, make func(i int) member) []member {
 
 var limits = Limits{Bytes: 1 << 20, Entries: 100}
 
-// hostile is what must be refused: each with words that the refusal must have.
-func hostile(t testing.TB) map[string]struct {
-	archive []byte
-	says    string
-} {
-	a := func(says string, members ...member) struct {
-		archive []byte
-		says    string
-	} {
-		return struct {
-			archive []byte
-			says    string
-		}{archived(t, members...), says}
-	}
-	b := func(says string, blocks ...[]byte) struct {
-		archive []byte
-		says    string
-	} {
-		return struct {
-			archive []byte
-			says    string
-		}{bytes.Join(blocks, nil), says}
-	}
-	deep := strings.Repeat("d/", maxDepth)
-	good := archived(t, file("a"), file("b"))
-	big := archived(t, member{tar.Header{Name: "a"}, strings.Repeat("data", 5000)})
-	damaged := bytes.Clone(good)
-	damaged[1024+10] ^= 1
-	return map[string]struct {
-		archive []byte
-		says    string
-	}{
-		"absolute path":               a("absolute path", file("/etc/passwd")),
-		"two slashes":                 a("absolute path", file("//etc/passwd")),
-		"absolute directory":          a("absolute path", dir("/")),
-		"parent":                      a(`".."`, file("../evil")),
-		"parent in the middle":        a(`".."`, file("a/../../evil")),
-		"parent that stays inside":    a(`".."`, dir("a/"), file("a/../b")),
-		"parent alone":                a(`".."`, dir("..")),
-		"parent after dot":            a(`".."`, file("./../evil")),
-		"parent at the end":           a(`".."`, dir("a/..")),
-		"empty name":                  b("empty name", ended(raw("", tar.TypeReg, 0, ""))),
-		"NUL in a PAX name":           b("not a tar header", ended(pax("path=a\x00b"), raw("a", tar.TypeReg, 0, ""))),
-		"file as root":                a("cannot be the root", file(".")),
-		"symlink as root":             a("cannot be the root", symlinkTo("./", "/")),
-		"character device":            a("device nodes", special("null", tar.TypeChar)),
-		"block device":                a("device nodes", special("sda", tar.TypeBlock)),
-		"fifo":                        a("named pipes", special("pipe", tar.TypeFifo)),
-		"unknown type":                b(`type 'Z'`, ended(raw("a", 'Z', 0, ""))),
-		"volume label":                b(`type 'V'`, ended(raw("a", 'V', 0, ""))),
-		"multi-volume":                b(`type 'M'`, ended(raw("a", 'M', 0, ""))),
-		"below a symlink":             a("lies below \"s\", which is a symbolic link", symlinkTo("s", "/etc"), file("s/passwd")),
-		"far below a symlink":         a("below", dir("d"), symlinkTo("d/s", "/"), file("d/s/etc/cron.d/x")),
-		"directory below a symlink":   a("below", symlinkTo("s", "/tmp"), dir("s/x")),
-		"link below a symlink":        a("below", file("f"), symlinkTo("s", "/tmp"), link("s/x", "f")),
-		"below a file":                a("which is a file", file("f"), file("f/x")),
-		"below a hard link":           a("which is a file", file("f"), link("h", "f"), file("h/x")),
-		"below a link to a symlink":   a("which is a symbolic link", symlinkTo("s", "/"), link("h", "s"), file("h/x")),
-		"symlink becomes directory":   a("where an earlier entry is", symlinkTo("s", "/etc"), dir("s"), file("s/passwd")),
-		"directory becomes symlink":   a("where an earlier entry is", dir("d"), symlinkTo("d", "/etc")),
-		"implied directory, symlink":  a("where an earlier entry is", file("d/x"), symlinkTo("d", "/etc")),
-		"file becomes symlink":        a("where an earlier entry is", file("f"), symlinkTo("f", "/etc/passwd")),
-		"symlink becomes file":        a("where an earlier entry is", symlinkTo("f", "/etc/passwd"), file("f")),
-		"file becomes directory":      a("where an earlier entry is", file("f"), dir("f")),
-		"hard link over symlink":      a("where an earlier entry is", file("f"), symlinkTo("s", "/etc"), link("s", "f")),
-		"hard link outside":           a(`".."`, link("h", "../../etc/shadow")),
-		"hard link to absolute":       a("absolute path", link("h", "/etc/shadow")),
-		"hard link to the future":     a("not an earlier entry", link("h", "f"), file("f")),
-		"hard link to nothing":        a("not an earlier entry", link("h", "nothing")),
-		"hard link to itself":         a("to itself", link("h", "./h")),
-		"hard link to a directory":    a("to the directory", dir("d"), link("h", "d")),
-		"hard link to the root":       a("to the directory", link("h", ".")),
-		"hard link through a symlink": a("not an earlier entry", symlinkTo("s", "/etc"), link("h", "s/passwd")),
-		"empty hard link":             b("empty name", ended(raw("h", tar.TypeLink, 0, ""))),
-		"empty symlink":               b("without a target", ended(raw("s", tar.TypeSymlink, 0, ""))),
-		"symlink of 4096 bytes":       a("longer than 4095", symlinkTo("s", strings.Repeat("x", 4096))),
-		"name of 256 bytes":           a("longer than 255", file(strings.Repeat("n", 256))),
-		"path of 4097 bytes":          a("longer than 4096", file(strings.Repeat(strings.Repeat("p", 199)+"/", 21)+"x")),
-		"too deep":                    a("deeper than", file(deep+"x")),
-		"too many entries":            a("more than 100", times(101, func(i int) member { return file(fmt.Sprint(i)) })...),
-		"too many implied":            a("more than 100", file(strings.Repeat("d/", 99)+"e/f/g")),
-		"too many hard links":         a("more than 100", append(times(99, func(i int) member { return file(fmt.Sprint(i)) }), link("l1", "1"), link("l2", "1"))...),
-		"too many bytes":              a("larger than 1048576", member{tar.Header{Name: "a"}, strings.Repeat("b", 1<<20)}, file("c")),
-		"bytes said, not sent":        b("larger than", ended(raw("a", tar.TypeReg, 1<<32, ""))),
-		"sparse file of exabytes":     b("the most is", sparseHeader(8_000_000_000_000_000_000)),
-		"sparse file of gigabytes":    b("larger than", sparseHeader(4<<30)),
-		"sparse map that is broken":   b("not a tar header", ended(pax("GNU.sparse.major=0", "GNU.sparse.minor=1", "GNU.sparse.numblocks=1", "GNU.sparse.size=10", "GNU.sparse.map=5,100"), raw("s", tar.TypeReg, 100, strings.Repeat("x", 100)))),
-		"negative size":               b("not a tar header", ended(raw("a", tar.TypeReg, 0, "", func(h []byte) { copy(h[124:], "\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\xfe") }))),
-		"negative owner":              b("owner", ended(raw("a", tar.TypeReg, 0, "", func(h []byte) { copy(h[108:], "\xff\xff\xff\xff\xff\xff\xff\xfe") }))),
-		"owner -1":                    b("owner", ended(raw("a", tar.TypeReg, 0, "", func(h []byte) { copy(h[108:], "\x80\x00\x00\x00\xff\xff\xff\xff") }))),
-		"owner above 32 bits":         b("owner", ended(raw("a", tar.TypeReg, 0, "", func(h []byte) { copy(h[108:], "\x80\x00\x00\x01\x00\x00\x00\x00") }))),
-		"year 9999":                   a("modification time", member{tar.Header{Name: "a", ModTime: time.Date(9999, 1, 1, 0, 0, 0, 0, time.UTC)}, ""}),
-		"year 1800":                   a("modification time", member{tar.Header{Name: "a", Format: tar.FormatGNU, ModTime: time.Date(1800, 1, 1, 0, 0, 0, 0, time.UTC)}, ""}),
-		"attribute of no namespace":   a("is not one of", attributed(file("a"), "color", "x")),
-		"attribute security.ima":      a("is not one of", attributed(file("a"), "security.ima", "x")),
-		"capability on a directory":   a("is not one of", attributed(dir("a"), "security.capability", "x")),
-		"attribute system.x":          a("is not one of", attributed(file("a"), "system.data", "x")),
-		"default ACL on a file":       a("is not one of", attributed(file("a"), "system.posix_acl_default", "x")),
-		"user attribute on a symlink": a("on a symbolic link", attributed(symlinkTo("s", "x"), "user.a", "x")),
-		"attribute user.":             a("is not one of", attributed(file("a"), "user.", "x")),
-		"attribute name of 256":       a("longer than 255", attributed(file("a"), "user."+strings.Repeat("n", 251), "x")),
-		"attributes of 64 KiB":        a("the most is", attributed(file("a"), "user.big", strings.Repeat("v", 65536))),
-		"ACL as text":                 a("ACL as text", member{tar.Header{Name: "a", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.acl.access": "user::rwx,group::r-x,other::r-x"}}, ""}),
-		"PAX header above 1 MiB":      b("longer than 1 MiB", ended(pax("comment="+strings.Repeat("c", 2<<20)), raw("a", tar.TypeReg, 0, ""))),
-		"PAX header said, not sent":   b("cut off", ended(raw("pax", tar.TypeXHeader, 1<<32, ""))),
-		"GNU long name above 1 MiB":   b("longer than 1 MiB", ended(raw("x", 'L', 2<<20, strings.Repeat("n", 2<<20)), raw("a", tar.TypeReg, 0, ""))),
-		"PAX record without a number": b("not a tar header", ended(raw("pax", tar.TypeXHeader, 8, "xx a=b\n\n"), raw("a", tar.TypeReg, 0, ""))),
-		"global path":                 b("global header", ended(raw("g", tar.TypeXGlobalHeader, 15, "15 path=/evil1\n"), raw("a", tar.TypeReg, 0, ""))),
-		"path in PAX":                 b("absolute path", ended(pax("path=/etc/passwd"), raw("innocent", tar.TypeReg, 0, ""))),
-		"linkpath in PAX":             b("absolute path", ended(pax("linkpath=/etc/passwd"), raw("h", tar.TypeLink, 0, ""))),
-		"wrong checksum":              b("not a tar header", damaged),
-		"text":                        b("not a tar header", bytes.Repeat([]byte("This is no archive.\n"), 100)),
-		"short text":                  b("cut off", []byte("hello")),
-		"nothing at all":              b("empty (0 bytes)"),
-		"gzip":                        b("a gzip file", gzipped(big)),
-		"zstd":                        b("a zstd file", append([]byte("\x28\xb5\x2f\xfd"), make([]byte, 2000)...)),
-		"zip":                         b("a zip file", append([]byte("PK\x03\x04"), bytes.Repeat([]byte{1}, 2000)...)),
-		"xz":                          b("a xz file", append([]byte("\xfd7zXZ\x00"), bytes.Repeat([]byte{1}, 2000)...)),
-		"bzip2":                       b("a bzip2 file", append([]byte("BZh9"), bytes.Repeat([]byte{1}, 2000)...)),
-		"cut in a header":             b("cut off", good[:700+512]),
-		"cut in a file":               b("cut off", big[:10_000]),
-		"cut between entries":         b("cut off", good[:1024]),
-		"cut after the last entry":    b("cut off", good[:2048]),
-		"garbage between entries":     b("not a tar header", good[:1024], bytes.Repeat([]byte("garbage!"), 64), good[1024:]),
-	}
-}
-
-// sparseHeader is an old GNU sparse file: all of it a hole.
-func sparseHeader(size int64) []byte {
-	return ended(raw("sparse", tar.TypeGNUSparse, 0, "", func(h []byte) {
-		copy(h[257:], "ustar  \x00")
-		h[482] = 0
-		h[483] = 0x80
-		for i := range 8 {
-			h[494-i] = byte(size >> (8 * i))
+// hostile are the plain tars of the collection.
+func hostile() (tars []archivetest.Case) {
+	for _, c := range archivetest.Hostile(archivetest.Bounds{Bytes: limits.Bytes, Entries: limits.Entries, Free: 1 << 20, Ratio: 50}) {
+		if strings.HasPrefix(c.Name, "tar: ") {
+			tars = append(tars, c)
 		}
-		for i := 484; i < 487; i++ {
-			h[i] = 0
-		}
-		// one region of no bytes at the end
-		h[386] = 0x80
-		for i := range 8 {
-			h[397-i] = byte(size >> (8 * i))
-		}
-		copy(h[398:], "00000000000\x00")
-	}))
+	}
+	return tars
 }
 
 func TestHostileArchives(t *testing.T) {
-	cases := hostile(t)
-	if len(cases) < 40 {
+	cases := hostile()
+	if len(cases) < 200 {
 		t.Fatalf("only %d", len(cases))
 	}
-	for name, c := range cases {
-		t.Run(name, func(t *testing.T) {
-			got, err := readInto(t, c.archive, limits)
+	for _, c := range cases {
+		t.Run(c.Name, func(t *testing.T) {
+			got, err := readInto(t, c.Make(), limits)
 			if !errors.Is(err, ErrRefused) {
 				t.Fatalf("want a refusal, have %+v and %v", got, err)
 			}
-			if !strings.Contains(err.Error(), c.says) {
-				t.Errorf("%q does not say %q", err, c.says)
+			if !strings.Contains(err.Error(), c.Says) || !strings.Contains(err.Error(), c.Entry) {
+				t.Errorf("%q does not say %q and name %q", err, c.Says, c.Entry)
 			}
 			if len(err.Error()) > 600 {
 				t.Errorf("a message of %d bytes", len(err.Error()))
@@ -459,9 +297,9 @@ func TestNamesOfOneFile(t *testing.T) {
 }
 
 func FuzzRead(f *testing.F) {
-	for _, c := range hostile(f) {
-		if len(c.archive) < 20_000 {
-			f.Add(c.archive)
+	for _, c := range hostile() {
+		if b := c.Make(); len(b) < 20_000 {
+			f.Add(b)
 		}
 	}
 	f.Add(archived(f, dir("d"), file("d/f"), link("h", "d/f"), symlinkTo("s", "h"), attributed(file("x"), "user.a", "b")))

@@ -59,7 +59,7 @@ func pull(t *testing.T, r *oci.Registries, reference string, change ...func(*oci
 	defer im.Close()
 	in := im.Tar(t.Context())
 	defer in.Close()
-	got, err := Ingest(t.Context(), in)
+	got, err := oci.Ingest(t.Context(), in)
 	if left, rerr := os.ReadDir(o.Staging); rerr != nil || len(left) > 0 {
 		t.Errorf("staging: %v, %v", left, rerr)
 	}
