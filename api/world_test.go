@@ -29,20 +29,23 @@ import (
 
 // world is a server over the real engine, whose pool is in memory.
 type world struct {
-	t       testing.TB
-	store   *metadata.Store
-	side    *metadata.SideLog
-	pool    *blockdevtest.Memory
-	fs      *toyFS
-	shelf   *shelf
-	engine  *engine.Engine
-	access  *access
-	audit   *auditLog
-	log     *syncBuffer
-	options api.Options
-	server  *api.Server
-	handler http.Handler // held against the OpenAPI document
-	local   http.Handler
+	t      testing.TB
+	store  *metadata.Store
+	side   *metadata.SideLog
+	pool   *blockdevtest.Memory
+	fs     *toyFS
+	shelf  *shelf
+	engine *engine.Engine
+	access *access
+	audit  *auditLog
+	stage  *toyStage
+	// sandboxes are where volumes are attached to.
+	sandboxes *toyAttacher
+	log       *syncBuffer
+	options   api.Options
+	server    *api.Server
+	handler   http.Handler // held against the OpenAPI document
+	local     http.Handler
 
 	mu    sync.Mutex
 	clock time.Time
@@ -59,7 +62,14 @@ const (
 
 func newWorld(t testing.TB, change ...func(*api.Options)) *world {
 	t.Helper()
-	w := &world{t: t, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 123456789, time.UTC), log: &syncBuffer{}, audit: &auditLog{}}
+	return newPatientWorld(t, 0, change...)
+}
+
+// newPatientWorld is newWorld with a limit for the steps of an attachment; 0: the
+// engine's own.
+func newPatientWorld(t testing.TB, limit time.Duration, change ...func(*api.Options)) *world {
+	t.Helper()
+	w := &world{t: t, sandboxes: &toyAttacher{}, stage: &toyStage{mounted: map[blockdev.ID]bool{}}, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 123456789, time.UTC), log: &syncBuffer{}, audit: &auditLog{}}
 	w.fs = &toyFS{pool: w.pool, sizes: map[string]int64{}, files: map[string]string{}}
 	w.shelf = newShelf(w)
 	w.access = newAccess()
@@ -75,8 +85,8 @@ func newWorld(t testing.TB, change ...func(*api.Options)) *world {
 	t.Cleanup(func() { _ = side.Close() })
 	w.store, w.side = store, side
 	w.engine, err = engine.New(t.Context(), engine.Options{
-		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: &toyStage{mounted: map[blockdev.ID]bool{}},
-		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": toyAttacher{}}, Limiter: toyLimiter{}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
+		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: w.stage, StepLimit: limit,
+		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": w.sandboxes}, Limiter: toyLimiter{}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log: slog.New(slog.DiscardHandler), DefaultRegion: "us-pdx-1", Now: w.now,
 	})
 	if err != nil {
@@ -298,6 +308,7 @@ func (f *toyFS) Thaw(string) error   { return nil }
 type toyStage struct {
 	mu      sync.Mutex
 	mounted map[blockdev.ID]bool
+	held    bool // something on the host uses what is mounted
 }
 
 func (s *toyStage) Mount(_ context.Context, id blockdev.ID, _ blockdev.Endpoint, _ filesystem.Type) (string, error) {
@@ -310,6 +321,9 @@ func (s *toyStage) Mount(_ context.Context, id blockdev.ID, _ blockdev.Endpoint,
 func (s *toyStage) Unmount(_ context.Context, id blockdev.ID) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.held && s.mounted[id] {
+		return fmt.Errorf("%w: the volume's filesystem is still held", blockdev.ErrBusy)
+	}
 	delete(s.mounted, id)
 	return nil
 }
@@ -336,20 +350,54 @@ func (s *toyStage) Volumes(context.Context) (map[blockdev.ID]string, error) {
 	return all, nil
 }
 
-// toyAttacher puts volumes nowhere.
-type toyAttacher struct{}
+// toyAttacher puts volumes nowhere. Its moods are those of a sandbox.
+type toyAttacher struct {
+	mu   sync.Mutex
+	gate chan struct{} // not nil: attaching waits until it is closed, and for nothing else
+	busy bool          // files are open
+	gone bool          // it has died
+}
 
-func (toyAttacher) Needs() attach.Needs { return attach.Needs{Mount: true} }
-func (toyAttacher) Resolve(_ context.Context, t attach.Target, _ string) (attach.Target, error) {
+func (a *toyAttacher) mood() (gate chan struct{}, busy, gone bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.gate, a.busy, a.gone
+}
+
+func (a *toyAttacher) be(change func(*toyAttacher)) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	change(a)
+}
+
+func (*toyAttacher) Needs() attach.Needs { return attach.Needs{Mount: true} }
+func (*toyAttacher) Resolve(_ context.Context, t attach.Target, _ string) (attach.Target, error) {
 	if t.Path == "" {
 		return t, blockdev.Op("host.Resolve", "", fmt.Errorf("%w: secret/path/of/the/host", blockdev.ErrInvalid))
 	}
 	return t, nil
 }
-func (toyAttacher) Attach(context.Context, attach.Request) error { return nil }
-func (toyAttacher) Detach(context.Context, attach.Request) error { return nil }
-func (toyAttacher) Fence(context.Context, attach.Request) error  { return attach.ErrCannotFence }
-func (toyAttacher) Probe(context.Context, attach.Request) (attach.State, error) {
+
+func (a *toyAttacher) Attach(context.Context, attach.Request) error {
+	if gate, _, _ := a.mood(); gate != nil {
+		<-gate
+	}
+	return nil
+}
+
+func (a *toyAttacher) Detach(context.Context, attach.Request) error {
+	if _, busy, gone := a.mood(); busy && !gone {
+		return fmt.Errorf("%w: process 1 (sh) has files open", blockdev.ErrBusy)
+	}
+	return nil
+}
+
+func (*toyAttacher) Fence(context.Context, attach.Request) error { return attach.ErrCannotFence }
+
+func (a *toyAttacher) Probe(context.Context, attach.Request) (attach.State, error) {
+	if _, _, gone := a.mood(); gone {
+		return attach.StateGone, nil
+	}
 	return attach.StateAttached, nil
 }
 
