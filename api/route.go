@@ -110,8 +110,8 @@ func foldFilePath(u *url.URL) bool {
 	if err != nil {
 		return false
 	}
-	if file == "" {
-		file = "/"
+	if strings.Trim(file, "/") == "" {
+		file = "/." // a segment that is "/" means the end of a path to the mux
 	}
 	u.Path, u.RawPath = prefix+file, parts[1]+url.PathEscape(file)
 	return true

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"holdfast/api/client"
@@ -110,6 +111,19 @@ func (d *Daemon) Stop() error {
 	err := d.process.Stop(time.Minute)
 	d.process = nil
 	return err
+}
+
+// Kill ends the daemon without warning (SIGKILL) and waits for its end.
+func (d *Daemon) Kill() error {
+	if d.process == nil {
+		return nil
+	}
+	if err := syscall.Kill(d.process.Pid(), syscall.SIGKILL); err != nil {
+		return err
+	}
+	<-d.process.Done()
+	d.process = nil
+	return nil
 }
 
 // Remove stops the daemon, unmounts its pool and deletes the state directory.
