@@ -188,7 +188,10 @@ func (e *Engine) nextTry(since, now time.Time) time.Time {
 }
 
 func detachError(v Volume, id string, err error) error {
-	if hangs(err) != nil {
+	switch {
+	case isProblem(err):
+		return firstProblem(err)
+	case hangs(err) != nil:
 		return hangingProblem(v, err)
 	}
 	if !errors.Is(err, blockdev.ErrBusy) {

@@ -7,7 +7,6 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
-	"holdfast/metadata"
 )
 
 // ForceDetach takes a volume away from a holder that does not let go. It returns
@@ -23,8 +22,8 @@ import (
 //     sandbox is ended and proven dead, then an ordinary detach. A target that is
 //     no sandbox (a directory of the host) is refused, and nothing has changed.
 //
-// A device that does not answer any more makes 2 lose what was not flushed, as a
-// power cut does; while it does not let go, ErrCannotFence.
+// A step that hangs in the sandbox is answered by ending the sandbox; while one
+// hangs in the device, ErrCannotFence, and nothing is thrown away.
 func (e *Engine) ForceDetach(ctx context.Context, workspace, name, id, actor string) (Attachment, error) {
 	return do(ctx, e, func(ctx context.Context) (Attachment, error) {
 		v, release, err := e.lockForced(ctx, workspace, name, id)
@@ -226,8 +225,8 @@ func (e *Engine) stayForced(ctx context.Context, v *Volume, id string, cause err
 	return &Problem{Kind: ErrCannotFence, Message: fmt.Sprintf("volume %q is not proven to be out of its holder's reach yet: that is tried again", v.Name), Err: cause}
 }
 
-// lockForced is lockNamed for who comes with force: of a step that hangs it takes
-// the ground away, and waits for its end.
+// lockForced is lockNamed for who comes with force: it waits also for the end of a
+// step that hangs.
 func (e *Engine) lockForced(ctx context.Context, workspace, name string, ids ...string) (Volume, func(), error) {
 	v, release, err := e.lockNamed(ctx, workspace, name)
 	if hangs(err) == nil {
@@ -247,48 +246,44 @@ func (e *Engine) lockForced(ctx context.Context, workspace, name string, ids ...
 	return e.lockNamed(ctx, workspace, name)
 }
 
-// unhang shuts the filesystem of a volume down beside the step that hangs, which
-// is harmless to it and may free it, and waits for its end. The record says first
-// that this is by force.
+// unhang waits for the end of a step that hangs. One that hangs in the sandbox (a
+// filesystem that the sandbox serves itself, say) is freed by ending the sandbox,
+// where that is one. Of one that hangs in the device nothing is thrown away: what
+// is under way could still be written, whatever is done.
 func (e *Engine) unhang(ctx context.Context, id blockdev.ID, attachment string) error {
 	h := e.locks.hung(id)
 	if h == nil {
 		return nil
 	}
-	if h.what != stepDescribe && h.what != stepPrepare { // those write the record themselves when they end
-		if err := e.markForced(ctx, id, attachment); err != nil {
-			return err
-		}
-		go func() { // it may hang as well
-			if err := e.o.Stage.Shutdown(ctx, id, false); err != nil {
-				e.o.Log.Warn("a filesystem could not be shut down beside a step that hangs", "volume", id, "err", err)
-			}
-		}()
+	if h.what == stepAttach || h.what == stepDetach || h.what == stepProbe {
+		e.endBeside(ctx, id, attachment)
 	}
 	bounded, cancel := context.WithTimeout(ctx, e.o.StepLimit)
 	defer cancel()
 	if e.locks.calm(bounded, id) {
 		return nil
 	}
-	return &Problem{Kind: ErrCannotFence, Message: "the volume cannot be fenced: " + h.Error() + ", and until then it may still be written; that is tried again when it ends", Err: h}
+	return &Problem{Kind: ErrCannotFence, Message: "the volume cannot be fenced: " + h.Error() + ", and until then it may still be written; it goes on by itself when that ends", Err: h}
 }
 
-// markForced is durable on return. The lock is with a step that hangs and does not
-// write the record.
-func (e *Engine) markForced(ctx context.Context, id blockdev.ID, attachment string) error {
+// endBeside ends the sandbox of an attachment while a step hangs in it. Nothing
+// waits for that: it may hang as well.
+func (e *Engine) endBeside(ctx context.Context, id blockdev.ID, attachment string) {
 	v, ok := e.catalog.get(id)
 	if !ok {
-		return nil
+		return
 	}
 	v = v.clone()
 	a := v.attachment(attachment)
-	if a == nil || a.Forced || a.ReadOnly {
-		return nil
+	if a == nil || e.o.Attachers[a.Target.Type] == nil {
+		return
 	}
-	a.Phase, a.Forced = Detaching, true
-	err := e.o.Store.UpdateFreeing(ctx, func(tx *metadata.Tx) error { return volumesTable.Put(tx, string(id), v) })
-	if err == nil {
-		e.catalog.replace(v)
-	}
-	return err
+	go func() {
+		err := e.o.Attachers[a.Target.Type].Fence(ctx, attach.Request{Volume: id, Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly})
+		if err != nil {
+			e.o.Log.Warn("a sandbox in which a step hangs could not be ended", "volume", id, "attachment", attachment, "err", err)
+			return
+		}
+		e.count(countKilled)
+	}()
 }

@@ -192,6 +192,12 @@ func (h hangingAttacher) Detach(ctx context.Context, r attach.Request) error {
 	return h.attacher.Detach(ctx, r)
 }
 
+func (h hangingAttacher) Fence(ctx context.Context, r attach.Request) error {
+	err := h.attacher.Fence(ctx, r)
+	h.gate.open("detach") // what the sandbox itself served goes with it
+	return err
+}
+
 func (h hangingAttacher) Resolve(ctx context.Context, t attach.Target, p string) (attach.Target, error) {
 	if t.Container == "frozen" {
 		h.gate.pass("resolve")
@@ -199,37 +205,22 @@ func (h hangingAttacher) Resolve(ctx context.Context, t attach.Target, p string)
 	return h.attacher.Resolve(ctx, t, p)
 }
 
-// hangingStage hangs in the flush of one volume; its shutdown frees it.
+// hangingStage hangs in the flush of one volume.
 type hangingStage struct {
 	*kernel
 	gate *gate
 	only blockdev.ID
-	free bool // shutting down lets the flush end
 }
 
 func (h hangingStage) Unmount(ctx context.Context, id blockdev.ID) error {
 	if id == h.only {
 		h.gate.pass("unmount")
-		h.mu.Lock()
-		shut := h.shut[id]
-		h.mu.Unlock()
-		if shut {
-			return blockdev.ErrFailed // as syncfs answers then
-		}
 	}
 	return h.kernel.Unmount(ctx, id)
 }
 
-func (h hangingStage) Shutdown(ctx context.Context, id blockdev.ID, flush bool) error {
-	err := h.kernel.Shutdown(ctx, id, flush)
-	if id == h.only && h.free {
-		h.gate.open("unmount")
-	}
-	return err
-}
-
 // hangingWorld has volumes a and b; what is named hangs for a.
-func hangingWorld(t *testing.T, free bool, names ...string) (*world, *gate) {
+func hangingWorld(t *testing.T, names ...string) (*world, *gate) {
 	w := newWorld(t)
 	w.make("a", filesystem.Ext4)
 	w.make("b", filesystem.Ext4)
@@ -245,7 +236,7 @@ func hangingWorld(t *testing.T, free bool, names ...string) (*world, *gate) {
 	id := w.volume("a").ID
 	w.engine.o.StepLimit = 40 * time.Millisecond
 	w.engine.o.Attachers["runc"] = hangingAttacher{attacher{w, false}, g, id}
-	w.engine.o.Stage = hangingStage{w.kernel, g, id, free}
+	w.engine.o.Stage = hangingStage{w.kernel, g, id}
 	return w, g
 }
 
@@ -269,7 +260,7 @@ func (w *world) untilCalm(name string) {
 // TestAHangingAttachIsSaidAndTakenBack: bounded answers, nobody else waits, and it
 // does not come true later.
 func TestAHangingAttachIsSaidAndTakenBack(t *testing.T) {
-	w, g := hangingWorld(t, false, "attach")
+	w, g := hangingWorld(t, "attach")
 	ctx := context.Background()
 	if _, err := w.engine.Attach(ctx, space, "a", runcAttach("box", false)); !errors.Is(err, ErrHanging) {
 		t.Fatalf("got %v", err)
@@ -316,7 +307,7 @@ func TestAHangingAttachIsSaidAndTakenBack(t *testing.T) {
 func TestAHangingDetachGoesOnByItself(t *testing.T) {
 	for _, step := range []string{"detach", "unmount"} {
 		t.Run(step, func(t *testing.T) {
-			w, g := hangingWorld(t, false, step)
+			w, g := hangingWorld(t, step)
 			ctx := context.Background()
 			g2 := w.engine.o.Stage
 			w.engine.o.Stage = w.kernel // preparing closes, too
@@ -343,7 +334,7 @@ func TestAHangingDetachGoesOnByItself(t *testing.T) {
 
 // TestAHangingSandboxIsNotAttachedTo: finding it hangs; nothing was recorded.
 func TestAHangingSandboxIsNotAttachedTo(t *testing.T) {
-	w, g := hangingWorld(t, false, "resolve")
+	w, g := hangingWorld(t, "resolve")
 	if _, err := w.engine.Attach(context.Background(), space, "a", runcAttach("frozen", false)); !errors.Is(err, ErrHanging) {
 		t.Fatalf("got %v", err)
 	}
@@ -355,35 +346,27 @@ func TestAHangingSandboxIsNotAttachedTo(t *testing.T) {
 	w.attach("a", runcAttach("box", false))
 }
 
-// TestForceTakesTheGroundFromWhatHangs: a flush that does not end, ends when the
-// filesystem is shut down; what it reports lost is what force means to lose.
-func TestForceTakesTheGroundFromWhatHangs(t *testing.T) {
-	w, _ := hangingWorld(t, true, "unmount")
+// TestForceEndsASandboxInWhichAStepHangs, and the step ends with it.
+func TestForceEndsASandboxInWhichAStepHangs(t *testing.T) {
+	w, _ := hangingWorld(t, "detach")
 	ctx := context.Background()
-	stage := w.engine.o.Stage
-	w.engine.o.Stage = w.kernel
 	a := w.attach("a", runcAttach("box", false))
-	w.engine.o.Stage = stage
 	if _, err := w.engine.Detach(ctx, space, "a", a.ID, ""); !errors.Is(err, ErrHanging) {
 		t.Fatalf("got %v", err)
 	}
 	if _, err := w.engine.ForceDetach(ctx, space, "a", a.ID, ""); err != nil {
 		t.Fatal(err)
 	}
-	if v := w.volume("a"); len(v.Attachments) != 0 {
+	if v := w.volume("a"); len(v.Attachments) != 0 || !w.kernel.dead["box"] {
 		t.Errorf("%+v", v.Attachments)
 	}
-	if err := w.engine.Healthy(); err != nil {
-		t.Errorf("the daemon stops for what was lost on purpose: %v", err)
-	}
-	w.engine.o.Stage = w.kernel
 	w.attach("a", hostAttach("/elsewhere", false))
 	w.verifyConsistent(t)
 }
 
-// TestForceIsRefusedWhileTheDeviceHangs: never a time-out alone.
+// TestForceIsRefusedWhileTheDeviceHangs: never a time-out alone, and nothing is lost.
 func TestForceIsRefusedWhileTheDeviceHangs(t *testing.T) {
-	w, g := hangingWorld(t, false, "unmount")
+	w, g := hangingWorld(t, "unmount")
 	ctx := context.Background()
 	stage := w.engine.o.Stage
 	w.engine.o.Stage = w.kernel
@@ -392,7 +375,7 @@ func TestForceIsRefusedWhileTheDeviceHangs(t *testing.T) {
 	if _, err := w.engine.ForceDetach(ctx, space, "a", a.ID, ""); !errors.Is(err, ErrCannotFence) || !strings.Contains(err.Error(), stepClose) {
 		t.Fatalf("got %v", err)
 	}
-	if got := w.volume("a").Attachments[0]; !got.Forced || got.Phase != Detaching {
+	if got := w.volume("a"); got.Attachments[0].Forced || got.Attachments[0].Phase != Detaching || w.kernel.shut[got.ID] {
 		t.Errorf("%+v", got)
 	}
 	r := hostAttach("/elsewhere", false)
@@ -413,7 +396,7 @@ func TestForceIsRefusedWhileTheDeviceHangs(t *testing.T) {
 
 // TestCloseDoesNotWaitForWhatHangs.
 func TestCloseDoesNotWaitForWhatHangs(t *testing.T) {
-	w, g := hangingWorld(t, false, "attach")
+	w, g := hangingWorld(t, "attach")
 	w.engine.o.StepLimit = time.Hour
 	answered := make(chan error, 1)
 	go func() {

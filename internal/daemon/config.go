@@ -60,6 +60,7 @@ type Config struct {
 	TransferLimit time.Duration // of a pause inside an upload or a download
 	IdleLimit     time.Duration
 	DrainLimit    time.Duration
+	StepLimit     time.Duration // of a step of an attachment
 
 	KeepVersions        int           // READY ones of a template, pinned ones not counted
 	KeepAge             time.Duration // of READY versions; 0: no bound
@@ -96,7 +97,7 @@ func DefaultConfig() Config {
 		Cage:     cageRequired, CageWarm: 2, CageMemory: 1 << 30,
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30, MaxEntries: 2_000_000,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
-		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second,
+		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second, StepLimit: 20 * time.Second,
 		KeepVersions: 100, ScrubInterval: 7 * 24 * time.Hour, ScrubRate: 16 << 20,
 		TrimInterval: 24 * time.Hour, FreezeLimit: time.Minute,
 		ImportLimit:    15 * time.Minute,
@@ -152,6 +153,7 @@ func (c *Config) settings() []setting {
 		{"transfer_timeout", "longest pause inside an upload or a download", durationValue{&c.TransferLimit}},
 		{"idle_timeout", "after which an idle connection is closed", durationValue{&c.IdleLimit}},
 		{"drain_timeout", "for requests under way when the daemon is told to stop", durationValue{&c.DrainLimit}},
+		{"attach_step_timeout", "for one step of an attachment, after which it is said to hang and its volume waits for its end", durationValue{&c.StepLimit}},
 		{"keep_versions", "READY versions of a template that are kept unless it says otherwise; pinned ones do not count", intValue{&c.KeepVersions}},
 		{"keep_age", "after which a READY version goes unless its template says otherwise, the newest and pinned ones never; 0: no bound", durationValue{&c.KeepAge}},
 		{"scrub_interval", "after which a template image is verified again; 0: never", durationValue{&c.ScrubInterval}},

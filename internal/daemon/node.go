@@ -291,7 +291,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 		Store: n.store, SideLog: n.side, Pool: n.pool, PoolName: "default", PoolKind: "sparse",
 		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers, Limiter: limiter,
 		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
-		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB,
+		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB, StepLimit: n.c.StepLimit,
 		MaxFreeze: n.c.FreezeLimit,
 	})
 	if err != nil {
