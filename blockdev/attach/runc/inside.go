@@ -155,7 +155,7 @@ func topIs(in sys.Inside, v attach.Volume, parent *os.File, name string) error {
 
 // moved explains that a mount is not where the kernel's table had it.
 func moved(m attach.Mount, err error) error {
-	for _, changed := range []error{fs.ErrNotExist, syscall.ELOOP, syscall.ENOTDIR} {
+	for _, changed := range []error{fs.ErrNotExist, syscall.ELOOP, syscall.ENOTDIR, syscall.EXDEV, syscall.EAGAIN} {
 		if errors.Is(err, changed) {
 			return fmt.Errorf("%w: the container changes names above %s: %w", blockdev.ErrBusy, strings.ToValidUTF8(m.Path, "?"), err)
 		}

@@ -155,6 +155,8 @@ func isGone(err error) bool { return errors.Is(err, blockdev.ErrGone) }
 // explain says why the mount path cannot be walked to inside the container.
 func explain(mountPath string, err error) error {
 	switch {
+	case errors.Is(err, syscall.EXDEV), errors.Is(err, syscall.EAGAIN): // it was moved from under the walk
+		return fmt.Errorf("%w: the container changes names above %s: %w", blockdev.ErrBusy, mountPath, err)
 	case errors.Is(err, syscall.ELOOP):
 		return invalid("mountPath %s leads through a symbolic link, and none is followed: %w", mountPath, err)
 	case errors.Is(err, syscall.ENOTDIR):
