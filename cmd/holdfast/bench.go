@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -33,7 +34,7 @@ func (a *app) demoCommand() *cobra.Command {
 }
 
 func (a *app) benchCommand() *cobra.Command {
-	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle())
+	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach())
 }
 
 func (a *app) benchLifecycle() *cobra.Command {
@@ -49,7 +50,10 @@ func (a *app) benchLifecycle() *cobra.Command {
 				return err
 			}
 			l.Log = cmd.ErrOrStderr()
-			return runLifecycle(cmd, l, out)
+			return runBench(cmd, "lifecycle", l.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
+				l.Dir = work
+				return l.Run(ctx)
+			})
 		},
 	}
 	f := c.Flags()
@@ -61,13 +65,41 @@ func (a *app) benchLifecycle() *cobra.Command {
 	return c
 }
 
-func runLifecycle(cmd *cobra.Command, l bench.Lifecycle, out string) (err error) {
-	work, err := os.MkdirTemp(l.Dir, "holdfast-bench-")
+func (a *app) benchAttach() *cobra.Command {
+	at := bench.Attach{}
+	var out string
+	c := &cobra.Command{
+		Use: "attach", Short: "Attach and detach with 1, 100 and 1,000 live attachments", Args: cobra.NoArgs,
+		Long: "Measure attachments to directories of the host and to running containers through the API of a daemon\n" +
+			"of its own, beside mount -o loop and umount by hand in the same rounds, and write attach-bench.json and\n" +
+			"attach-bench.md. Needs root, runc and about 10 GB of disk.",
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if at.Daemon, err = daemonProgram(at.Daemon); err != nil {
+				return err
+			}
+			at.Log = cmd.ErrOrStderr()
+			return runBench(cmd, "attach-bench", at.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
+				at.Dir = work
+				return at.Run(ctx)
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&at.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
+	f.IntVar(&at.Rounds, "rounds", 60, "rounds of each measure")
+	f.BoolVar(&at.Quick, "quick", false, "less of everything: to see that the bench works")
+	f.StringVar(&at.Dir, "dir", "", "directory to work in (default: a temporary one)")
+	f.StringVar(&out, "out", ".", "directory for the reports")
+	return c
+}
+
+// runBench runs a bench in a directory of its own and writes NAME.json and NAME.md.
+func runBench(cmd *cobra.Command, name, dir, out string, measure func(ctx context.Context, work string) (bench.Report, error)) error {
+	work, err := os.MkdirTemp(dir, "holdfast-bench-")
 	if err != nil {
 		return err
 	}
-	l.Dir = work
-	report, err := l.Run(cmd.Context())
+	report, err := measure(cmd.Context(), work)
 	if err != nil {
 		return fmt.Errorf("%w (the daemon's log is in %s)", err, work)
 	}
@@ -75,8 +107,8 @@ func runLifecycle(cmd *cobra.Command, l bench.Lifecycle, out string) (err error)
 		return err
 	}
 	for name, write := range map[string]func(*os.File) error{
-		"lifecycle.json": func(f *os.File) error { return report.JSON(f) },
-		"lifecycle.md":   func(f *os.File) error { return report.Markdown(f) },
+		name + ".json": func(f *os.File) error { return report.JSON(f) },
+		name + ".md":   func(f *os.File) error { return report.Markdown(f) },
 	} {
 		f, err := os.Create(filepath.Join(out, name))
 		if err != nil {
