@@ -246,7 +246,7 @@ func (a *Attach) tell(n int, t, first *attachTimes) {
 			Goal: fmt.Sprintf("≤ %d ms", goal.Milliseconds()), Met: s.median() <= goal,
 			Yardstick: yardstick, Beside: milliseconds(beside.median()), Ratio: pairedRatio(s, beside)}
 		if t != first {
-			r.Note = fmt.Sprintf("%.2f times what it is with one; the yardstick, which no number of attachments slows, %.2f times",
+			r.Note = fmt.Sprintf("%.2f times what it is with one; the yardstick %.2f times",
 				float64(s.median())/float64(base.median()), float64(beside.median())/float64(besideBase.median()))
 		}
 		a.report.Rows = append(a.report.Rows, r)

@@ -36,6 +36,8 @@ func (s *story) steps() []func() error {
 		func() (err error) { s.e, err = s.pool.Open(ctx, s.vol, block); return err },
 		func() error { return s.pool.Grow(ctx, s.vol, 3<<20) },
 		func() error { return s.pool.Close(ctx, s.vol, s.e.Lease) },
+		func() (err error) { s.e, err = s.pool.Open(ctx, s.vol, block); return err },
+		func() error { return s.pool.Sever(ctx, s.vol) },
 		func() error { return s.pool.Describe(ctx, s.vol, []byte("2")) },
 		func() error { return s.pool.Remove(ctx, s.src) },
 		func() error { return s.damage(s.vol) },
@@ -97,7 +99,8 @@ func TestCrashBetweenAnySteps(t *testing.T) {
 		points[crashed] = true
 	}
 	for _, point := range []string{"create.image", "create.size", "publish.description", "publish.rename", "publish.flush", "describe.rename",
-		"describe.flush", "open.attach", "grow.flush", "grow.device", "close.flush", "remove.rename", "remove.flush", "quarantine.rename"} {
+		"describe.flush", "open.attach", "grow.flush", "grow.device", "close.flush",
+		"sever.abandon", "sever.rename", "sever.flush", "remove.rename", "remove.flush", "quarantine.rename"} {
 		if !points[point] {
 			t.Errorf("the story was not cut at %s", point)
 		}

@@ -319,6 +319,10 @@ func (p *Pool) findOpening(id blockdev.ID, dir string, byFile map[sys.FileID][]l
 	if err != nil {
 		return err
 	}
+	// What a Sever that was cut short left: a body that has no name yet.
+	if err := os.Remove(dir + "/" + severedFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
 	devices := byFile[status.FileID]
 	if len(devices) != 1 || devices[0].Partial {
 		return nil // none, or not as we make them: Open and Remove will refuse

@@ -58,19 +58,19 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 	if o.kind != blockdev.Block {
 		return fmt.Errorf("open as %s: %w", o.lease, errors.ErrUnsupported)
 	}
-	// Before the device loses the image: after a crash it is found by the image.
-	if err := o.device.Abandon(); err != nil {
-		return err
-	}
-	if err := p.at("sever.clone"); err != nil {
-		return err
-	}
 	body, err := cloneBody(dir)
 	if err != nil {
-		return errors.Join(err, o.device.Keep())
+		return err
 	}
 	defer body.Close()
 	if err := syncFile(body); err != nil {
+		return err
+	}
+	if err := p.at("sever.abandon"); err != nil {
+		return err
+	}
+	// Before the device loses the image: after a crash it is found by the image.
+	if err := o.device.Abandon(); err != nil {
 		return err
 	}
 	if err := p.at("sever.rename"); err != nil {
