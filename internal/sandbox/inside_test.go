@@ -315,3 +315,23 @@ func many(r *rig) {
 		return strings.TrimSpace(r.sh("busy", "cat /proc/[0-9]*/stat 2>/dev/null | grep -c ') Z '; true")) == "0"
 	})
 }
+
+// TestWithoutUserNamespaces: as on a kernel that has none to give.
+func TestWithoutUserNamespaces(t *testing.T) {
+	r := start(t, "--sandbox-users", "0")
+	r.volume("data", 8)
+	r.box("web", at("/data", "data"))
+	if got := r.sh("web", "cat /proc/self/uid_map | tr -s ' '; touch /data/f; stat -c %u /data/f /"); got != " 0 0 4294967295\n0\n0\n" {
+		t.Errorf("%q", got)
+	}
+	for _, command := range []string{"mount -t tmpfs x /mnt", "unshare -U true", "mknod /tmp/d b 7 0 && cat /tmp/d", "dmesg", "echo x > /proc/sys/kernel/hostname", "chown 1:1 /.holdfast/busybox", "ls /sys/kernel"} {
+		p, err := r.Client.Exec(r.ctx, "web", client.Exec{Command: command, Wait: true})
+		r.must(err)
+		if p.ExitCode == 0 {
+			t.Errorf("%s: %s", command, p.Stdout)
+		}
+	}
+	if got := r.sh("web", "grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr '\t' ' '"); got != "CapEff: 00000000000405fb\nNoNewPrivs: 1\nSeccomp: 2\n" {
+		t.Errorf("%q", got)
+	}
+}

@@ -16,6 +16,7 @@ import (
 
 	"holdfast/api"
 	"holdfast/engine"
+	"holdfast/internal/run"
 	"holdfast/internal/sys"
 	"holdfast/metadata"
 )
@@ -136,8 +137,32 @@ func open(ctx context.Context, o Options) (*Runtime, error) {
 		o: o, images: images, kick: make(chan struct{}, 1), boxes: map[string]*box{},
 		containers: newContainers(o.RunDir, boot),
 	}
+	if _, err := run.Look("runc"); err != nil {
+		return nil, err
+	}
+	if o.FirstID > 0 {
+		if err := mapsOwners(images.minimal, o.FirstID); err != nil {
+			o.Log.Warn("no user namespaces for sandboxes: root in them has the number of the host's root, held by capabilities and system call filters alone", "cause", err)
+			r.o.FirstID = 0
+		}
+	}
 	r.ctx, r.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	return r, r.load()
+}
+
+// mapsOwners tries what user namespaces need: one, and a mount that is seen as in it.
+func mapsOwners(dir string, firstID int) error {
+	ns, err := run.UserNamespace(firstID, idRange)
+	if err != nil {
+		return err
+	}
+	defer ns.Close()
+	mount, err := sys.CloneMount(dir)
+	if err != nil {
+		return err
+	}
+	defer mount.Close()
+	return sys.MapOwners(mount, ns)
 }
 
 // RuncRoot is where runc keeps the state of the sandboxes of a RunDir.
