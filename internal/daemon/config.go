@@ -167,7 +167,7 @@ func (c *Config) settings() []setting {
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
 		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},
 		{"sandbox_enabled", "run sandboxes on this host (docs/sandboxes.md); in the file also: enabled in [sandbox], and so on", boolValue{&c.SandboxEnabled}},
-		{"sandbox_images", "root filesystems of sandboxes: NAME=DIRECTORY, the name as clients send it, with or without tag (default: a minimal one for every name)", listValue{&c.SandboxImages}},
+		{"sandbox_images", "root filesystems of sandboxes: NAME=/DIRECTORY, NAME=oci:/PATH[#TAG] or NAME=HOST/IMAGE[:TAG] of a registry in registries; NAME as clients send it, with or without tag (default: a minimal one for every name)", listValue{&c.SandboxImages}},
 		{"sandbox_max", "most sandboxes at once", intValue{&c.SandboxMax}},
 		{"sandbox_memory", "most memory of one sandbox", sizeValue{&c.SandboxMemory}},
 		{"sandbox_pids", "most processes and threads of one sandbox", intValue{&c.SandboxPids}},
@@ -376,8 +376,10 @@ func (c *Config) checkSandbox() []error {
 		bad("sandbox_run_dir: %q must be an absolute, clean path of at most 64 bytes", c.SandboxRunDir)
 	}
 	for _, text := range c.SandboxImages {
-		if name, dir, ok := strings.Cut(text, "="); !ok || name == "" || !filepath.IsAbs(dir) {
-			bad("sandbox_images: %q must be NAME=DIRECTORY with an absolute directory", text)
+		name, from, _ := strings.Cut(text, "=")
+		layout, local := strings.CutPrefix(from, "oci:")
+		if name == "" || local && !filepath.IsAbs(layout) || !strings.Contains(from, "/") {
+			bad("sandbox_images: %q must be NAME=/DIRECTORY, NAME=oci:/PATH[#TAG] or NAME=HOST/IMAGE[:TAG]", text)
 		}
 	}
 	return errs

@@ -339,7 +339,7 @@ func (n *node) openSandboxes(ctx context.Context) (err error) {
 		images[name] = dir
 	}
 	n.boxes, err = sandbox.Open(ctx, sandbox.Options{
-		Engine: n.engine, Store: n.store, StateDir: n.at.sandboxes(), RunDir: n.runDir, Log: n.log, Images: images,
+		Engine: n.engine, Store: n.store, StateDir: n.at.sandboxes(), RunDir: n.runDir, Log: n.log, Images: images, Registries: n.registries,
 		Max: n.c.SandboxMax, MaxMemoryMiB: n.c.SandboxMemory >> 20, Pids: int64(n.c.SandboxPids), LayerMiB: n.c.SandboxLayer >> 20,
 		FirstID: n.c.SandboxUsers, Region: n.c.DefaultRegion, Regions: n.c.Regions,
 	})

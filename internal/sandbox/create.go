@@ -143,7 +143,11 @@ func (r *Runtime) deploy(ctx context.Context, b *box, rec *record) error {
 			return err
 		}
 	}
-	im, known := r.images.find(rec.Image)
+	im, known, err := r.images.find(ctx, rec.Image)
+	if err != nil {
+		r.o.Log.Error("an image cannot be had", "image", rec.Image, "err", err)
+		return problem(engine.ErrConflict, "spec.runtime.image", "%s cannot be had now: the operator's log has the reason", rec.Image)
+	}
 	if !known && rec.Image != defaultImage {
 		rec.happened(r.now(), "image", "This server has no image of that name: the minimal one is used")
 	}
@@ -164,7 +168,6 @@ func (r *Runtime) deploy(ctx context.Context, b *box, rec *record) error {
 	if err := writeConfig(root.dir, r.configuration(*rec)); err != nil {
 		return err
 	}
-	var err error
 	if rec.First, err = r.containers.create(ctx, rec.ID); err != nil {
 		return err
 	}

@@ -8,12 +8,14 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"holdfast/internal/run"
 	"holdfast/internal/sys"
+	"holdfast/templates/oci"
 )
 
 // image is what a sandbox starts from.
@@ -25,29 +27,45 @@ type image struct {
 
 // images finds the root filesystem for the image name that a client sends.
 type images struct {
-	dir     string            // where made ones are kept
-	named   map[string]string // by name without its tag, or with it: a directory
-	tool    string            // the host's busybox
-	placed  string            // a copy of it that sandboxes have
-	minimal string
+	dir        string             // where made ones are kept
+	named      map[string]*source // by name without its tag, or with it
+	registries *oci.Registries    // nil: none
+	log        *slog.Logger
+	tool       string // the host's busybox
+	placed     string // a copy of it that sandboxes have
+	minimal    string
 }
 
 // find gives the image for a name. configured is false when the operator has
 // named none like it: then it is the minimal one.
-func (im *images) find(name string) (found image, configured bool) {
-	short, _, _ := strings.Cut(name, ":")
-	for _, key := range []string{name, short} {
-		if dir, ok := im.named[key]; ok {
-			return image{dir: dir, cwd: "/"}, true
+func (im *images) find(ctx context.Context, name string) (found image, configured bool, err error) {
+	for _, key := range []string{name, withoutTag(name)} {
+		if s, ok := im.named[key]; ok {
+			found, err = s.get(ctx, im)
+			return found, true, err
 		}
 	}
-	return image{dir: im.minimal, cwd: "/"}, false
+	return image{dir: im.minimal, cwd: "/"}, false, nil
+}
+
+// withoutTag cuts off what follows the last colon of the last part: a port stays.
+func withoutTag(name string) string {
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[:i]
+	}
+	return name
 }
 
 // openImages makes the minimal image, unless it is there: of this busybox.
-func openImages(ctx context.Context, dir string, named map[string]string) (*images, error) {
-	for name, place := range named {
-		if info, err := os.Stat(place); err != nil || !info.IsDir() {
+func openImages(ctx context.Context, dir string, o Options) (*images, error) {
+	named := map[string]*source{}
+	for name, text := range o.Images {
+		named[name] = &source{text: text}
+		place, _, _ := strings.Cut(strings.TrimPrefix(text, "oci:"), "#")
+		if !filepath.IsAbs(place) {
+			continue // of a registry
+		}
+		if info, err := os.Stat(place); err != nil || !info.IsDir() && place == text {
 			return nil, fmt.Errorf("image %s: %s is not a directory", name, place)
 		}
 	}
@@ -64,7 +82,7 @@ func openImages(ctx context.Context, dir string, named map[string]string) (*imag
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	im := &images{dir: dir, named: named, tool: tool}
+	im := &images{dir: dir, named: named, registries: o.Registries, log: o.Log, tool: tool}
 	im.minimal, err = im.makeMinimal(ctx)
 	return im, err
 }

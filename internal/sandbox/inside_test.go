@@ -1,11 +1,16 @@
 package sandbox_test
 
 import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -16,9 +21,9 @@ import (
 // TestInside has what can be asked of one daemon: each part has sandboxes of its own.
 func TestInside(t *testing.T) {
 	image := t.TempDir()
-	r := start(t, "--sandbox-max", "4", "--sandbox-memory", "256MiB", "--sandbox-images", "custom="+hostileImage(t, image))
+	r := start(t, "--sandbox-max", "4", "--sandbox-memory", "256MiB", "--sandbox-images", "custom="+hostileImage(t, image)+",team/layout=oci:"+layout(t, image)+"#app:1")
 	for name, test := range map[string]func(*rig){
-		"system calls": systemCalls, "a hostile image": hostile, "limits": bounds, "errors": refusals, "raw requests": rawRequests, "many at once": many,
+		"system calls": systemCalls, "a hostile image": hostile, "limits": bounds, "errors": refusals, "raw requests": rawRequests, "many at once": many, "container image": containerImage,
 	} {
 		t.Run(name, func(t *testing.T) {
 			sub := *r
@@ -333,5 +338,86 @@ func TestWithoutUserNamespaces(t *testing.T) {
 	}
 	if got := r.sh("web", "grep -E '^(CapEff|NoNewPrivs|Seccomp):' /proc/self/status | tr '\t' ' '"); got != "CapEff: 00000000000405fb\nNoNewPrivs: 1\nSeccomp: 2\n" {
 		t.Errorf("%q", got)
+	}
+}
+
+// layout makes a container image of two layers, as docker save writes it.
+func layout(t *testing.T, dir string) string {
+	t.Helper()
+	busybox, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("no busybox")
+	}
+	program, err := os.ReadFile(busybox)
+	if err != nil {
+		t.Fatal(err)
+	}
+	type entry = tar.Header
+	first := tarOf(t, map[*entry]string{
+		{Name: "bin/", Typeflag: tar.TypeDir, Mode: 0o755}:                                              "",
+		{Name: "bin/sh", Typeflag: tar.TypeReg, Mode: 0o755, Size: int64(len(program))}:                 string(program),
+		{Name: "app/", Typeflag: tar.TypeDir, Mode: 0o750, Uid: 1000, Gid: 1001}:                        "",
+		{Name: "app/old", Typeflag: tar.TypeReg, Mode: 0o644, Size: 3}:                                  "old",
+		{Name: "app/tool", Typeflag: tar.TypeReg, Mode: 0o4755, Size: 4}:                                "tool",
+		{Name: "tmp/", Typeflag: tar.TypeDir, Mode: 0o1777}:                                             "",
+		{Name: "app/link", Typeflag: tar.TypeSymlink, Linkname: "../../../../../../../../etc/hostname"}: "",
+		{Name: "app/zz-hard", Typeflag: tar.TypeLink, Linkname: "app/tool"}:                             "",
+	})
+	second := tarOf(t, map[*entry]string{
+		{Name: "app/.wh.old", Typeflag: tar.TypeReg}:                           "",
+		{Name: "app/new", Typeflag: tar.TypeReg, Mode: 0o600, Uid: 7, Size: 4}: "new\n",
+	})
+	sum := func(b []byte) string { return fmt.Sprintf("%x", sha256.Sum256(b)) }
+	config := fmt.Appendf(nil, `{"architecture":%q,"os":"linux","config":{"Env":["PATH=/bin","FROM=image"],"WorkingDir":"/app","User":"1000"},"rootfs":{"type":"layers","diff_ids":["sha256:%s","sha256:%s"]}}`,
+		runtime.GOARCH, sum(first), sum(second))
+	manifest := fmt.Appendf(nil, `[{"Config":%q,"RepoTags":["app:1"],"Layers":["1.tar","2.tar"]}]`, sum(config)+".json")
+	saved := tarOf(t, map[*entry]string{
+		{Name: "1.tar", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(first))}:                string(first),
+		{Name: "2.tar", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(second))}:               string(second),
+		{Name: "manifest.json", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(manifest))}:     string(manifest),
+		{Name: sum(config) + ".json", Typeflag: tar.TypeReg, Mode: 0o644, Size: int64(len(config))}: string(config),
+	})
+	name := filepath.Join(dir, "image.tar")
+	if err := os.WriteFile(name, saved, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+// tarOf writes entries in the order of their names.
+func tarOf(t *testing.T, entries map[*tar.Header]string) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	headers := slices.SortedFunc(maps.Keys(entries), func(a, b *tar.Header) int { return strings.Compare(a.Name, b.Name) })
+	for _, h := range headers {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte(entries[h])); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
+}
+
+func containerImage(r *rig) {
+	for _, name := range []string{"one", "two"} { // unpacked once, changed by one
+		s := newBox(name)
+		s.Spec.Runtime.Image = "team/layout:whatever"
+		_, err := r.Client.CreateSandbox(r.ctx, s)
+		r.must(err)
+		want := "/app\nimage\n1000:1001 750\n0:0 4755\n7:0 600\n2\n../../../../../../../../etc/hostname\nnew\nlink new tool zz-hard \n"
+		got := r.sh(name, `pwd; echo $FROM; b=/.holdfast/busybox; for f in /app /app/tool /app/new; do $b stat -c '%u:%g %a' $f; done; $b stat -c %h /app/tool; $b readlink /app/link; $b cat /app/new; $b ls /app | $b tr '\n' ' '; echo`)
+		if got != want {
+			r.Errorf("%s: %q, want %q", name, got, want)
+		}
+		r.sh(name, "/.holdfast/busybox rm -rf /app/new; echo mine > /app/mine")
+	}
+	if found, err := filepath.Glob(filepath.Join(r.State, "sandboxes/images/oci-*")); err != nil || len(found) != 2 { // the tree and its settings
+		r.Errorf("%v %v", found, err)
 	}
 }

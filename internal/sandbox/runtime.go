@@ -19,6 +19,7 @@ import (
 	"holdfast/internal/run"
 	"holdfast/internal/sys"
 	"holdfast/metadata"
+	"holdfast/templates/oci"
 )
 
 // Engine is what the runtime needs of the volumes. engine.Engine is one.
@@ -38,7 +39,8 @@ type Options struct {
 	RunDir   string // in memory (tmpfs), named by this host alone; nobody else's
 	Log      *slog.Logger
 
-	Images       map[string]string // the name that clients send, with or without its tag: directory
+	Images       map[string]string // the name that clients send, with or without its tag: a source
+	Registries   *oci.Registries   // that sources may name; nil: none
 	Max          int               // sandboxes on this machine
 	MaxMemoryMiB int64             // of one; who asks for more gets this
 	Pids         int64             // processes and threads of one
@@ -120,7 +122,7 @@ func open(ctx context.Context, o Options) (*Runtime, error) {
 	if err != nil {
 		return nil, err
 	}
-	images, err := openImages(ctx, filepath.Join(o.StateDir, "images"), o.Images)
+	images, err := openImages(ctx, filepath.Join(o.StateDir, "images"), o)
 	if err != nil {
 		return nil, err
 	}
