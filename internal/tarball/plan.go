@@ -164,11 +164,14 @@ func attributes(path string) (map[string]string, error) {
 	records := map[string]string{}
 	for name, v := range attrs {
 		if kept(name) {
-			records["SCHILY.xattr."+name] = string(v)
+			records[attrRecord+name] = string(v)
 		}
 	}
 	return records, nil
 }
+
+// missing tells that what was walked is not there any more.
+func missing(err error) bool { return errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) }
 
 // open never follows a link and never waits for the other end of a pipe.
 func open(path string) (*os.File, error) {
@@ -226,27 +229,20 @@ func (c *counted) Write(p []byte) (int, error) {
 }
 
 func (p *Plan) write(tw *tar.Writer, e entry) error {
-	path := filepath.Join(p.root, filepath.FromSlash(e.header.Name))
 	if e.header.Typeflag != tar.TypeReg {
 		return tw.WriteHeader(e.header)
 	}
-	f, err := open(path)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ELOOP) {
-		return fmt.Errorf("%s: %w", path, ErrChanged)
-	}
+	f, err := p.openEntry(e)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if err := unchanged(f, e.info); err != nil {
-		return err
-	}
 	if err := tw.WriteHeader(e.header); err != nil {
 		return err
 	}
 	if _, err := io.CopyN(tw, f, e.header.Size); err != nil {
 		if errors.Is(err, io.EOF) {
-			return fmt.Errorf("%s: %w", path, ErrChanged)
+			return fmt.Errorf("%s: %w", p.path(e), ErrChanged)
 		}
 		return err
 	}

@@ -22,8 +22,8 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// tree is what people put on volumes, and what they should not.
-func tree(t *testing.T) string {
+// sampleTree is what people put on volumes, and what they should not.
+func sampleTree(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	long := strings.Repeat("d", 150)
@@ -46,7 +46,7 @@ func tree(t *testing.T) string {
 }
 
 func TestLengthIsExactAndTarReadsItBack(t *testing.T) {
-	dir := tree(t)
+	dir := sampleTree(t)
 	p, err := New(t.Context(), dir)
 	must(t, err)
 	var b bytes.Buffer
@@ -100,7 +100,7 @@ func TestExtendedAttributesTravel(t *testing.T) {
 }
 
 func TestSameTreeIsSameBytes(t *testing.T) {
-	dir := tree(t)
+	dir := sampleTree(t)
 	var archives [2]bytes.Buffer
 	for i := range archives {
 		p, err := New(t.Context(), dir)
