@@ -238,7 +238,9 @@ func (in *Received) Missing() []Chunk {
 
 // From says where the chunks come from that are not in the body. have fills b with
 // the chunk of a digest; what it gives is held against the digest by itself.
-func (in *Received) From(have func(ctx context.Context, d tree.Digest, b []byte) error) { in.have = have }
+func (in *Received) From(have func(ctx context.Context, d tree.Digest, b []byte) error) {
+	in.have = have
+}
 
 // ErrDigest: a chunk that came is not what its digest says.
 var ErrDigest = errors.New("a chunk is not what its digest says")
