@@ -17,6 +17,7 @@ import (
 	"holdfast/metadata"
 	"holdfast/templates"
 	"holdfast/templates/archive"
+	"holdfast/templates/delta"
 	"holdfast/templates/oci"
 )
 
@@ -96,7 +97,10 @@ var answers = []answer{
 	{templates.ErrNoSpace, 403, "POOL_FULL", false},
 	{templates.ErrBusy, 429, "TOO_MANY_REQUESTS", false},
 	{templates.ErrPinned, 409, "VERSION_PINNED", false},
+	{templates.ErrChunks, 409, "CHUNKS_MISSING", false},
 	{templates.ErrDamaged, 409, "VERSION_DAMAGED", false},
+	{delta.ErrMalformed, 400, "INVALID_REQUEST", false},
+	{delta.ErrDigest, 400, "INVALID_REQUEST", false},
 	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},
 	{oci.ErrInvalid, 400, "INVALID_REQUEST", false},
 	{oci.ErrNotAllowed, 403, "REGISTRY_NOT_ALLOWED", false},

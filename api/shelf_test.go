@@ -1,9 +1,11 @@
 package api_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -17,21 +19,26 @@ import (
 	"holdfast/api"
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/tree"
 	"holdfast/templates"
+	"holdfast/templates/delta"
 	"holdfast/templates/oci"
 )
 
 // shelf is a library of templates in memory: revisions are numbers and sizes,
 // archives are only measured.
 type shelf struct {
-	w       *world
-	mu      sync.Mutex
-	all     map[string]*templates.Template // by workspace/name
-	uploads map[string]upload              // by id
-	hold    chan struct{}                  // closed: uploads go on; nil: at once
-	begun   chan struct{}                  // one for each upload that has begun
-	broken  bool                           // what Verify finds
-	sources map[blockdev.ID][]templates.SourceSpec
+	w         *world
+	mu        sync.Mutex
+	all       map[string]*templates.Template // by workspace/name
+	uploads   map[string]upload              // by id
+	hold      chan struct{}                  // closed: uploads go on; nil: at once
+	begun     chan struct{}                  // one for each upload that has begun
+	lacks     bool                           // of a delta
+	diffs     int                            // how many Diff tells
+	diffFails error                          // after these
+	broken    bool                           // what Verify finds
+	sources   map[blockdev.ID][]templates.SourceSpec
 
 	registryFails bool
 }
@@ -237,6 +244,71 @@ func (s *shelf) Ingest(ctx context.Context, to templates.Upload, length int64, b
 	r := &u.template.Revisions[u.index]
 	r.Status, r.ContentBytes, r.MinimumBytes, r.Digest, r.ReadyAt = templates.Ready, n, 10<<20, "sha256:"+hex.EncodeToString(h.Sum(nil)), s.w.now()
 	return *r, nil
+}
+
+// Known knows a query of one word.
+func (s *shelf) Known(_ context.Context, u templates.Upload, query io.Reader) (delta.Answer, error) {
+	s.mu.Lock()
+	_, ok := s.uploads[u.ID]
+	s.mu.Unlock()
+	if !ok || u.Signature != "good" {
+		return delta.Answer{}, templates.ErrUploadGone
+	}
+	b, err := io.ReadAll(query)
+	switch {
+	case err != nil:
+		return delta.Answer{}, err
+	case string(b) == "same":
+		return delta.Answer{Same: true}, nil
+	case string(b) != "query":
+		return delta.Answer{}, fmt.Errorf("%w: not a query", templates.ErrInvalid)
+	}
+	return delta.Answer{Known: delta.Bits{5}}, nil
+}
+
+func (s *shelf) IngestDelta(ctx context.Context, u templates.Upload, length int64, body io.Reader) (templates.Revision, error) {
+	if s.lacks {
+		return templates.Revision{}, fmt.Errorf("%w: 1 of 2", templates.ErrChunks)
+	}
+	return s.Ingest(ctx, u, length, body)
+}
+
+// Diff makes up differences, as many as diffs says.
+func (s *shelf) Diff(_ context.Context, workspace, name, from, to string, begin func(from, to templates.Revision), each func(tree.Change) error) error {
+	s.mu.Lock()
+	a, i, errA := s.find(workspace, name, from)
+	_, j, errB := s.find(workspace, name, cmp.Or(to, "2"))
+	s.mu.Unlock()
+	if err := errors.Join(errA, errB); err != nil {
+		return err
+	}
+	begin(a.Revisions[i], a.Revisions[j])
+	for k := range s.diffs {
+		n := &tree.Node{Path: fmt.Sprintf("f%07d", k), Kind: tree.Regular, Mode: 0o644, Size: int64(k), ModTime: time.Unix(1, 0)}
+		m := *n
+		m.Mode = 0o4755
+		c := [...]tree.Change{
+			{Path: n.Path, Action: tree.Changed, Aspects: []tree.Aspect{tree.ModeAspect}, Before: n, After: &m},
+			{Path: "odd\xff", Action: tree.Added, After: &tree.Node{Kind: tree.Symlink, Target: "t", ModTime: time.Unix(2, 0)}},
+			{Path: "d", Action: tree.Removed, Before: &tree.Node{Kind: tree.Directory, ModTime: time.Unix(3, 0)}},
+		}[k%3]
+		if err := each(c); err != nil {
+			return err
+		}
+	}
+	return s.diffFails
+}
+
+// Archive is the template's name.
+func (s *shelf) Archive(_ context.Context, workspace, name, version string, begin func(templates.Revision, int64) io.Writer) error {
+	s.mu.Lock()
+	t, i, err := s.find(workspace, name, cmp.Or(version, "1"))
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = io.WriteString(begin(t.Revisions[i], int64(len(name))), name)
+	return err
 }
 
 // Import knows one registry, which has one image.

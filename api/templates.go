@@ -211,6 +211,7 @@ func (c *call) putTemplate(name string, b TemplateRequest) error {
 			return err
 		}
 		c.w.Header().Set(uploadURLHeader, c.base()+target)
+		c.w.Header().Set(deltaHeader, "1")
 	}
 	return c.json(templateBody(t))
 }

@@ -21,9 +21,9 @@ import (
 // by its contents: clients of the contract always say application/x-tar. The signed URL is the authority:
 // clients send no key here. Success is exactly 200, after the version is READY.
 func receiveUpload(c *call) error {
-	query, err := url.ParseQuery(c.r.URL.RawQuery)
+	upload, err := c.upload()
 	if err != nil {
-		return invalid("query", "is not well-formed")
+		return err
 	}
 	if err := c.uploadPlace(); err != nil {
 		return err
@@ -31,8 +31,6 @@ func receiveUpload(c *call) error {
 	defer func() { <-c.s.uploads }()
 	c.s.metrics.uploading.Inc()
 	defer c.s.metrics.uploading.Dec()
-	c.resource = c.r.PathValue("id")
-	upload := templates.Upload{ID: c.r.PathValue("id"), Expires: query.Get("expires"), Signature: query.Get("signature"), Format: query.Get("format")}
 	rev, err := c.s.o.Library.Ingest(c.r.Context(), upload, c.r.ContentLength, c.patientBody())
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ var (
 	ErrBusy         = errors.New("too many uploads at once") // 429: try again later
 	ErrPinned       = errors.New("version is pinned")
 	ErrDamaged      = errors.New("version is damaged")
+	ErrChunks       = errors.New("chunks of the tree are missing") // send them, or a plain archive
 )
 
 // RevisionStatus is the state of a revision, in the contract's words.

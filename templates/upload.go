@@ -110,6 +110,11 @@ func (l *Library) Ingest(ctx context.Context, u Upload, length int64, body io.Re
 
 // receive makes the revision of an archive that comes in.
 func (l *Library) receive(ctx context.Context, id blockdev.ID, in incoming) (Revision, error) {
+	return l.receiveBy(ctx, id, func(key string) (Revision, error) { return l.ingest(ctx, key, id, in) })
+}
+
+// receiveBy lets make use an upload URL: one at a time, and not too many at once.
+func (l *Library) receiveBy(ctx context.Context, id blockdev.ID, make func(key string) (Revision, error)) (Revision, error) {
 	select {
 	case l.uploads <- struct{}{}:
 		defer func() { <-l.uploads }()
@@ -121,7 +126,7 @@ func (l *Library) receive(ctx context.Context, id blockdev.ID, in incoming) (Rev
 		return Revision{}, err
 	}
 	defer l.unclaim(id)
-	v, err := l.ingest(ctx, key, id, in)
+	v, err := make(key)
 	if errors.Is(err, archive.ErrRefused) {
 		err = fmt.Errorf("%w: %w", ErrArchive, err)
 		err = errors.Join(err, l.recordFailure(context.WithoutCancel(ctx), key, id, err.Error()))

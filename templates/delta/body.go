@@ -208,6 +208,13 @@ func decodePlan(r io.Reader, limits Limits) (tree.Tree, error) {
 			return tree.Tree{}, malformed("%.120q: a body says where contents lie", n.Path)
 		}
 	}
+	last := ""
+	for name := range t.Names() {
+		if last != "" && tree.Compare(last, name) >= 0 {
+			return tree.Tree{}, malformed("%.120q comes twice", name)
+		}
+		last = name
+	}
 	return t, nil
 }
 

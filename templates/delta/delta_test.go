@@ -187,6 +187,10 @@ func TestHostileBodies(t *testing.T) {
 	doubled.Nodes[2] = doubled.Nodes[1]
 	huge := tree.Tree{Nodes: slices.Clone(tr.Nodes)}
 	huge.Nodes[1].Size = 1 << 50
+	linked := tree.Tree{Nodes: slices.Clone(tr.Nodes)}
+	linked.Nodes[1].Links = []string{linked.Nodes[1].Path}
+	taken := tree.Tree{Nodes: slices.Clone(tr.Nodes)}
+	taken.Nodes[1].Links = []string{taken.Nodes[2].Path}
 	placed := tree.Tree{Nodes: slices.Clone(tr.Nodes)}
 	placed.Nodes[1].Runs = []tree.Run{{Length: 100, At: 4096}}
 	for what, bad := range map[string][]byte{
@@ -196,7 +200,7 @@ func TestHostileBodies(t *testing.T) {
 		"a changed plan": flip(head + 8 + planned/2), "a changed byte": flip(contents + 10), "the last byte changed": flip(len(good) - 1),
 		"a huge length":  binary.BigEndian.AppendUint64([]byte("holdfast delta 1\n"), 1<<63),
 		"a plan of text": packed([]byte("no tree")), "too many entries": packed(encoded(many.Tree())), "out of order": packed(encoded(unordered)),
-		"a name twice": packed(encoded(doubled)), "a huge file": packed(encoded(huge)), "places": packed(encoded(placed)),
+		"a name twice": packed(encoded(doubled)), "a link to itself": packed(encoded(linked)), "a link over a file": packed(encoded(taken)), "a huge file": packed(encoded(huge)), "places": packed(encoded(placed)),
 		"a bomb": packed(make([]byte, 64<<20)), "half an identity": []byte("holdfast delta same 1\nxxxx"),
 	} {
 		t.Run(strings.ReplaceAll(what, " ", "-"), func(t *testing.T) {
