@@ -2,11 +2,13 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"time"
 )
 
@@ -93,22 +95,32 @@ type Push struct {
 	Archive     io.Reader
 	Length      int64             // bytes of Archive, exactly
 	Progress    func(bytes int64) // called as bytes are sent; may be nil
+	Delta       Delta             // what can be sent instead of Archive; nil: nothing
 }
 
 // PushTemplate makes the template if it is not there, uploads the archive and
 // returns when the version is usable and durable.
 func (c *Client) PushTemplate(ctx context.Context, p Push) (Template, error) {
-	upload, err := c.beginUpload(ctx, p)
+	upload, parts, err := c.beginUpload(ctx, p)
 	if err != nil {
 		return Template{}, err
 	}
-	if err := c.upload(ctx, upload, p); err != nil {
+	err = ErrWhole
+	if parts && p.Delta != nil {
+		err = c.pushDelta(ctx, upload, p)
+	}
+	if errors.Is(err, ErrWhole) {
+		err = c.upload(ctx, upload, p)
+	}
+	if err != nil {
 		return Template{}, err
 	}
 	return c.Template(ctx, p.Name)
 }
 
-func (c *Client) beginUpload(ctx context.Context, p Push) (string, error) {
+// beginUpload gives the upload URL, and whether it takes parts of a tree and there
+// is a version that may have some.
+func (c *Client) beginUpload(ctx context.Context, p Push) (upload string, parts bool, err error) {
 	q := url.Values{"upload": {"true"}}
 	if p.Version != "" {
 		q.Set("version", p.Version)
@@ -116,25 +128,28 @@ func (c *Client) beginUpload(ctx context.Context, p Push) (string, error) {
 	body := Template{Metadata: VolumeMetadata{Name: p.Name}, Spec: TemplateSpec{DefaultSize: p.DefaultSize, Description: p.Description}}
 	resp, err := c.send(ctx, call{method: "PUT", path: []string{"volume_templates", p.Name}, query: q, body: body})
 	if err != nil {
-		return "", err
+		return "", false, err
 	}
 	defer resp.Body.Close()
-	upload := resp.Header.Get("X-Blaxel-Upload-Url")
-	if upload == "" {
-		return "", errors.New("the server gave no upload URL")
+	if upload = resp.Header.Get("X-Blaxel-Upload-Url"); upload == "" {
+		return "", false, errors.New("the server gave no upload URL")
 	}
-	return upload, nil
+	if resp.Header.Get("X-Holdfast-Upload-Delta") != "1" {
+		return upload, false, nil
+	}
+	var t Template
+	if err := json.NewDecoder(resp.Body).Decode(&t); err != nil {
+		return "", false, fmt.Errorf("PUT %s: answer is not the JSON expected: %w", resp.Request.URL.Path, err)
+	}
+	return upload, slices.ContainsFunc(t.Versions, func(v TemplateVersion) bool { return v.Status == "READY" }), nil
 }
 
 // upload puts the archive where the server said. Over the unix socket only
 // the URL's path counts. The URL carries its own authority: no key is sent.
 func (c *Client) upload(ctx context.Context, to string, p Push) error {
-	u, err := url.Parse(to)
+	u, err := c.uploadURL(to)
 	if err != nil {
-		return fmt.Errorf("upload URL: %w", err)
-	}
-	if c.base.Host == socketHost {
-		u.Scheme, u.Host = c.base.Scheme, c.base.Host
+		return err
 	}
 	if p.Format != "" {
 		q := u.Query()

@@ -16,7 +16,7 @@ import (
 func (a *app) templateCommand() *cobra.Command {
 	c := group("template", "Templates that volumes are filled from",
 		a.templatePush(), a.templateImport(), a.templateList(), a.templateGet(), a.templateDelete(), a.templateDeleteVersion(),
-		a.templateHistory(), a.templateRollback(), a.templateKeep(), a.templateVerify(),
+		a.templateDiff(), a.templatePull(), a.templateHistory(), a.templateRollback(), a.templateKeep(), a.templateVerify(),
 		a.templatePin("pin", "Keep versions from being removed", true), a.templatePin("unpin", "Take pins of versions away", false))
 	c.Aliases = []string{"templates"}
 	return c
@@ -31,7 +31,7 @@ func (a *app) templatePush() *cobra.Command {
 		Long: "Upload a directory or an archive as a new version of a template, made if it is not there.\n" +
 			"Symbolic and hard links, modes, owners, times, extended attributes, empty directories and odd\n" +
 			"names are kept. Nothing may change in the directory meanwhile. Devices are refused, sockets\n" +
-			"left out.\n\n" +
+			"left out. Of a directory only what the template's newest versions lack is sent.\n\n" +
 			"An archive is a tar, tar.gz, tar.zst or zip, whatever its name; with --format oci, an OCI\n" +
 			"image layout (a directory or a tar of it) or what docker save writes.",
 		Example: "  holdfast template push toolchain ./rootfs --default-size 4GiB\n" +
@@ -102,6 +102,9 @@ func (a *app) archive(cmd *cobra.Command, p *client.Push, from string) (archive 
 	}
 	archive = plan.Reader()
 	p.Archive, p.Length = archive, plan.Length()
+	if p.Format == "" || p.Format == "tar" {
+		p.Delta = &dirDelta{plan: plan}
+	}
 	return archive, fmt.Sprintf("%d files, %s", plan.Files, bytesize.Human(plan.Bytes)), nil
 }
 
