@@ -13,7 +13,6 @@ import (
 	"time"
 	"unicode/utf8"
 
-	"holdfast/blockdev/tree"
 	"holdfast/templates"
 )
 
@@ -101,20 +100,19 @@ func (d *diffWriter) begin(from, to templates.Revision) {
 	_, _ = d.out.WriteString(strings.TrimSuffix(string(head), "}") + `,"entries":[`) // its error sticks to out
 }
 
-func (d *diffWriter) entry(c tree.Change) error {
-	e := DiffEntry{Path: strings.ToValidUTF8(c.Path, "\uFFFD"), Action: string(c.Action), Before: diffFile(c.Before), After: diffFile(c.After)}
+func (d *diffWriter) entry(c templates.Difference) error {
+	e := DiffEntry{
+		Path: strings.ToValidUTF8(c.Path, "\uFFFD"), Action: c.Action, Changed: c.Aspects, Before: diffFile(c.Before), After: diffFile(c.After),
+	}
 	if !utf8.ValidString(c.Path) {
 		e.Bytes = []byte(c.Path)
 	}
-	for _, a := range c.Aspects {
-		e.Changed = append(e.Changed, string(a))
-	}
 	switch c.Action {
-	case tree.Added:
+	case "added":
 		d.n.Added++
-	case tree.Removed:
+	case "removed":
 		d.n.Removed++
-	case tree.Changed:
+	default:
 		d.n.Changed++
 	}
 	b, err := json.Marshal(e)
@@ -130,24 +128,13 @@ func (d *diffWriter) entry(c tree.Change) error {
 	return err
 }
 
-func diffFile(n *tree.Node) *DiffFile {
+func diffFile(n *templates.Inode) *DiffFile {
 	if n == nil {
 		return nil
 	}
 	return &DiffFile{
-		Type: treeKind(n.Kind), Mode: fmt.Sprintf("%04o", n.Mode), UID: n.UID, GID: n.GID, Size: n.Size,
+		Type: n.Kind, Mode: fmt.Sprintf("%04o", n.Mode), UID: n.UID, GID: n.GID, Size: n.Size,
 		ModTime: stamp(n.ModTime), Target: strings.ToValidUTF8(n.Target, "\uFFFD"),
-	}
-}
-
-func treeKind(k tree.Kind) string {
-	switch k {
-	case tree.Directory:
-		return "directory"
-	case tree.Symlink:
-		return "symlink"
-	default:
-		return "file"
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
-	"holdfast/blockdev/tree"
 	"holdfast/engine"
 	"holdfast/templates"
 	"holdfast/templates/delta"
@@ -56,7 +55,7 @@ type Library interface {
 	BeginUpload(ctx context.Context, workspace, name, version, actor string) (pathAndQuery string, err error)
 	Known(ctx context.Context, u templates.Upload, query io.Reader) (delta.Answer, error)
 	IngestDelta(ctx context.Context, u templates.Upload, length int64, body io.Reader) (templates.Revision, error)
-	Diff(ctx context.Context, workspace, name, from, to string, begin func(from, to templates.Revision), each func(tree.Change) error) error
+	Diff(ctx context.Context, workspace, name, from, to string, begin func(from, to templates.Revision), each func(templates.Difference) error) error
 	Archive(ctx context.Context, workspace, name, version string, begin func(v templates.Revision, length int64) io.Writer) error
 	Ingest(ctx context.Context, u templates.Upload, length int64, body io.Reader) (templates.Revision, error)
 	Import(ctx context.Context, workspace string, i templates.Import) (templates.Revision, error)

@@ -9,6 +9,7 @@ import (
 	"go/token"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -18,6 +19,10 @@ import (
 	"holdfast/metadata"
 	"holdfast/templates"
 )
+
+// unseen are rooms that the API may not import: those above them give their
+// errors names of their own.
+var unseen = []string{"../blockdev/cage", "../blockdev/filecopy", "../blockdev/filesystem/ext4fill", "../blockdev/tree", "../blockdev/attach/qmp"}
 
 // TestEverySentinelHasAnAnswer reads the sources: an exported sentinel that the
 // table does not name would reach a client as an internal error.
@@ -29,6 +34,8 @@ func TestEverySentinelHasAnAnswer(t *testing.T) {
 			switch {
 			case err != nil:
 				return err
+			case d.IsDir() && slices.Contains(unseen, path):
+				return fs.SkipDir
 			case d.IsDir() && (strings.HasSuffix(path, "test") || root == "." && path != "."):
 				return fs.SkipDir
 			case filepath.Ext(path) != ".go" || strings.HasSuffix(path, "_test.go"):

@@ -19,7 +19,6 @@ import (
 	"holdfast/api"
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
-	"holdfast/blockdev/tree"
 	"holdfast/templates"
 	"holdfast/templates/delta"
 	"holdfast/templates/oci"
@@ -274,7 +273,7 @@ func (s *shelf) IngestDelta(ctx context.Context, u templates.Upload, length int6
 }
 
 // Diff makes up differences, as many as diffs says.
-func (s *shelf) Diff(_ context.Context, workspace, name, from, to string, begin func(from, to templates.Revision), each func(tree.Change) error) error {
+func (s *shelf) Diff(_ context.Context, workspace, name, from, to string, begin func(from, to templates.Revision), each func(templates.Difference) error) error {
 	s.mu.Lock()
 	a, i, errA := s.find(workspace, name, from)
 	_, j, errB := s.find(workspace, name, cmp.Or(to, "2"))
@@ -284,13 +283,13 @@ func (s *shelf) Diff(_ context.Context, workspace, name, from, to string, begin 
 	}
 	begin(a.Revisions[i], a.Revisions[j])
 	for k := range s.diffs {
-		n := &tree.Node{Path: fmt.Sprintf("f%07d", k), Kind: tree.Regular, Mode: 0o644, Size: int64(k), ModTime: time.Unix(1, 0)}
+		n := &templates.Inode{Kind: "file", Mode: 0o644, Size: int64(k), ModTime: time.Unix(1, 0)}
 		m := *n
 		m.Mode = 0o4755
-		c := [...]tree.Change{
-			{Path: n.Path, Action: tree.Changed, Aspects: []tree.Aspect{tree.ModeAspect}, Before: n, After: &m},
-			{Path: "odd\xff", Action: tree.Added, After: &tree.Node{Kind: tree.Symlink, Target: "t", ModTime: time.Unix(2, 0)}},
-			{Path: "d", Action: tree.Removed, Before: &tree.Node{Kind: tree.Directory, ModTime: time.Unix(3, 0)}},
+		c := [...]templates.Difference{
+			{Path: fmt.Sprintf("f%07d", k), Action: "changed", Aspects: []string{"mode"}, Before: n, After: &m},
+			{Path: "odd\xff", Action: "added", After: &templates.Inode{Kind: "symlink", Target: "t", ModTime: time.Unix(2, 0)}},
+			{Path: "d", Action: "removed", Before: &templates.Inode{Kind: "directory", ModTime: time.Unix(3, 0)}},
 		}[k%3]
 		if err := each(c); err != nil {
 			return err

@@ -131,10 +131,46 @@ func (l *Library) Archive(ctx context.Context, workspace, name, version string, 
 // diffWait is how long a comparison waits for its turn.
 const diffWait = 10 * time.Second
 
+// Difference is a name that is not the same in two revisions.
+type Difference struct {
+	Path    string
+	Action  string   // "added", "removed" or "changed"
+	Aspects []string // of a changed one: see tree.Aspect
+	Before  *Inode   // nil: added
+	After   *Inode   // nil: removed
+}
+
+// Inode is what a name is in a revision.
+type Inode struct {
+	Kind    string // "file", "directory" or "symlink"
+	Mode    uint32
+	UID     uint32
+	GID     uint32
+	Size    int64 // bytes, of a file
+	ModTime time.Time
+	Target  string // of a symbolic link
+}
+
+func differenceOf(c tree.Change) Difference {
+	d := Difference{Path: c.Path, Action: string(c.Action), Before: inodeOf(c.Before), After: inodeOf(c.After)}
+	for _, a := range c.Aspects {
+		d.Aspects = append(d.Aspects, string(a))
+	}
+	return d
+}
+
+func inodeOf(n *tree.Node) *Inode {
+	if n == nil {
+		return nil
+	}
+	kind := map[tree.Kind]string{tree.Directory: "directory", tree.Regular: "file", tree.Symlink: "symlink"}[n.Kind]
+	return &Inode{Kind: kind, Mode: n.Mode, UID: n.UID, GID: n.GID, Size: n.Size, ModTime: n.ModTime, Target: n.Target}
+}
+
 // Diff tells each name that is not the same in two READY revisions of a template,
 // in the order of a tree. begin is told which they are, before anything else.
 // ErrNotFound, ErrDamaged, ErrBusy when too many compare; each's errors are returned as they are.
-func (l *Library) Diff(ctx context.Context, workspace, name, from, to string, begin func(from, to Revision), each func(tree.Change) error) error {
+func (l *Library) Diff(ctx context.Context, workspace, name, from, to string, begin func(from, to Revision), each func(Difference) error) error {
 	var revisions [2]Revision
 	var trees [2]tree.Tree
 	for i, version := range []string{from, to} {
@@ -170,6 +206,6 @@ func (l *Library) Diff(ctx context.Context, workspace, name, from, to string, be
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		return each(c)
+		return each(differenceOf(c))
 	})
 }

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"holdfast/blockdev"
-	"holdfast/blockdev/tree"
 	"holdfast/templates"
 )
 
@@ -85,7 +84,7 @@ func (r *rig) diff(from, to string) (string, error) {
 	var lines []string
 	err := r.Diff(r.t.Context(), workspace, "app", from, to, func(a, b templates.Revision) {
 		lines = append(lines, fmt.Sprintf("%s to %s", a.Name, b.Name))
-	}, func(c tree.Change) error {
+	}, func(c templates.Difference) error {
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %v", c.Action, c.Path, c.Aspects)))
 		return nil
 	})
