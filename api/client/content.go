@@ -112,7 +112,7 @@ func (c *Client) PullTemplate(ctx context.Context, name, version string) (*Archi
 	if version != "" {
 		q.Set("version", version)
 	}
-	resp, err := c.send(ctx, call{method: "GET", path: []string{"volume_templates", name, "archive"}, query: q})
+	resp, err := c.send(ctx, call{method: "GET", path: []string{"volume_templates", name, "archive"}, query: q}) //nolint:bodyclose // the caller closes the Archive
 	if err != nil {
 		return nil, err
 	}
