@@ -137,7 +137,7 @@ func (n *node) open(ctx context.Context) error {
 }
 
 func (n *node) checkHost(ctx context.Context) error {
-	n.checks = preflight.Host(ctx)
+	n.checks = append(preflight.Host(ctx), cageCheck(n.c))
 	logChecks(n.log, n.checks)
 	if failed := preflight.Failed(n.checks); len(failed) > 0 {
 		return fmt.Errorf("%w: %s: %s; %s", ErrHost, failed[0].Name, failed[0].Consequence, failed[0].Fix)
