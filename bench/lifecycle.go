@@ -92,7 +92,7 @@ func (l *Lifecycle) withDaemon(ctx context.Context, name string, prepare func(st
 }
 
 func (l *Lifecycle) volumes(ctx context.Context) error {
-	for _, measure := range []func(context.Context) error{l.blank, l.templates, l.crowd, l.grow} {
+	for _, measure := range []func(context.Context) error{l.blank, l.templates, l.crowd, l.grow, l.growDetached} {
 		if err := measure(ctx); err != nil {
 			return err
 		}
@@ -322,6 +322,35 @@ func (l *Lifecycle) grow(ctx context.Context) error {
 		}
 	}
 	l.report.Rows = append(l.report.Rows, Row{Measure: "grow 1 → 10 GiB mounted (XFS)", Unit: "ms", Samples: len(s), P50: milliseconds(s.median()), P99: milliseconds(s.quantile(0.99)),
+		Goal: "≤ 30 ms", Met: s.median() <= 30*time.Millisecond})
+	return nil
+}
+
+// betweenGrows is the time in which the daemon makes a cage anew: growths of
+// detached volumes that follow each other faster wait for one.
+const betweenGrows = 300 * time.Millisecond
+
+// growDetached: 64 MiB to 1 GiB while nobody uses it (ext4: e2fsck and resize2fs).
+func (l *Lifecycle) growDetached(ctx context.Context) error {
+	rounds := min(l.Rounds, 20)
+	l.say("grow of a detached ext4 volume, %d rounds", rounds)
+	var s samples
+	for range rounds {
+		name, err := l.create(ctx, 64, "", "ext4")
+		if err != nil {
+			return err
+		}
+		time.Sleep(betweenGrows)
+		size := int64(1024)
+		err = s.time(func() error {
+			_, err := l.d.Client.UpdateVolume(ctx, name, client.VolumeChange{SizeMiB: &size})
+			return err
+		})
+		if err := errors.Join(err, l.discard(ctx, name)); err != nil {
+			return err
+		}
+	}
+	l.report.Rows = append(l.report.Rows, Row{Measure: "grow 64 MiB → 1 GiB detached (ext4, in a cage)", Unit: "ms", Samples: len(s), P50: milliseconds(s.median()), P99: milliseconds(s.quantile(0.99)),
 		Goal: "≤ 30 ms", Met: s.median() <= 30*time.Millisecond})
 	return nil
 }
