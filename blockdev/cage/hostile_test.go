@@ -274,6 +274,18 @@ func rights(breach report, _ []string) {
 			breach("%s", what)
 		}
 	}
+	image, err := os.OpenFile("/image", os.O_RDWR, 0)
+	if err != nil {
+		breach("%v", err)
+	}
+	for what, request := range map[string]uint{
+		"FICLONE": unix.FICLONE, "FS_IOC_SETFLAGS": unix.FS_IOC_SETFLAGS, "FS_IOC_FSSETXATTR": 0x401c5820, "FS_IOC_GETFSMAP": 0xc0c0583b, "FIFREEZE": 0xc0045877,
+		"TIOCSTI": unix.TIOCSTI,
+	} {
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, image.Fd(), uintptr(request), 0); errno != unix.ENOSYS {
+			breach("ioctl %s reaches the file system: %v", what, errno)
+		}
+	}
 	if bpfErr == 0 {
 		breach("bpf")
 	}
