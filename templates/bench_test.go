@@ -3,6 +3,7 @@ package templates_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -16,10 +17,14 @@ func BenchmarkIngest(b *testing.B) {
 	archive := many(b, 15_000, 18_000)
 	blockdevtest.LeakCheck(b)
 	r := newRig(b, blockdevtest.ReflinkDir(b, blockdevtest.Size(8<<30)), nil)
-	r.put("app")
 	b.SetBytes(int64(len(archive)))
-	for b.Loop() {
-		r.push("app", archive)
+	for i := 0; b.Loop(); i++ {
+		b.StopTimer()
+		archive[1024+i]++ // of the first file: another tree each time, in a template without another version
+		name := fmt.Sprint("app-", i)
+		r.put(name)
+		b.StartTimer()
+		r.push(name, archive)
 	}
 }
 

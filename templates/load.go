@@ -201,6 +201,9 @@ func (l *Library) reconcile(ctx context.Context, w *written, images found) error
 			return err
 		}
 	}
+	if err := l.countRevisions(ctx, images.revisions); err != nil {
+		return err
+	}
 	return l.adoptSources(ctx, images.sources)
 }
 
@@ -223,7 +226,6 @@ func (l *Library) place(ctx context.Context, next map[string]*record, image foun
 		l.o.Log.Info("the image of a deleted version is removed", "image", image.id, "template", key)
 		return l.o.Pool.Remove(ctx, image.id)
 	}
-	l.images.set(image.id, image.allocated)
 	if r == nil {
 		l.o.Log.Warn("a template is adopted from an image", "template", key, "image", image.id)
 		r = image.d.Template.copy()

@@ -71,7 +71,8 @@ func (l *Library) rolledBack(ctx context.Context, key string, id blockdev.ID, ol
 		return *newest, l.abandon(ctx, id)
 	}
 	v := old
-	v.ID, v.Number, v.RollbackOf, v.Pinned = id, r.Template.NextNumber, old.Number, nil
+	v.ID, v.Family = id, old.family()
+	v.Number, v.RollbackOf, v.Pinned = r.Template.NextNumber, old.Number, nil
 	v.Name = strconv.Itoa(v.Number)
 	v.CreatedAt, v.CreatedBy = l.now(), actor
 	v.ReadyAt = v.CreatedAt

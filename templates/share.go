@@ -7,6 +7,7 @@ import (
 	"os"
 	"slices"
 
+	"holdfast/blockdev"
 	"holdfast/blockdev/tree"
 )
 
@@ -138,6 +139,7 @@ func joined(shares []share) []share {
 type base struct {
 	image   *os.File
 	tree    tree.Tree
+	family  blockdev.ID
 	release func()
 }
 
@@ -156,7 +158,7 @@ func (l *Library) baseFor(ctx context.Context, key string) *base {
 	if err != nil {
 		return nil
 	}
-	b := &base{}
+	b := &base{family: v.family()}
 	b.image, b.release, err = l.lend(ctx, v.ID)
 	if err == nil {
 		if b.tree, err = l.manifest(ctx, v); err != nil {

@@ -24,7 +24,7 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 		}
 		defer l.unpin(s.Revision)
 	}
-	need := sourceNeed(s, l.images.of(s.Revision))
+	need := sourceNeed(s, l.images.allocated(s.Revision))
 	if s.converts(v) {
 		need *= 2 // of the scratch image as well
 	}
@@ -169,7 +169,7 @@ func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec
 	err = errors.ErrUnsupported
 	if cloner, ok := l.o.Pool.(blockdev.Cloner); ok {
 		err = cloner.Clone(ctx, id, s.Revision, s.Size)
-		shared = l.images.of(s.Revision)
+		shared = l.images.allocated(s.Revision)
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
 		shared, err = 0, l.copyData(ctx, id, s.Revision, s.Size)

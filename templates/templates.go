@@ -44,6 +44,7 @@ type Revision struct {
 	Failure      string         `json:"failure,omitempty"`
 	Digest       string         `json:"digest,omitempty"`     // "sha256:..." of the uploaded archive
 	TreeDigest   string         `json:"treeDigest,omitempty"` // of what it holds: tree.Tree.Identity; empty for old ones
+	Family       blockdev.ID    `json:"family,omitempty"`     // the first of the revisions that this one shares blocks with; empty: itself
 	ContentBytes int64          `json:"contentBytes"`         // sizes of its files
 	MinimumBytes int64          `json:"minimumBytes"`         // the smallest volume that holds it (ext4)
 	ImageBytes   int64          `json:"imageBytes"`           // size of its own image

@@ -210,14 +210,16 @@ func (l *Library) becomeTwin(ctx context.Context, workspace string, id blockdev.
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return v, errNoTwin // it is gone from the pool
 	}
-	v.Digest = r.digest
+	v.Digest, v.Family = r.digest, v.family()
 	return v, l.poolError(err)
 }
 
 // becomeNew builds the draft, sharing what it can with the version before.
 func (l *Library) becomeNew(ctx context.Context, key string, id blockdev.ID, r *received) (Revision, error) {
+	var family blockdev.ID
 	if b := l.baseFor(ctx, key); b != nil {
 		defer b.release()
+		family = b.family
 		r.files = append(r.files, b.image)
 		r.shares = sharesWith(r.tree, b.tree, len(r.files)-1)
 		b.tree = tree.Tree{}
@@ -229,7 +231,7 @@ func (l *Library) becomeNew(ctx context.Context, key string, id blockdev.ID, r *
 	v := Revision{
 		Digest: r.digest, TreeDigest: r.identity, ImageDigest: b.digest,
 		ContentBytes: r.counts.fileBytes, Entries: r.counts.entries, DataBytes: r.counts.dataBytes,
-		LongestLink: r.counts.longestLink, MinimumBytes: b.minimum, ImageBytes: b.image,
+		LongestLink: r.counts.longestLink, MinimumBytes: b.minimum, ImageBytes: b.image, Family: family,
 	}
 	if err := l.writeManifest(v, b.manifest); err != nil {
 		return Revision{}, l.poolError(err)
@@ -257,7 +259,7 @@ func (l *Library) finish(ctx context.Context, key string, id blockdev.ID, like R
 func (v Revision) like(o Revision) Revision {
 	v.Digest, v.TreeDigest, v.ImageDigest = o.Digest, o.TreeDigest, o.ImageDigest
 	v.ContentBytes, v.Entries, v.DataBytes, v.LongestLink = o.ContentBytes, o.Entries, o.DataBytes, o.LongestLink
-	v.MinimumBytes, v.ImageBytes = o.MinimumBytes, o.ImageBytes
+	v.MinimumBytes, v.ImageBytes, v.Family = o.MinimumBytes, o.ImageBytes, o.Family
 	return v
 }
 
@@ -266,16 +268,15 @@ func (l *Library) publish(ctx context.Context, id blockdev.ID, d description) er
 	if err := l.o.Pool.Publish(ctx, id, d.encode()); err != nil {
 		return l.poolError(err)
 	}
-	own := d.Bytes
-	if own == 0 {
-		info, err := l.o.Pool.Stat(ctx, id)
-		if err != nil {
-			return err
-		}
-		own = info.Allocated
+	if d.Kind == kindSource {
+		l.images.set(id, d.Bytes)
+		return nil
 	}
-	l.images.set(id, own)
-	return nil
+	info, err := l.o.Pool.Stat(ctx, id)
+	if err != nil {
+		return err
+	}
+	return l.count(ctx, *d.Revision, info.Allocated)
 }
 
 // dropUnfinished drops, now that v is READY, uploads before it that came to

@@ -246,9 +246,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.space, err = newSpace(ctx, n.pool, n.poolDir, n.log); err != nil {
-		return err
-	}
+	n.space = newSpace(n.pool, n.poolDir, n.log)
 	n.ledger = engine.NewLedger(engine.LedgerOptions{
 		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: reserve(n.c, capacity.Total),
 		Other: n.space.other, Free: n.space.free,
@@ -270,9 +268,8 @@ func (n *node) openLibrary(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	n.space.library.Store(n.library)
 	n.later("templates", n.library.Close)
-	return nil
+	return n.space.counts(ctx, n.library)
 }
 
 func (n *node) openEngine(ctx context.Context) (err error) {

@@ -39,9 +39,14 @@ type space struct {
 	overhead atomic.Int64 // the file system's own, and what is not the pool's
 }
 
-func newSpace(ctx context.Context, pool *sparse.Pool, dir string, log *slog.Logger) (*space, error) {
-	s := &space{pool: pool, dir: dir, log: log, failed: failStop(log)}
-	return s, s.measure(ctx)
+func newSpace(pool *sparse.Pool, dir string, log *slog.Logger) *space {
+	return &space{pool: pool, dir: dir, log: log, failed: failStop(log)}
+}
+
+// counts takes the library's images into the account, and measures.
+func (s *space) counts(ctx context.Context, l *templates.Library) error {
+	s.library.Store(l)
+	return s.measure(ctx)
 }
 
 // measure compares what the file system says is occupied with what the images
@@ -55,11 +60,10 @@ func (s *space) measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours := capacity.Trash
+	ours := capacity.Trash + s.library.Load().Bytes()
 	for _, i := range images {
-		ours += i.Allocated
 		if strings.HasPrefix(string(i.ID), blockdev.PrefixVolume+"-") {
-			ours -= i.Shared
+			ours += i.Allocated - i.Shared
 		}
 	}
 	s.overhead.Store(max(0, capacity.Allocated-ours))
