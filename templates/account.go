@@ -174,23 +174,22 @@ func (v Revision) family() blockdev.ID { return cmp.Or(v.Family, v.ID) }
 
 // count takes a published revision into the account. One that was made from
 // another shares blocks with its family, whose members are then looked at too.
-func (l *Library) count(ctx context.Context, v Revision, allocated int64) error {
+func (l *Library) count(ctx context.Context, v Revision, allocated int64) {
 	l.images.join(v.ID, v.family(), lay{allocated: allocated})
 	if v.family() == v.ID {
-		return nil
+		return
 	}
 	for _, id := range l.images.unplaced(v.family()) {
 		ranges, err := l.ranges(ctx, id)
-		if err != nil {
-			return err
+		if err != nil { // what it shares counts twice, which is safe
+			l.o.Log.Warn("it is not known what an image shares", "image", id, "cause", err)
+			continue
 		}
 		l.images.join(id, v.family(), lay{allocated: l.images.allocated(id), ranges: ranges})
 	}
-	return nil
 }
 
-// ranges tells where an image lies; nothing where that cannot be told, and what
-// it shares counts twice, which is safe.
+// ranges tells where an image lies; nothing where that cannot be told.
 func (l *Library) ranges(ctx context.Context, id blockdev.ID) (ranges []placed, err error) {
 	image, release, err := l.lend(ctx, id)
 	if err != nil {
@@ -212,17 +211,12 @@ func (l *Library) ranges(ctx context.Context, id blockdev.ID) (ranges []placed, 
 }
 
 // countRevisions takes all images of revisions into the account.
-func (l *Library) countRevisions(ctx context.Context, images map[blockdev.ID]foundImage) error {
+func (l *Library) countRevisions(ctx context.Context, images map[blockdev.ID]foundImage) {
 	for _, r := range l.records {
 		for _, v := range r.Template.Revisions {
-			image, has := images[v.ID]
-			if !has {
-				continue
-			}
-			if err := l.count(ctx, v, image.allocated); err != nil {
-				return err
+			if image, has := images[v.ID]; has {
+				l.count(ctx, v, image.allocated)
 			}
 		}
 	}
-	return nil
 }

@@ -201,9 +201,7 @@ func (l *Library) reconcile(ctx context.Context, w *written, images found) error
 			return err
 		}
 	}
-	if err := l.countRevisions(ctx, images.revisions); err != nil {
-		return err
-	}
+	l.countRevisions(ctx, images.revisions)
 	return l.adoptSources(ctx, images.sources)
 }
 

@@ -128,8 +128,9 @@ func TestCrashWhileRollingBack(t *testing.T) {
 		r.push("app", pack(t, file("a", fmt.Sprint(n))))
 		last++
 		r.close()
-		r.fuse = &fuse{at: n}
+		r.fuse = &fuse{}
 		r.open()
+		r.fuse.at = r.fuse.seen + n
 		v, err := r.Rollback(t.Context(), workspace, "app", "1", actor)
 		var pinned error
 		if err == nil {

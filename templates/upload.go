@@ -276,7 +276,8 @@ func (l *Library) publish(ctx context.Context, id blockdev.ID, d description) er
 	if err != nil {
 		return err
 	}
-	return l.count(ctx, *d.Revision, info.Allocated)
+	l.count(ctx, *d.Revision, info.Allocated)
+	return nil
 }
 
 // dropUnfinished drops, now that v is READY, uploads before it that came to
