@@ -1,6 +1,7 @@
 package api_test
 
 import (
+	"cmp"
 	"flag"
 	"fmt"
 	"net/http"
@@ -81,6 +82,7 @@ type request struct {
 	line string
 	body any
 	as   string // the key; empty: the writer's
+	tar  bool   // the body is an archive, for an upload URL
 }
 
 // answered is how a reply is written in a table.
@@ -105,25 +107,27 @@ const quickly = 20 * time.Millisecond
 
 // ask sends a request in a state and writes down the answer; "waits, then …" when
 // it came only after the state's work was let go on.
-func ask(t *testing.T, s state, r request) string {
+func ask(t *testing.T, makeWorld func(*testing.T, time.Duration) *world, s state, r request) string {
 	t.Helper()
 	limit := s.limit
 	if limit == 0 {
 		limit = time.Minute
 	}
-	w := newPatientWorld(t, limit)
+	w := makeWorld(t, limit)
 	release := s.enter(w)
-	line := strings.ReplaceAll(r.line, "{id}", w.attachmentID())
-	key := r.as
-	if key == "" {
-		key = writerKey
+	line := strings.NewReplacer("{id}", w.attachmentID(), "{upload}", w.uploadURL).Replace(r.line)
+	key := "Authorization: Bearer " + cmp.Or(r.as, writerKey)
+	kind := "Content-Type: application/json"
+	if r.tar {
+		key, kind = "Authorization: ", "Content-Type: application/x-tar"
 	}
+	ask := func() string { return answered(send(t, w.handler, line, r.body, key, kind)) }
 	if release == nil {
-		return answered(w.as(key, line, r.body))
+		return ask()
 	}
 	defer release()
 	reply := make(chan string, 1)
-	go func() { reply <- answered(w.as(key, line, r.body)) }()
+	go func() { reply <- ask() }()
 	select {
 	case text := <-reply:
 		return text
@@ -135,7 +139,7 @@ func ask(t *testing.T, s state, r request) string {
 
 // holdAnswers tests every cell of a table, and that the table has every state and
 // every request.
-func holdAnswers(t *testing.T, heading string, states map[string]state, requests map[string]request) {
+func holdAnswers(t *testing.T, heading string, makeWorld func(*testing.T, time.Duration) *world, states map[string]state, requests map[string]request) {
 	table := readAnswers(t, heading)
 	for name := range states {
 		if !slices.Contains(table.states, name) {
@@ -161,7 +165,7 @@ func holdAnswers(t *testing.T, heading string, states map[string]state, requests
 					t.Fatalf("nobody knows how to ask %q", what)
 				}
 				at := [2]string{name, what}
-				if got[at] = ask(t, s, r); got[at] != table.cells[at] {
+				if got[at] = ask(t, makeWorld, s, r); got[at] != table.cells[at] {
 					t.Errorf("%s: %s, the table says %s", what, got[at], table.cells[at])
 				}
 			}

@@ -172,5 +172,6 @@ func attachBody(sandbox string, readOnly, force bool) object {
 }
 
 func TestAnswersOfVolumes(t *testing.T) {
-	holdAnswers(t, "Volumes and attachments", attachmentStates, volumeRequests)
+	makeWorld := func(t *testing.T, limit time.Duration) *world { return newPatientWorld(t, limit) }
+	holdAnswers(t, "Volumes and attachments", makeWorld, attachmentStates, volumeRequests)
 }

@@ -25,20 +25,24 @@ import (
 	"holdfast/blockdev/filesystem"
 	"holdfast/engine"
 	"holdfast/metadata"
+	"holdfast/templates"
 )
 
 // world is a server over the real engine, whose pool is in memory.
 type world struct {
-	t      testing.TB
-	store  *metadata.Store
-	side   *metadata.SideLog
-	pool   *blockdevtest.Memory
-	fs     *toyFS
-	shelf  *shelf
-	engine *engine.Engine
-	access *access
-	audit  *auditLog
-	stage  *toyStage
+	t         testing.TB
+	store     *metadata.Store
+	side      *metadata.SideLog
+	pool      *blockdevtest.Memory
+	fs        *toyFS
+	shelf     *shelf
+	engine    *engine.Engine
+	access    *access
+	audit     *auditLog
+	stage     *toyStage
+	library   *templates.Library // of newTemplateWorld
+	poolDir   string             // likewise
+	uploadURL string             // path and query of the newest one
 	// sandboxes are where volumes are attached to.
 	sandboxes *toyAttacher
 	log       *syncBuffer
