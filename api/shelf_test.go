@@ -331,6 +331,29 @@ func (s *shelf) Import(ctx context.Context, workspace string, i templates.Import
 	return s.Ingest(ctx, templates.Upload{ID: id, Signature: "good"}, int64(len(i.Image)), strings.NewReader(i.Image))
 }
 
+// Capture clones, and keeps no contents.
+func (s *shelf) Capture(ctx context.Context, workspace string, c templates.Capture) (templates.Captured, error) {
+	draft := blockdevtest.NewID(blockdev.PrefixSource)
+	if err := c.Clone(ctx, draft); err != nil {
+		return templates.Captured{}, err
+	}
+	if err := s.w.pool.Remove(ctx, draft); err != nil {
+		return templates.Captured{}, err
+	}
+	if _, _, err := s.Put(ctx, workspace, c.Template, templates.Change{Actor: c.Actor}, true); err != nil {
+		return templates.Captured{}, err
+	}
+	target, err := s.BeginUpload(ctx, workspace, c.Template, c.Version, c.Actor)
+	if err != nil {
+		return templates.Captured{}, err
+	}
+	id, _, _ := strings.Cut(strings.TrimPrefix(target, "/uploads/"), "?")
+	r, err := s.Ingest(ctx, templates.Upload{ID: id, Signature: "good"}, 4, strings.NewReader("tree"))
+	return templates.Captured{Revision: r}, err
+}
+
+func (s *shelf) Copy(context.Context, blockdev.ID, blockdev.ID, int64) error { return nil }
+
 func (s *shelf) Resolve(_ context.Context, workspace, ref string) (templates.Template, templates.Revision, error) {
 	parsed, err := templates.ParseReference(ref)
 	if err != nil {

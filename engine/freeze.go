@@ -94,8 +94,7 @@ func (e *Engine) FreezeVolume(ctx context.Context, workspace, name string, timeo
 		if err != nil {
 			return Freeze{}, userError(err)
 		}
-		// Flushed first, so that writers are held for as short as can be.
-		if err := e.o.Filesystems.SyncMounted(ctx, dir, v.Filesystem); err != nil {
+		if err := e.flush(ctx, v, dir); err != nil {
 			return Freeze{}, userError(err)
 		}
 		v = v.clone()
@@ -110,6 +109,20 @@ func (e *Engine) FreezeVolume(ctx context.Context, workspace, name string, timeo
 		}
 		return *v.Frozen, nil
 	})
+}
+
+// flush writes what is dirty, at full speed, before a freeze: so that this holds
+// the writers for as short as can be.
+func (e *Engine) flush(ctx context.Context, v Volume, dir string) error {
+	err := e.lift(ctx, v, v.Attachments[0])
+	if err == nil {
+		err = e.o.Filesystems.SyncMounted(ctx, dir, v.Filesystem)
+	}
+	limited := e.limitAgain(ctx, v)
+	if limited != nil {
+		limited = e.limitAgain(ctx, v)
+	}
+	return errors.Join(err, limited)
 }
 
 // writable finds where a volume is mounted writable, or says why it is not.

@@ -17,13 +17,16 @@ func upkeepLife() []op {
 		createOp("b2", "", "ext4", 16),
 		limitedOp("a", "box"),
 		limitsOp("a", 200),
+		captureOp("a"),
 		freezeOp("a", "box"),
+		captureOp("a"),
 		resizeOp("a", 400), // its filesystem grows when it is thawed
 		thawOp("a"),
 		trimOp("a"),
 		freezeOp("a", "box"),
 		detachOp("a", "box"), // thaws
 		trimOp("a"),
+		captureOp("a"),
 		deleteOp("a"),
 	}
 }
@@ -80,6 +83,17 @@ func thawOp(name string) op {
 		name: "thaw " + name,
 		do: func(w *world) error {
 			_, err := w.engine.ThawVolume(context.Background(), space, name, "")
+			return err
+		},
+		want: func(*model) {},
+	}
+}
+
+func captureOp(name string) op {
+	return op{
+		name: "capture " + name,
+		do: func(w *world) error {
+			_, err := w.engine.CaptureVolume(context.Background(), space, name, CaptureVolume{Template: "made"})
 			return err
 		},
 		want: func(*model) {},

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"strings"
 	"testing"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/filesystem"
+	"holdfast/templates"
 )
 
 // The toy filesystem's files are whatever a test writes behind its superblock; a
@@ -132,5 +134,60 @@ func (w *world) verifyLimits(t testing.TB, all []Volume) {
 	}
 	if len(rules) > 0 {
 		t.Errorf("limits of nobody: %+v", rules)
+	}
+}
+
+// Capture reads a clone as the real library does, with a draft of a source that
+// boot removes if it is left.
+func (l shelves) Capture(ctx context.Context, workspace string, c templates.Capture) (out templates.Captured, err error) {
+	draft := newID(blockdev.PrefixSource, l.w.now())
+	err = c.Clone(ctx, draft)
+	defer func() {
+		if l.w.pool.Remove(ctx, draft) != nil {
+			err = errors.Join(err, l.w.pool.Remove(ctx, draft))
+		}
+	}()
+	if err != nil {
+		return out, err
+	}
+	if l.w.captured != nil {
+		l.w.captured(draft)
+	}
+	err = l.w.effect("build", func() {
+		out.Revision = templates.Revision{Workspace: workspace, Template: c.Template, Name: "1", Number: 1, Status: templates.Ready}
+	})
+	return out, err
+}
+
+func (l shelves) Copy(ctx context.Context, dst, src blockdev.ID, size int64) error {
+	if err := l.w.pool.Create(ctx, dst, size); err != nil {
+		return err
+	}
+	from, err := l.w.pool.Image("mem:" + string(src))
+	if err != nil {
+		return err
+	}
+	to, err := l.w.pool.Image("mem:" + string(dst))
+	if err != nil {
+		return err
+	}
+	b := make([]byte, 1<<20)
+	if _, err = from.ReadAt(b, 0); err == nil {
+		_, err = to.WriteAt(b, 0)
+	}
+	return err
+}
+
+// openLibrary removes the drafts that a crash left, as templates.Open does.
+func (w *world) openLibrary() {
+	w.t.Helper()
+	images, err := w.pool.List(context.Background())
+	for _, info := range images {
+		if info.Draft && strings.HasPrefix(string(info.ID), blockdev.PrefixSource) {
+			err = errors.Join(err, w.pool.Remove(context.Background(), info.ID))
+		}
+	}
+	if err != nil {
+		w.t.Fatal(err)
 	}
 }

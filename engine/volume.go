@@ -120,7 +120,7 @@ type Attachment struct {
 
 // Event is something that happened to a volume.
 type Event struct {
-	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "failure"
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "failure"
 	Status  Status    `json:"status"` // after it
 	Message string    `json:"message"`
 	Time    time.Time `json:"time"`

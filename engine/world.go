@@ -19,6 +19,10 @@ type Library interface {
 	// the pool can, a copy of the data extents otherwise. A draft that is there is
 	// made anew. templates.ErrTooSmall when the revision does not fit.
 	Hydrate(ctx context.Context, dst blockdev.ID, s templates.SourceSpec) error
+	// Capture makes a revision of what c.Clone gives it.
+	Capture(ctx context.Context, workspace string, c templates.Capture) (templates.Captured, error)
+	// Copy makes a draft with the data of a published image that nobody has open.
+	Copy(ctx context.Context, dst, src blockdev.ID, size int64) error
 }
 
 // Stage mounts volumes on this host where no tenant can reach them. attach.Stage is one.

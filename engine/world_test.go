@@ -33,8 +33,9 @@ type world struct {
 	clock   time.Time
 	engine  *Engine
 
-	trimPiece    int64  // bytes that a trim does at once
-	betweenTrims func() // called before each of them; nil: nothing
+	trimPiece    int64                   // bytes that a trim does at once
+	betweenTrims func()                  // called before each of them; nil: nothing
+	captured     func(draft blockdev.ID) // called with each clone that is captured; nil: nothing
 
 	mu      sync.Mutex
 	points  []string // side effects so far, by name
@@ -66,6 +67,7 @@ func newWorld(t testing.TB) *world {
 // boot makes a new engine over what is there, as a start of the daemon does.
 func (w *world) boot() {
 	w.t.Helper()
+	w.openLibrary()
 	e, err := New(context.Background(), Options{
 		Store: w.store, SideLog: w.sideLog, Pool: w.pool, PoolName: "memory", PoolKind: "memory",
 		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
