@@ -31,6 +31,7 @@ type Engine interface {
 	FreezeVolume(ctx context.Context, workspace, name string, timeout time.Duration, actor string) (engine.Freeze, error)
 	ThawVolume(ctx context.Context, workspace, name, actor string) (was bool, err error)
 	ForceDetach(ctx context.Context, workspace, name, id, actor string) (engine.Attachment, error)
+	CaptureVolume(ctx context.Context, workspace, name string, r engine.CaptureVolume) (engine.CaptureResult, error)
 	ListDir(ctx context.Context, workspace, name, dir string) ([]filesystem.Entry, error)
 	ReadFile(ctx context.Context, workspace, name, file string, w io.Writer) error
 	SetQuota(ctx context.Context, workspace string, q engine.Quota) error

@@ -20,6 +20,7 @@ func allRoutes() []route {
 		{"POST /v0/volumes/{name}/trim", inWorkspace, Writer, "volume.trim", false, trimVolume},
 		{"POST /v0/volumes/{name}/freeze", inWorkspace, Writer, "volume.freeze", false, freezeVolume},
 		{"POST /v0/volumes/{name}/thaw", inWorkspace, Writer, "volume.thaw", false, thawVolume},
+		{"POST /v0/volumes/{name}/capture", inWorkspace, Writer, "volume.capture", true, captureVolume},
 
 		{"GET /v0/volumes/{name}/files", inWorkspace, Reader, "", false, listFiles},
 		{"GET /v0/volumes/{name}/files/content", inWorkspace, Reader, "", true, readFile},

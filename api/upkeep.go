@@ -2,7 +2,9 @@ package api
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"net/http"
 	"time"
 
 	"holdfast/engine"
@@ -158,4 +160,48 @@ func (c *call) decodeOptional(v any) error {
 		return invalid("body", "must be a JSON object")
 	}
 	return explain(json.Unmarshal(b, v))
+}
+
+// CaptureRequest is the body of capture.
+type CaptureRequest struct {
+	Template string `json:"template"`
+	Version  string `json:"version"`
+}
+
+// Captured is a version made of a volume, and how that went.
+type Captured struct {
+	Version            TemplateVersion `json:"version"`
+	Online             bool            `json:"online"`             // the volume was attached
+	FrozenMilliseconds float64         `json:"frozenMilliseconds"` // how long its writers were held
+	SkippedDevices     int64           `json:"skippedDevices"`
+	SkippedPipes       int64           `json:"skippedPipes"` // pipes and sockets
+}
+
+// captureVolume makes a template version of what a volume holds. It answers when
+// the version is READY.
+func captureVolume(c *call) error {
+	name, err := c.pathName("volume")
+	if err != nil {
+		return err
+	}
+	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
+	var b CaptureRequest
+	if err := c.decode(&b); err != nil {
+		return err
+	}
+	if !validName(b.Template) {
+		return invalid("template", nameRule)
+	}
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
+	defer cancel()
+	r, err := c.s.o.Engine.CaptureVolume(ctx, c.workspace, name, engine.CaptureVolume{Template: b.Template, Version: b.Version, Actor: c.principal.actor()})
+	if err != nil {
+		return err
+	}
+	c.resource = name + " as " + r.Revision.Template + ":" + r.Revision.Name
+	c.extendWrite()
+	return c.json(Captured{
+		Version: versionBody(r.Revision), Online: r.Online, FrozenMilliseconds: float64(r.Frozen.Microseconds()) / 1000,
+		SkippedDevices: r.Skipped.Devices, SkippedPipes: r.Skipped.Pipes,
+	})
 }

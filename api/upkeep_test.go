@@ -118,3 +118,32 @@ func TestAttachmentLimits(t *testing.T) {
 	strict.create("x")
 	strict.request("PUT /v0/volumes/x/attachments/att-none/limits", object{}).refused(403, "FORBIDDEN", "control-plane key")
 }
+
+func TestCapture(t *testing.T) {
+	w := newWorld(t)
+	w.create("x")
+	c := into[api.Captured](w.request("POST /v0/volumes/x/capture", object{"template": "made", "version": "first"}).is(200))
+	if c.Online || c.FrozenMilliseconds != 0 || c.Version.TemplateName != "made" || c.Version.Name != "first" || c.Version.Status != "READY" {
+		t.Errorf("%+v", c)
+	}
+	if e := w.audit.last(t); e.Action != "volume.capture" || e.Resource != "x as made:first" {
+		t.Errorf("%+v", e)
+	}
+	w.request("POST /v0/volumes/x/attachments", attachTo("sandbox:s", "/srv/a")).is(200)
+	c = into[api.Captured](w.request("POST /v0/volumes/x/capture", object{"template": "made"}).is(200))
+	if !c.Online || c.FrozenMilliseconds <= 0 || c.Version.Name != "2" {
+		t.Errorf("%+v", c)
+	}
+	v := into[api.Volume](w.request("GET /v0/volumes/x", nil).is(200))
+	if last := v.Events[len(v.Events)-1]; last.Type != "capture" || last.Message != "Captured as made:2" || v.State.FrozenUntil != "" {
+		t.Errorf("%+v", v)
+	}
+	w.request("POST /v0/volumes", newVolume("y", object{"template": "made:1", "size": 32})).is(400)
+	w.request("POST /v0/volumes", newVolume("y", object{"template": "made:first", "size": 32})).is(200)
+	for body, part := range map[string]string{`{}`: "template", `{"template":"UPPER"}`: "template", `[]`: "object", `{"template":5}`: "template"} {
+		w.request("POST /v0/volumes/x/capture", body).refused(400, "INVALID_REQUEST", part)
+	}
+	w.request("POST /v0/volumes/absent/capture", object{"template": "made"}).refused(404, "NOT_FOUND", "absent")
+	w.request("POST /v0/volumes", newVolume("raw", object{"size": 1, "filesystem": "none"})).is(200)
+	w.request("POST /v0/volumes/raw/capture", object{"template": "made"}).refused(409, "UNSUPPORTED", "no filesystem")
+}

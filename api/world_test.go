@@ -306,6 +306,8 @@ func (f *toyFS) TrimMounted(context.Context, string, filesystem.Type, int64, int
 	return filesystem.Trimmed{Discarded: 4096, Done: true}, nil
 }
 
+func (f *toyFS) Recovers(context.Context, string, filesystem.Type) (bool, error) { return true, nil }
+
 func (f *toyFS) Freeze(string) error { return nil }
 func (f *toyFS) Thaw(string) error   { return nil }
 

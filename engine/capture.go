@@ -22,17 +22,17 @@ type CaptureVolume struct {
 type CaptureResult struct {
 	templates.Captured
 	Online bool
-	Frozen time.Duration // how long the volume's writers were held; 0: they were not
+	Frozen time.Duration // how long the writes to the volume's device were held; 0: they were not
 }
 
 // captureLimit bounds the freeze of a capture, should the pool hang.
 const captureLimit = 10 * time.Second
 
 // CaptureVolume makes a revision of a template from a volume's contents as they
-// are at one moment: everything that was written before the request is in it. An
-// attached volume is frozen for as long as the pool needs to share its bytes, and
-// goes on before the revision is built. Needs a pool that can share bytes when the
-// volume is attached: a copy would hold its writers for as long as it takes.
+// are at one moment: everything that was written before the request is in it. The
+// writes of an attached volume are held for as long as the pool needs to share its
+// bytes, and go on before the revision is built. Needs a pool that can share bytes
+// when the volume is attached: a copy would hold them for as long as it takes.
 func (e *Engine) CaptureVolume(ctx context.Context, workspace, name string, r CaptureVolume) (CaptureResult, error) {
 	return do(ctx, e, func(ctx context.Context) (CaptureResult, error) {
 		v, err := e.Volume(workspace, name)
@@ -132,14 +132,16 @@ func (e *Engine) ownIdentity(ctx context.Context, v Volume, dst blockdev.ID, fai
 	})
 }
 
-// cloneOnline clones a volume that is in use. A freeze that is there already does;
-// one that only this needs is as short as the clone.
+// cloneOnline clones a volume that is in use. A freeze that is there already does.
+// Without one the pool shares the bytes at one moment, while it holds all writes to
+// them: what a filesystem with a journal recovers from. That is shorter than any
+// freeze, for which the kernel waits two RCU grace periods; one without a journal
+// has to be frozen.
 func (e *Engine) cloneOnline(ctx context.Context, v Volume, dst blockdev.ID) (held time.Duration, err error) {
-	switch {
-	case v.frozenAt(e.o.Now()), v.Attachments[0].ReadOnly:
+	if v.frozenAt(e.o.Now()) || v.Attachments[0].ReadOnly {
 		err = e.share(ctx, v, dst)
-	default:
-		held, err = e.cloneFrozen(ctx, v, dst)
+	} else {
+		held, err = e.cloneWritten(ctx, v, dst)
 	}
 	if errors.Is(err, errors.ErrUnsupported) && !isProblem(err) {
 		err = &Problem{Kind: ErrUnsupported, Err: err,
@@ -148,20 +150,40 @@ func (e *Engine) cloneOnline(ctx context.Context, v Volume, dst blockdev.ID) (he
 	return held, err
 }
 
-// cloneFrozen freezes, clones and thaws. As with every freeze the record says so
-// first, and the deadline holds whatever the pool does.
-func (e *Engine) cloneFrozen(ctx context.Context, v Volume, dst blockdev.ID) (held time.Duration, err error) {
+func (e *Engine) cloneWritten(ctx context.Context, v Volume, dst blockdev.ID) (held time.Duration, err error) {
 	dir, err := e.writable(ctx, v, "read")
 	if err != nil {
 		return 0, err
 	}
+	recovers, err := e.o.Filesystems.Recovers(ctx, dir, v.Filesystem)
+	if err != nil {
+		return 0, err
+	}
+	if !recovers {
+		return e.cloneFrozen(ctx, v, dir, dst)
+	}
+	if err := e.flush(ctx, v, dir); err != nil {
+		return 0, err
+	}
+	err = e.timed("capture.hold", func() error {
+		start := time.Now()
+		err := e.share(ctx, v, dst)
+		held = time.Since(start)
+		return err
+	})
+	return held, err
+}
+
+// cloneFrozen freezes, clones and thaws. As with every freeze the record says so
+// first, and the deadline holds whatever the pool does.
+func (e *Engine) cloneFrozen(ctx context.Context, v Volume, dir string, dst blockdev.ID) (held time.Duration, err error) {
 	v = v.clone()
 	v.Frozen = &Freeze{Until: e.now().Add(captureLimit), By: "capture"}
 	if err := e.commit(ctx, v); err != nil {
 		return 0, err
 	}
 	if err = e.flush(ctx, v, dir); err == nil {
-		err = e.timed("capture.freeze", func() error {
+		err = e.timed("capture.hold", func() error {
 			start := time.Now()
 			err := e.hold(v.ID, dir, captureLimit)
 			if err != nil {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"holdfast/blockdev"
@@ -25,7 +26,23 @@ func (plain) Clone(context.Context, blockdev.ID, blockdev.ID, int64) error {
 	return errors.ErrUnsupported
 }
 
-// TestCaptureFreezesForTheCloneOnly: the writers are held while the bytes are
+// TestCaptureWithAJournalNeedsNoFreeze: all is flushed, then the bytes are shared.
+func TestCaptureWithAJournalNeedsNoFreeze(t *testing.T) {
+	w := newWorld(t)
+	w.journal = true
+	w.attached("a", "ext4")
+	w.points = nil
+	r := w.capture("a")
+	if !r.Online || r.Frozen <= 0 {
+		t.Errorf("%+v", r)
+	}
+	sync, clone := slices.Index(w.points, "sync"), slices.Index(w.points, "before clone")
+	if sync < 0 || clone < sync || slices.Contains(w.points, "before freeze") {
+		t.Errorf("%v", w.points)
+	}
+}
+
+// TestCaptureFreezesForTheCloneOnly: without a journal the writers are held while the bytes are
 // shared, and go on before anything is read.
 func TestCaptureFreezesForTheCloneOnly(t *testing.T) {
 	w := newWorld(t)

@@ -21,6 +21,9 @@ type Upkeep interface {
 	// TrimMounted discards the free blocks in a range of bytes.
 	// filesystem.ErrReadOnly, errors.ErrUnsupported.
 	TrimMounted(ctx context.Context, dir string, t filesystem.Type, from, length int64) (filesystem.Trimmed, error)
+	// Recovers reports whether a copy of the device at one moment is consistent for
+	// the filesystem mounted at dir: whether it has a journal, or needs none.
+	Recovers(ctx context.Context, dir string, t filesystem.Type) (bool, error)
 	// Freeze flushes and holds all writes until Thaw; filesystem.ErrFrozen when it
 	// is frozen. Thaw of what is not frozen is success.
 	Freeze(dir string) error

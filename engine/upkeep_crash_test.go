@@ -17,16 +17,17 @@ func upkeepLife() []op {
 		createOp("b2", "", "ext4", 16),
 		limitedOp("a", "box"),
 		limitsOp("a", 200),
-		captureOp("a"),
+		captureOp("a", false),
+		captureOp("a", true),
 		freezeOp("a", "box"),
-		captureOp("a"),
+		captureOp("a", false),
 		resizeOp("a", 400), // its filesystem grows when it is thawed
 		thawOp("a"),
 		trimOp("a"),
 		freezeOp("a", "box"),
 		detachOp("a", "box"), // thaws
 		trimOp("a"),
-		captureOp("a"),
+		captureOp("a", false),
 		deleteOp("a"),
 	}
 }
@@ -89,10 +90,11 @@ func thawOp(name string) op {
 	}
 }
 
-func captureOp(name string) op {
+func captureOp(name string, journal bool) op {
 	return op{
 		name: "capture " + name,
 		do: func(w *world) error {
+			w.journal = journal
 			_, err := w.engine.CaptureVolume(context.Background(), space, name, CaptureVolume{Template: "made"})
 			return err
 		},

@@ -46,6 +46,10 @@ func (f toyFS) TrimMounted(_ context.Context, dir string, _ filesystem.Type, fro
 	return filesystem.Trimmed{Discarded: length, Next: from + length, Done: from+length >= image.Size()}, err
 }
 
+func (f toyFS) Recovers(context.Context, string, filesystem.Type) (bool, error) {
+	return f.w.journal, nil
+}
+
 func (f toyFS) Freeze(dir string) error {
 	k := f.w.kernel
 	if k.isFrozen(dir) {

@@ -34,6 +34,7 @@ type world struct {
 	engine  *Engine
 
 	trimPiece    int64                   // bytes that a trim does at once
+	journal      bool                    // what the toy filesystem recovers with
 	betweenTrims func()                  // called before each of them; nil: nothing
 	captured     func(draft blockdev.ID) // called with each clone that is captured; nil: nothing
 

@@ -116,9 +116,7 @@ func (l *Library) captureAs(ctx context.Context, id, draft blockdev.ID, c Captur
 	var t tree.Tree
 	err = l.withClone(ctx, draft, c.Filesystem, func(root *os.File) (err error) {
 		limits := tree.Limits{Bytes: l.o.MaxArchiveBytes, Entries: l.o.MaxEntries, Text: captureText}
-		if t, out.Skipped, err = tree.ReadDirectory(ctx, root, limits, staged); err == nil {
-			_, err = staged.Flush()
-		}
+		t, out.Skipped, err = tree.ReadDirectory(ctx, root, limits, staged)
 		return err
 	})
 	if errors.Is(err, tree.ErrUnfit) {

@@ -88,3 +88,25 @@ func (c *Client) Thaw(ctx context.Context, volume string) (FreezeState, error) {
 	err := c.do(ctx, call{method: "POST", path: []string{"volumes", volume, "thaw"}}, &out)
 	return out, err
 }
+
+// Captured is a template version made of a volume, and how that went.
+type Captured struct {
+	Version            TemplateVersion `json:"version"`
+	Online             bool            `json:"online"`             // the volume was attached
+	FrozenMilliseconds float64         `json:"frozenMilliseconds"` // how long its writers were held
+	SkippedDevices     int64           `json:"skippedDevices"`
+	SkippedPipes       int64           `json:"skippedPipes"` // pipes and sockets
+}
+
+// Capture makes a version of a template of what a volume holds, also while it is
+// in use. An empty version is named by its number. It returns when the version is
+// usable and durable.
+func (c *Client) Capture(ctx context.Context, volume, template, version string) (Captured, error) {
+	body := map[string]string{"template": template}
+	if version != "" {
+		body["version"] = version
+	}
+	var out Captured
+	err := c.do(ctx, call{method: "POST", path: []string{"volumes", volume, "capture"}, body: body}, &out)
+	return out, err
+}

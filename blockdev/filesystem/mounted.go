@@ -168,6 +168,28 @@ func growMountedXFS(root *os.File) error {
 	return sys.GrowXFS(root, uint64(blocks), g.MaxInodes)
 }
 
+// Recovers reports whether the filesystem mounted at dir comes out of a power cut,
+// or a copy of its device at one moment, consistent and with all that was flushed:
+// ext4 needs a journal for that, which small ones do not have.
+func (x Tools) Recovers(ctx context.Context, dir string, t Type) (bool, error) {
+	if err := ctx.Err(); err != nil {
+		return false, failed("read", t, err)
+	}
+	root, err := openMounted(dir, t)
+	if err != nil {
+		return false, failed("read", t, err)
+	}
+	defer root.Close()
+	if t != Ext4 {
+		return true, nil
+	}
+	s, _, err := mountedExt4Super(root)
+	if err != nil {
+		return false, failed("read", t, err)
+	}
+	return s.hasJournal(), nil
+}
+
 // Freeze flushes the filesystem mounted at dir and holds all writes to it until
 // Thaw, so that its device can be copied. ErrFrozen when it is frozen.
 func (x Tools) Freeze(dir string) error {

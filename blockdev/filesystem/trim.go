@@ -45,6 +45,11 @@ func trimMounted(root *os.File, t Type, from, length int64) (r Trimmed, err erro
 		r.Done = true
 		return r, err
 	}
+	if t == XFS && from <= 0 { // it frees what was removed in the background
+		if err := errors.Join(sys.ReclaimXFS(root), sys.SyncFilesystem(root)); err != nil {
+			return r, err
+		}
+	}
 	total, err := sizeMounted(root, t)
 	if err != nil {
 		return r, err
@@ -58,9 +63,7 @@ func trimMounted(root *os.File, t Type, from, length int64) (r Trimmed, err erro
 }
 
 // SyncMounted makes durable what was written to the filesystem mounted at dir,
-// and what was removed free: without it a trim finds nothing. An error of the
-// flush is the system call's: who promised durability makes blockdev.ErrFailed
-// of it.
+// and what was removed free: without it a trim finds nothing.
 func (x Tools) SyncMounted(ctx context.Context, dir string, t Type) error {
 	if err := ctx.Err(); err != nil {
 		return failed("sync", t, err)
@@ -70,14 +73,5 @@ func (x Tools) SyncMounted(ctx context.Context, dir string, t Type) error {
 		return failed("sync", t, err)
 	}
 	defer root.Close()
-	if t == XFS {
-		err = sys.ReclaimXFS(root)
-		if errors.Is(err, syscall.EROFS) {
-			err = fmt.Errorf("%w: %w", ErrReadOnly, err)
-		}
-	}
-	if err == nil {
-		err = sys.SyncFilesystem(root)
-	}
-	return failed("sync", t, err)
+	return failed("sync", t, sys.SyncFilesystem(root))
 }

@@ -71,7 +71,7 @@ func ReadDirectory(ctx context.Context, root *os.File, limits Limits, c Contents
 	if err != nil {
 		return Tree{}, Skipped{}, err
 	}
-	if s, ok := c.(*Store); ok {
+	if s, ok := c.(interface{ Flush() (int64, error) }); ok { // contents are complete only then
 		if _, err := s.Flush(); err != nil {
 			return Tree{}, Skipped{}, err
 		}

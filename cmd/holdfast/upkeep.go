@@ -118,3 +118,35 @@ func (a *app) volumeThaw() *cobra.Command {
 		return nil
 	})
 }
+
+func (a *app) volumeCapture() *cobra.Command {
+	var version string
+	c := &cobra.Command{
+		Use: "capture VOLUME TEMPLATE", Short: "Make a template version of what a volume holds, also while it is in use", Args: cobra.ExactArgs(2),
+		Long: "Make a version of a template of what a volume holds, also while it is in use: its writers are held\n" +
+			"for some milliseconds. The template is made if it is not there.",
+		Example:           "  holdfast volume capture work toolchain",
+		ValidArgsFunction: a.completeVolumes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			made, err := cl.Capture(cmd.Context(), args[0], args[1], version)
+			if err != nil {
+				return err
+			}
+			return a.show(made, func(r *rows) {
+				r.add("Version", made.Version.TemplateName+":"+made.Version.Name)
+				r.add("Status", made.Version.Status)
+				r.add("Content", bytesize.Human(made.Version.ContentSize))
+				r.add("Writes held for", fmt.Sprintf("%.1f ms", made.FrozenMilliseconds))
+				if skipped := made.SkippedDevices + made.SkippedPipes; skipped > 0 {
+					r.add("Left out", fmt.Sprintf("%d devices, %d pipes and sockets", made.SkippedDevices, made.SkippedPipes))
+				}
+			})
+		},
+	}
+	c.Flags().StringVar(&version, "version", "", "name of the version (default: its number)")
+	return c
+}

@@ -1,11 +1,15 @@
 package main_test
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -137,4 +141,113 @@ func added(t *testing.T, before, now []string, want ...string) string {
 		t.Fatalf("new rules %v, want %v", kinds, want)
 	}
 	return first
+}
+
+// TestCaptureUnderAWriter captures volumes that are being written to: every file
+// that had been flushed before the request is in the version, whole, and the
+// writer goes on.
+func TestCaptureUnderAWriter(t *testing.T) {
+	n, ctx := newNode(t, "--overprovision", "100"), context.Background()
+	for name, c := range map[string]struct {
+		fs   string
+		size int64 // MiB; ext4 below 16 has no journal and is frozen
+	}{"ext4": {"ext4", 200}, "small": {"ext4", 12}, "xfs": {"xfs", 300}, "btrfs": {"btrfs", 300}} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(n.state, "attach", name)
+			_, err := n.CreateVolume(ctx, client.Volume{Metadata: client.VolumeMetadata{Name: name}, Spec: client.VolumeSpec{Size: c.size, Filesystem: c.fs}}, "")
+			must(t, err)
+			_, err = n.Attach(ctx, name, client.Attachment{Holder: "sandbox:job", Target: client.Target{Type: "host", Path: dir}})
+			must(t, err)
+			w := startWriter(dir)
+			var versions []string
+			var flushed, frozen []int64
+			for len(versions) < 2 {
+				w.waitFor(t, int64(20*(len(versions)+1)))
+				flushed = append(flushed, w.flushed.Load())
+				made, err := n.Capture(ctx, name, "of-"+name, "")
+				must(t, err)
+				versions, frozen = append(versions, made.Version.Name), append(frozen, int64(made.FrozenMilliseconds*1000))
+			}
+			w.waitFor(t, w.flushed.Load()+5)
+			must(t, w.stop())
+			t.Logf("held for %d µs", frozen)
+			for i, version := range versions {
+				copied := name + "-" + version
+				_, err := n.CreateVolume(ctx, client.Volume{Metadata: client.VolumeMetadata{Name: copied}, Spec: client.VolumeSpec{Size: max(c.size, 64), Template: "of-" + name + ":" + version}}, "")
+				must(t, err)
+				for k := range flushed[i] {
+					var b bytes.Buffer
+					must(t, n.ReadFile(ctx, copied, fmt.Sprintf("/f%05d", k), &b))
+					if !bytes.Equal(b.Bytes(), contentOf(k)) {
+						t.Fatalf("version %s: file %d, flushed before the capture, has %d bytes", version, k, b.Len())
+					}
+				}
+			}
+		})
+	}
+}
+
+// writer makes one file after the other and flushes each.
+type writer struct {
+	flushed atomic.Int64 // files that are durable
+	quit    chan struct{}
+	ended   chan error
+}
+
+func contentOf(k int64) []byte {
+	return bytes.Repeat(fmt.Appendf(nil, "%06d\n", k), 1000+int(k%100))
+}
+
+func startWriter(dir string) *writer {
+	w := &writer{quit: make(chan struct{}), ended: make(chan error, 1)}
+	go func() {
+		for k := int64(0); ; k++ {
+			select {
+			case <-w.quit:
+				w.ended <- nil
+				return
+			default:
+			}
+			if err := writeFlushed(filepath.Join(dir, fmt.Sprintf("f%05d", k)), contentOf(k)); err != nil {
+				w.ended <- err
+				return
+			}
+			w.flushed.Store(k + 1)
+		}
+	}()
+	return w
+}
+
+func writeFlushed(path string, content []byte) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Sync(), f.Close())
+	dir, open := os.Open(filepath.Dir(path))
+	if open != nil {
+		return errors.Join(err, open)
+	}
+	return errors.Join(err, dir.Sync(), dir.Close())
+}
+
+// waitFor waits until so many files are durable.
+func (w *writer) waitFor(t *testing.T, files int64) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); w.flushed.Load() < files; time.Sleep(time.Millisecond) {
+		select {
+		case err := <-w.ended:
+			t.Fatalf("the writer ended after %d files: %v", w.flushed.Load(), err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the writer stands still after %d files", w.flushed.Load())
+		}
+	}
+}
+
+func (w *writer) stop() error {
+	close(w.quit)
+	return <-w.ended
 }
