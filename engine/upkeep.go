@@ -21,8 +21,8 @@ type Upkeep interface {
 	// TrimMounted discards the free blocks in a range of bytes.
 	// filesystem.ErrReadOnly, errors.ErrUnsupported.
 	TrimMounted(ctx context.Context, dir string, t filesystem.Type, from, length int64) (filesystem.Trimmed, error)
-	// Recovers reports whether a copy of the device at one moment is consistent for
-	// the filesystem mounted at dir: whether it has a journal, or needs none.
+	// Recovers reports whether a copy of the device at one moment can be used, of the
+	// filesystem mounted at dir: others have to be frozen for it.
 	Recovers(ctx context.Context, dir string, t filesystem.Type) (bool, error)
 	// Freeze flushes and holds all writes until Thaw; filesystem.ErrFrozen when it
 	// is frozen. Thaw of what is not frozen is success.

@@ -168,9 +168,11 @@ func growMountedXFS(root *os.File) error {
 	return sys.GrowXFS(root, uint64(blocks), g.MaxInodes)
 }
 
-// Recovers reports whether the filesystem mounted at dir comes out of a power cut,
-// or a copy of its device at one moment, consistent and with all that was flushed:
-// ext4 needs a journal for that, which small ones do not have.
+// Recovers reports whether a copy of the device at one moment can be used like the
+// device after a power cut: consistent, with all that was flushed. ext4 needs a
+// journal for that, which small ones do not have. A copy of a mounted btrfs needs a
+// UUID of its own before it can be mounted, and can be given one only when its log
+// is empty, as after a freeze.
 func (x Tools) Recovers(ctx context.Context, dir string, t Type) (bool, error) {
 	if err := ctx.Err(); err != nil {
 		return false, failed("read", t, err)
@@ -181,7 +183,7 @@ func (x Tools) Recovers(ctx context.Context, dir string, t Type) (bool, error) {
 	}
 	defer root.Close()
 	if t != Ext4 {
-		return true, nil
+		return t == XFS, nil
 	}
 	s, _, err := mountedExt4Super(root)
 	if err != nil {

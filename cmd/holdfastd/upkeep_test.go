@@ -150,7 +150,7 @@ func TestCaptureUnderAWriter(t *testing.T) {
 	n, ctx := newNode(t, "--overprovision", "100"), context.Background()
 	for name, c := range map[string]struct {
 		fs   string
-		size int64 // MiB; ext4 below 16 has no journal and is frozen
+		size int64 // MiB; ext4 below 16 has no journal: it is frozen, as btrfs is
 	}{"ext4": {"ext4", 200}, "small": {"ext4", 12}, "xfs": {"xfs", 300}, "btrfs": {"btrfs", 300}} {
 		t.Run(name, func(t *testing.T) {
 			dir := filepath.Join(n.state, "attach", name)
@@ -158,7 +158,7 @@ func TestCaptureUnderAWriter(t *testing.T) {
 			must(t, err)
 			_, err = n.Attach(ctx, name, client.Attachment{Holder: "sandbox:job", Target: client.Target{Type: "host", Path: dir}})
 			must(t, err)
-			w := startWriter(dir)
+			w := startFlusher(dir)
 			var versions []string
 			var flushed, frozen []int64
 			for len(versions) < 2 {
@@ -187,8 +187,8 @@ func TestCaptureUnderAWriter(t *testing.T) {
 	}
 }
 
-// writer makes one file after the other and flushes each.
-type writer struct {
+// flusher makes one file after the other and flushes each.
+type flusher struct {
 	flushed atomic.Int64 // files that are durable
 	quit    chan struct{}
 	ended   chan error
@@ -198,8 +198,8 @@ func contentOf(k int64) []byte {
 	return bytes.Repeat(fmt.Appendf(nil, "%06d\n", k), 1000+int(k%100))
 }
 
-func startWriter(dir string) *writer {
-	w := &writer{quit: make(chan struct{}), ended: make(chan error, 1)}
+func startFlusher(dir string) *flusher {
+	w := &flusher{quit: make(chan struct{}), ended: make(chan error, 1)}
 	go func() {
 		for k := int64(0); ; k++ {
 			select {
@@ -233,7 +233,7 @@ func writeFlushed(path string, content []byte) error {
 }
 
 // waitFor waits until so many files are durable.
-func (w *writer) waitFor(t *testing.T, files int64) {
+func (w *flusher) waitFor(t *testing.T, files int64) {
 	t.Helper()
 	for deadline := time.Now().Add(patience); w.flushed.Load() < files; time.Sleep(time.Millisecond) {
 		select {
@@ -247,7 +247,7 @@ func (w *writer) waitFor(t *testing.T, files int64) {
 	}
 }
 
-func (w *writer) stop() error {
+func (w *flusher) stop() error {
 	close(w.quit)
 	return <-w.ended
 }
