@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sort"
 	"time"
 
 	"holdfast/blockdev"
@@ -16,35 +17,72 @@ import (
 // openRevision is a READY revision whose tree and image are at hand.
 type openRevision struct {
 	Revision
-	tree    tree.Tree
+	tree    tree.Source
 	image   *os.File
 	release func()
 }
 
 // openContents opens a revision's tree and image until release is called; neither
 // goes before. After an unclean stop the image is verified first.
-func (l *Library) openContents(ctx context.Context, id blockdev.ID) (*openRevision, error) {
+func (l *Library) openContents(ctx context.Context, id blockdev.ID) (o *openRevision, err error) {
 	v, err := l.pinGood(ctx, id)
 	if err != nil {
 		return nil, err
 	}
-	t, err := l.manifest(ctx, v)
+	o = &openRevision{Revision: v, release: func() { l.unpin(id) }}
+	defer func() {
+		if err != nil {
+			o.release()
+		}
+	}()
+	source, closeTree, err := l.openManifest(ctx, v)
 	if err != nil {
-		l.unpin(id)
 		return nil, err
 	}
+	o.tree, o.release = source, func() { closeTree(); l.unpin(id) }
 	image, giveBack, err := l.lend(ctx, id)
 	if err != nil {
-		l.unpin(id)
 		return nil, l.poolError(err)
 	}
-	return &openRevision{Revision: v, tree: t, image: image, release: func() { giveBack(); l.unpin(id) }}, nil
+	o.image, o.release = image, func() { giveBack(); closeTree(); l.unpin(id) }
+	return o, nil
+}
+
+// openManifest is manifest for trees that are only gone through: they stay on disk.
+// It was read once to its end when this returns, so it is whole.
+func (l *Library) openManifest(ctx context.Context, v Revision) (tree.Source, func(), error) {
+	f, source, err := l.scanManifest(v)
+	if err == nil {
+		return source, func() { _ = f.Close() }, nil // it was only read
+	}
+	t, err := l.manifest(ctx, v) // makes it again, and has it in memory now
+	if err != nil {
+		return nil, nil, err
+	}
+	return t.Source(), func() {}, nil
+}
+
+func (l *Library) scanManifest(v Revision) (*os.File, tree.Source, error) {
+	f, err := os.Open(l.manifestPath(v))
+	if err != nil {
+		return nil, nil, err
+	}
+	source, err := manifestSource(f, v)
+	if err == nil {
+		for _, broken := range source() {
+			err = broken
+		}
+	}
+	if err != nil {
+		return nil, nil, errors.Join(err, f.Close())
+	}
+	return f, source, nil
 }
 
 // Chunk reads a chunk out of the image and holds it against its digest. What the
 // image has in its place otherwise is never given out: blockdev.ErrCorrupt.
 func (o *openRevision) Chunk(_ context.Context, n *tree.Node, k int, b []byte) error {
-	if err := readChunk(o.image, n, k, b); err != nil {
+	if err := readRuns(o.image, runsWithin(n.Runs, int64(k)*tree.Chunk, int64(len(b))), b); err != nil {
 		return err
 	}
 	if tree.DigestOf(b) != n.Digests[k] {
@@ -53,34 +91,29 @@ func (o *openRevision) Chunk(_ context.Context, n *tree.Node, k int, b []byte) e
 	return nil
 }
 
-// readChunk fills b with chunk k of a file whose runs lie in an image.
-func readChunk(image io.ReaderAt, n *tree.Node, k int, b []byte) error {
-	clear(b)
-	begin := int64(k) * tree.Chunk
-	end := begin + int64(len(b))
-	for _, r := range n.Runs[runAt(n, begin):] {
+// runsWithin gives what of a file's runs lies in a range, with offsets in that.
+func runsWithin(runs []tree.Run, begin, length int64) (within []tree.Run) {
+	end := begin + length
+	first := sort.Search(len(runs), func(i int) bool { return runs[i].Offset+runs[i].Length > begin })
+	for _, r := range runs[first:] {
 		if r.Offset >= end {
 			break
 		}
 		from, to := max(r.Offset, begin), min(r.Offset+r.Length, end)
-		if _, err := image.ReadAt(b[from-begin:to-begin], r.At+from-r.Offset); err != nil {
+		within = append(within, tree.Run{Offset: from - begin, Length: to - from, At: r.At + from - r.Offset})
+	}
+	return within
+}
+
+// readRuns fills b from runs in an image; the rest is zeroed.
+func readRuns(image io.ReaderAt, runs []tree.Run, b []byte) error {
+	clear(b)
+	for _, r := range runs {
+		if _, err := image.ReadAt(b[r.Offset:r.Offset+r.Length], r.At); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// runAt is the first run of a file that ends behind an offset.
-func runAt(n *tree.Node, offset int64) int {
-	low, high := 0, len(n.Runs)
-	for low < high {
-		if m := (low + high) / 2; n.Runs[m].Offset+n.Runs[m].Length <= offset {
-			low = m + 1
-		} else {
-			high = m
-		}
-	}
-	return low
 }
 
 // suspectOn has a revision verified when reading it gave what cannot be.
@@ -123,13 +156,14 @@ func (l *Library) Archive(ctx context.Context, workspace, name, version string, 
 		return err
 	}
 	defer o.release()
-	err = archive.Write(ctx, begin(o.Revision, archive.Length(o.tree)), o.tree, o)
+	length, err := archive.Length(ctx, o.tree)
+	if err != nil {
+		return err
+	}
+	err = archive.Write(ctx, begin(o.Revision, length), o.tree, o)
 	l.suspectOn(err, v.ID)
 	return err
 }
-
-// diffWait is how long a comparison waits for its turn.
-const diffWait = 10 * time.Second
 
 // Difference is a name that is not the same in two revisions.
 type Difference struct {
@@ -169,10 +203,10 @@ func inodeOf(n *tree.Node) *Inode {
 
 // Diff tells each name that is not the same in two READY revisions of a template,
 // in the order of a tree. begin is told which they are, before anything else.
-// ErrNotFound, ErrDamaged, ErrBusy when too many compare; each's errors are returned as they are.
+// ErrNotFound, ErrDamaged; each's errors are returned as they are.
 func (l *Library) Diff(ctx context.Context, workspace, name, from, to string, begin func(from, to Revision), each func(Difference) error) error {
 	var revisions [2]Revision
-	var trees [2]tree.Tree
+	var trees [2]tree.Source
 	for i, version := range []string{from, to} {
 		v, err := l.revisionOf(ctx, workspace, name, version)
 		if err != nil {
@@ -182,24 +216,12 @@ func (l *Library) Diff(ctx context.Context, workspace, name, from, to string, be
 			return err
 		}
 		defer l.unpin(v.ID)
-		revisions[i] = v
-	}
-	if revisions[0].ID != revisions[1].ID {
-		select {
-		case l.diffs <- struct{}{}: // each holds two trees in memory
-			defer func() { <-l.diffs }()
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-time.After(diffWait):
-			return fmt.Errorf("%w: comparisons are under way", ErrBusy)
+		source, release, err := l.openManifest(ctx, v)
+		if err != nil {
+			return err
 		}
-		for i, v := range revisions {
-			t, err := l.manifest(ctx, v)
-			if err != nil {
-				return err
-			}
-			trees[i] = t
-		}
+		defer release()
+		revisions[i], trees[i] = v, source
 	}
 	begin(revisions[0], revisions[1])
 	return tree.Diff(trees[0], trees[1], func(c tree.Change) error {

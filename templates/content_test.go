@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -70,6 +72,15 @@ func TestPull(t *testing.T) {
 	if _, _, err := r.pull("../app", ""); !errors.Is(err, templates.ErrNotFound) {
 		t.Error(err)
 	}
+	// A manifest that is lost or damaged is made again.
+	for _, hurt := range []func(path string) error{os.Remove, func(path string) error { return os.Truncate(path, 200) }} {
+		if err := hurt(r.manifest(one)); err != nil {
+			t.Fatal(err)
+		}
+		if b, _, err = r.pull("app", "1"); err != nil || !bytes.Equal(b, again) {
+			t.Errorf("without its manifest: %d bytes, %v", len(b), err)
+		}
+	}
 	// Damage is never given out as contents.
 	r.flip(one.ID, contents)
 	if _, _, err := r.pull("app", "1"); !errors.Is(err, blockdev.ErrCorrupt) {
@@ -123,4 +134,9 @@ changed time [mtime]`
 	if _, err := r.diff("1", "9"); !errors.Is(err, templates.ErrNotFound) {
 		t.Error(err)
 	}
+}
+
+// manifest is where a revision's is kept.
+func (r *rig) manifest(v templates.Revision) string {
+	return filepath.Join(r.pool.Manifests(), strings.TrimPrefix(v.ImageDigest, "sha256:"))
 }

@@ -101,7 +101,6 @@ type Library struct {
 
 	clearing       keyLocks      // of revisions that are verified before their first use
 	verifying      chan struct{} // bounds the verifications that users ask for
-	diffs          chan struct{} // bounds the comparisons at once
 	scrubbedBytes  atomic.Int64
 	scrubbedImages atomic.Int64
 	awaited        atomic.Pointer[func() map[blockdev.ID]bool]
@@ -126,7 +125,7 @@ var errClosed = errors.New("the template library is closing")
 // empties staging. It needs the pool for itself: one Library per pool.
 func Open(ctx context.Context, o Options) (*Library, error) {
 	o = o.withDefaults()
-	l := &Library{o: o, uploads: make(chan struct{}, o.MaxUploads), verifying: make(chan struct{}, 2), diffs: make(chan struct{}, 4)}
+	l := &Library{o: o, uploads: make(chan struct{}, o.MaxUploads), verifying: make(chan struct{}, 2)}
 	l.stopping, l.stop = context.WithCancelCause(context.Background())
 	if err := l.load(ctx, false); err != nil {
 		return nil, fmt.Errorf("open templates: %w", err)

@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"iter"
 	"math"
 	"os"
 	"path/filepath"
@@ -77,20 +79,41 @@ func (l *Library) readManifest(v Revision) (t tree.Tree, err error) {
 		return t, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
-	in := bufio.NewReaderSize(f, 1<<16)
-	line, err := in.ReadBytes('\n')
+	source, err := manifestSource(f, v)
 	if err != nil {
 		return t, err
 	}
+	for n, err := range source() {
+		if err != nil {
+			return tree.Tree{}, err
+		}
+		t.Nodes = append(t.Nodes, *n)
+	}
+	return t, nil
+}
+
+// manifestSource reads the nodes of a manifest, from the first each time.
+func manifestSource(f *os.File, v Revision) (tree.Source, error) {
+	in := bufio.NewReader(io.NewSectionReader(f, 0, maxManifestHead))
+	line, err := in.ReadBytes('\n')
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", tree.ErrDamaged, err)
+	}
 	var head manifestHead
 	if err := json.Unmarshal(line, &head); err != nil {
-		return t, fmt.Errorf("%w: %w", tree.ErrDamaged, err)
+		return nil, fmt.Errorf("%w: %w", tree.ErrDamaged, err)
 	}
 	if head != (manifestHead{manifestFormat, manifestName(v)}) {
-		return t, fmt.Errorf("%w: it is of %.80q, format %d", tree.ErrDamaged, head.Image, head.Format)
+		return nil, fmt.Errorf("%w: it is of %.80q, format %d", tree.ErrDamaged, head.Image, head.Format)
 	}
-	return tree.Decode(in, tree.Limits{Bytes: v.ContentBytes})
+	at := int64(len(line))
+	return func() iter.Seq2[*tree.Node, error] {
+		return tree.Scan(io.NewSectionReader(f, at, math.MaxInt64-at), tree.Limits{Bytes: v.ContentBytes})
+	}, nil
 }
+
+// maxManifestHead bounds the first line, in bytes.
+const maxManifestHead = 4096
 
 // writeManifest puts a manifest in its place. Nothing is flushed: what a power cut
 // leaves of it has no valid checksum.

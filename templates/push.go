@@ -65,14 +65,20 @@ func (l *Library) markChunks(ctx context.Context, v Revision, marks map[delta.Ma
 		return nil // it was deleted this moment: then it has nothing
 	}
 	defer l.unpin(v.ID)
-	t, err := l.manifest(ctx, v)
+	source, release, err := l.openManifest(ctx, v)
 	if err != nil {
 		return err
 	}
-	for _, c := range delta.Chunks(t) {
-		marks[delta.MarkOf(c.Digest())] = true
+	defer release()
+	for n, err := range source() {
+		if err != nil {
+			return err
+		}
+		for _, d := range n.Digests {
+			marks[delta.MarkOf(d)] = true
+		}
 	}
-	return nil
+	return ctx.Err()
 }
 
 // uploadTo is the template that an upload URL is for, if it still can be used.
@@ -160,8 +166,13 @@ type incomingDelta struct {
 	done chan struct{} // closed when the archive was written
 }
 
-// chunkPlace says where a chunk is: in which of the revisions, file, and chunk.
-type chunkPlace struct{ base, node, chunk int32 }
+// chunkPlace says where a chunk is: in which of the revisions, and where in its
+// image.
+type chunkPlace struct {
+	base   int
+	length int
+	runs   []tree.Run // with offsets in the chunk
+}
 
 func (d *incomingDelta) release() {
 	if d.done != nil {
@@ -215,7 +226,11 @@ func (d *incomingDelta) become(ctx context.Context, id blockdev.ID) (Revision, e
 
 // archive gives the archive of the tree that came.
 func (d *incomingDelta) archive(ctx context.Context, in *delta.Received) (io.ReadCloser, error) {
-	if size := archive.Length(in.Tree); size > d.l.o.MaxArchiveBytes {
+	source := in.Tree.Source()
+	switch size, err := archive.Length(ctx, source); {
+	case err != nil:
+		return nil, err
+	case size > d.l.o.MaxArchiveBytes:
 		return nil, invalid("an archive of %d bytes: the most is %d", size, d.l.o.MaxArchiveBytes)
 	}
 	if err := d.find(ctx, in.Missing()); err != nil {
@@ -226,7 +241,7 @@ func (d *incomingDelta) archive(ctx context.Context, in *delta.Received) (io.Rea
 	d.r, d.done, d.sum = r, make(chan struct{}), sha256.New()
 	go func() {
 		defer close(d.done)
-		err := archive.Write(ctx, w, in.Tree, in)
+		err := archive.Write(ctx, w, source, in)
 		if err == nil {
 			err = in.End()
 		}
@@ -281,12 +296,8 @@ func (d *incomingDelta) find(ctx context.Context, missing []delta.Chunk) error {
 			return err
 		}
 		d.from = append(d.from, o)
-		for i := range o.tree.Nodes {
-			for k, digest := range o.tree.Nodes[i].Digests {
-				if _, found := d.at[digest]; wanted[digest] && !found {
-					d.at[digest] = chunkPlace{int32(len(d.from) - 1), int32(i), int32(k)} //nolint:gosec // they fit in memory
-				}
-			}
+		if err := d.findIn(o, wanted); err != nil {
+			return err
 		}
 	}
 	if lacking := len(wanted) - len(d.at); lacking > 0 {
@@ -295,16 +306,35 @@ func (d *incomingDelta) find(ctx context.Context, missing []delta.Chunk) error {
 	return nil
 }
 
+// findIn notes where the last revision has chunks that are wanted and not found yet.
+func (d *incomingDelta) findIn(o *openRevision, wanted map[tree.Digest]bool) error {
+	for n, err := range o.tree() {
+		if err != nil {
+			return err
+		}
+		for k, digest := range n.Digests {
+			if _, found := d.at[digest]; wanted[digest] && !found {
+				begin := int64(k) * tree.Chunk
+				length := min(tree.Chunk, n.Size-begin)
+				d.at[digest] = chunkPlace{len(d.from) - 1, int(length), runsWithin(n.Runs, begin, length)}
+			}
+		}
+	}
+	return nil
+}
+
 // read gives a chunk that find found. One that is damaged there is to be sent, and
 // its revision to be verified.
-func (d *incomingDelta) read(ctx context.Context, digest tree.Digest, buf []byte) error {
+func (d *incomingDelta) read(_ context.Context, digest tree.Digest, buf []byte) error {
 	at := d.at[digest]
-	o := d.from[at.base]
-	n := &o.tree.Nodes[at.node]
-	if int64(len(buf)) != min(tree.Chunk, n.Size-int64(at.chunk)*tree.Chunk) {
+	if len(buf) != at.length {
 		return fmt.Errorf("%w: %w: a chunk of another length", delta.ErrMalformed, delta.ErrDigest)
 	}
-	err := o.Chunk(ctx, n, int(at.chunk), buf)
+	o := d.from[at.base]
+	err := readRuns(o.image, at.runs, buf)
+	if err == nil && tree.DigestOf(buf) != digest {
+		err = fmt.Errorf("%w: a chunk in version %s:%s", blockdev.ErrCorrupt, o.Template, o.Name)
+	}
 	if errors.Is(err, blockdev.ErrCorrupt) || damageOf(err) != "" {
 		d.l.suspectOn(err, o.ID)
 		return fmt.Errorf("%w: %w", ErrChunks, err)

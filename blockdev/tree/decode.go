@@ -2,8 +2,6 @@ package tree
 
 import (
 	"bufio"
-	"bytes"
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -26,19 +24,12 @@ const (
 // it is not as it was, or is beyond the limits, which bound the memory that it
 // takes (0: no limit). Nodes are in order; that their paths and attributes make
 // sense is not looked at.
-func Decode(r io.Reader, limits Limits) (Tree, error) {
-	d := &decoder{r: bufio.NewReaderSize(r, 1<<16), sum: sha256.New(), left: limits}
-	for _, left := range []*int64{&d.left.Bytes, &d.left.Entries, &d.left.Text} {
-		if *left == 0 {
-			*left = math.MaxInt64
+func Decode(r io.Reader, limits Limits) (t Tree, err error) {
+	for n, err := range Scan(r, limits) {
+		if err != nil {
+			return Tree{}, err
 		}
-	}
-	t, err := d.tree()
-	if errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
-		err = damaged("it was cut off")
-	}
-	if err != nil {
-		return Tree{}, err
+		t.Nodes = append(t.Nodes, *n)
 	}
 	return t, nil
 }
@@ -53,6 +44,8 @@ type decoder struct {
 	one  [1]byte
 	last string
 	left Limits
+
+	before string // path of the node before
 }
 
 // spend takes from a limit.
@@ -122,39 +115,6 @@ func (d *decoder) path() (string, error) {
 	}
 	d.last = d.last[:shared] + string(rest)
 	return d.last, err
-}
-
-func (d *decoder) tree() (t Tree, err error) {
-	line := make([]byte, len(encodingLine))
-	if err := d.bytes(line); err != nil {
-		return t, err
-	}
-	if string(line) != encodingLine {
-		return t, damaged("it begins with %.20q", line)
-	}
-	for {
-		kind, err := d.number(uint64(Symlink) + 1)
-		if err != nil {
-			return t, err
-		}
-		if kind == 0 {
-			break
-		}
-		n := Node{Kind: Kind(kind - 1)} //nolint:gosec // at most 3
-		if err := d.node(&n); err != nil {
-			return t, err
-		}
-		if k := len(t.Nodes); k == 0 && n.Path != "." || k > 0 && Compare(t.Nodes[k-1].Path, n.Path) >= 0 {
-			return t, damaged("%.120q is not in order", n.Path)
-		}
-		t.Nodes = append(t.Nodes, n)
-	}
-	want := d.sum.Sum(nil)
-	have := make([]byte, len(want)+1)
-	if n, err := io.ReadFull(d.r, have); n != len(want) || !errors.Is(err, io.ErrUnexpectedEOF) || !bytes.Equal(want, have[:n]) {
-		return t, damaged("its checksum is wrong")
-	}
-	return t, nil
 }
 
 func (d *decoder) node(n *Node) (err error) {

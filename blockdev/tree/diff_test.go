@@ -1,8 +1,11 @@
 package tree_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
+	"iter"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -23,7 +26,7 @@ func grown(t *testing.T, grow func(b *tree.Builder) []error) tree.Tree {
 func diffText(t *testing.T, a, b tree.Tree) string {
 	t.Helper()
 	var lines []string
-	err := tree.Diff(a, b, func(c tree.Change) error {
+	err := tree.Diff(a.Source(), b.Source(), func(c tree.Change) error {
 		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %v", c.Action, c.Path, c.Aspects)))
 		return nil
 	})
@@ -81,7 +84,7 @@ removed z []`
 		t.Errorf("%d names were added, want 10", got)
 	}
 	stop := errors.New("enough")
-	if err := tree.Diff(empty, a, func(tree.Change) error { return stop }); !errors.Is(err, stop) {
+	if err := tree.Diff(empty.Source(), a.Source(), func(tree.Change) error { return stop }); !errors.Is(err, stop) {
 		t.Errorf("an error does not end it: %v", err)
 	}
 }
@@ -96,5 +99,54 @@ func TestDiffIgnoresPlaces(t *testing.T) {
 	}
 	if got := diffText(t, with(0), with(4096)); got != "" {
 		t.Error(got)
+	}
+}
+
+// Trees that are compared from where they are stored take no memory for their nodes.
+func TestDiffOfManyIsBounded(t *testing.T) {
+	const files = 60_000
+	encoded := func(mode func(i int) uint32) []byte {
+		b := tree.NewBuilder()
+		for i := range files {
+			if err := b.File(fmt.Sprintf("d%03d/f%06d", i%500, i), tree.Attributes{Mode: mode(i)}, &tree.Content{Size: 1, Digests: []tree.Digest{{byte(i), 1}}}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var out bytes.Buffer
+		if err := tree.Encode(&out, b.Tree()); err != nil {
+			t.Fatal(err)
+		}
+		return out.Bytes()
+	}
+	source := func(b []byte) tree.Source {
+		return func() iter.Seq2[*tree.Node, error] { return tree.Scan(bytes.NewReader(b), tree.Limits{}) }
+	}
+	before := encoded(func(int) uint32 { return 0o644 })
+	after := encoded(func(i int) uint32 { return 0o600 + uint32(i%2)*0o44 })
+	heap := func() uint64 {
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return m.HeapAlloc
+	}
+	runtime.GC()
+	base, most, n := heap(), uint64(0), 0
+	err := tree.Diff(source(before), source(after), func(tree.Change) error {
+		if n++; n%10_000 == 0 {
+			most = max(most, heap())
+		}
+		return nil
+	})
+	if err != nil || n != files/2 {
+		t.Errorf("%d changes, %v", n, err)
+	}
+	if used := int64(most) - int64(base); used > 16<<20 {
+		t.Errorf("%d MiB for %d files", used>>20, files)
+	}
+	// Damage is noticed before anything is told.
+	bad := bytes.Clone(after)
+	bad[len(bad)/2] ^= 1
+	err = tree.Diff(source(before), source(bad), func(tree.Change) error { t.Error("something was told"); return errors.New("stop") })
+	if !errors.Is(err, tree.ErrDamaged) {
+		t.Error(err)
 	}
 }

@@ -43,7 +43,7 @@ func read(t *testing.T, dir string) tree.Tree {
 func differences(t *testing.T, a, b tree.Tree) string {
 	t.Helper()
 	var text strings.Builder
-	must(t, tree.Diff(a, b, func(c tree.Change) error {
+	must(t, tree.Diff(a.Source(), b.Source(), func(c tree.Change) error {
 		if c.Path != "." { // a tar of a directory does not say what that is
 			fmt.Fprintf(&text, "%s %q %v\n", c.Action, c.Path, c.Aspects)
 		}

@@ -27,45 +27,47 @@ type Chunks interface {
 // ("SCHILY.xattr."), and holes, in GNU's sparse format 1.0.
 //
 // Errors of w and c are returned as they are.
-func Write(ctx context.Context, w io.Writer, t tree.Tree, c Chunks) error {
+func Write(ctx context.Context, w io.Writer, t tree.Source, c Chunks) error {
 	o := &tarWriter{w: w}
-	for name, n := range t.Names() {
+	err := tree.EachName(t, func(name string, n *tree.Node) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		if name != n.Path {
 			o.link(name, n)
-			continue
+			return o.err
 		}
 		segments := segmentsOf(n)
 		o.header(n, segments)
 		if o.err == nil && n.Kind == tree.Regular {
 			o.err = writeContents(ctx, o, n, segments, c)
 		}
-		if o.err != nil {
-			return o.err
-		}
+		return o.err
+	})
+	if err != nil {
+		return err
 	}
 	o.write(make([]byte, 2*blockSize))
 	return o.err
 }
 
 // Length is how many bytes Write writes.
-func Length(t tree.Tree) int64 {
+func Length(ctx context.Context, t tree.Source) (int64, error) {
 	sum := counter(0)
 	o := &tarWriter{w: &sum}
-	for name, n := range t.Names() {
+	err := tree.EachName(t, func(name string, n *tree.Node) error {
 		if name != n.Path {
 			o.link(name, n)
-			continue
+			return ctx.Err()
 		}
 		segments := segmentsOf(n)
 		o.header(n, segments)
 		if n.Kind == tree.Regular {
 			sum += counter(padded(dataBytes(segments)))
 		}
-	}
-	return int64(sum) + 2*blockSize
+		return ctx.Err()
+	})
+	return int64(sum) + 2*blockSize, err
 }
 
 type counter int64

@@ -128,15 +128,15 @@ func TestWrite(t *testing.T) {
 	dir := difficult(t)
 	want, store := treeOf(t, dir)
 	var out bytes.Buffer
-	must(t, archive.Write(t.Context(), &out, want, store))
-	if got := archive.Length(want); got != int64(out.Len()) {
-		t.Errorf("Length tells %d, it is %d", got, out.Len())
+	must(t, archive.Write(t.Context(), &out, want.Source(), store))
+	if got, err := archive.Length(t.Context(), want.Source()); err != nil || got != int64(out.Len()) {
+		t.Errorf("Length tells %d, it is %d, %v", got, out.Len(), err)
 	}
 	if out.Len() > 90<<20 {
 		t.Errorf("%d bytes: holes are written", out.Len())
 	}
 	var again bytes.Buffer
-	must(t, archive.Write(t.Context(), &again, want, store))
+	must(t, archive.Write(t.Context(), &again, want.Source(), store))
 	if !bytes.Equal(out.Bytes(), again.Bytes()) {
 		t.Error("two archives of one tree differ")
 	}
@@ -168,7 +168,7 @@ func TestWriteErrors(t *testing.T) {
 		return nil
 	})
 	var out bytes.Buffer
-	must(t, archive.Write(t.Context(), &out, tr, chunks))
+	must(t, archive.Write(t.Context(), &out, tr.Source(), chunks))
 	if got := fmt.Sprint(asked); got != "[f/0:1048576 f/2:1048576 f/3:5]" {
 		t.Error(got)
 	}
@@ -184,12 +184,12 @@ func TestWriteErrors(t *testing.T) {
 	}
 	wrong := errors.New("wrong")
 	failing := chunksFunc(func(*tree.Node, int, []byte) error { return wrong })
-	if err := archive.Write(t.Context(), io.Discard, tr, failing); !errors.Is(err, wrong) {
+	if err := archive.Write(t.Context(), io.Discard, tr.Source(), failing); !errors.Is(err, wrong) {
 		t.Error(err)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := archive.Write(ctx, io.Discard, tr, chunks); !errors.Is(err, context.Canceled) {
+	if err := archive.Write(ctx, io.Discard, tr.Source(), chunks); !errors.Is(err, context.Canceled) {
 		t.Error(err)
 	}
 }
@@ -201,7 +201,7 @@ func (f chunksFunc) Chunk(_ context.Context, n *tree.Node, k int, b []byte) erro
 func diff(t *testing.T, a, b tree.Tree) string {
 	t.Helper()
 	var text strings.Builder
-	must(t, tree.Diff(a, b, func(c tree.Change) error {
+	must(t, tree.Diff(a.Source(), b.Source(), func(c tree.Change) error {
 		fmt.Fprintf(&text, "%s %q %v\n", c.Action, c.Path, c.Aspects)
 		if c.Before != nil && c.After != nil {
 			fmt.Fprintf(&text, "  %+v\n  %+v\n", brief(*c.Before), brief(*c.After))

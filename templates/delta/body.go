@@ -209,13 +209,13 @@ func decodePlan(r io.Reader, limits Limits) (tree.Tree, error) {
 		}
 	}
 	last := ""
-	for name := range t.Names() {
+	return t, tree.EachName(t.Source(), func(name string, _ *tree.Node) error {
 		if last != "" && tree.Compare(last, name) >= 0 {
-			return tree.Tree{}, malformed("%.120q comes twice", name)
+			return malformed("%.120q comes twice", name)
 		}
 		last = name
-	}
-	return t, nil
+		return nil
+	})
 }
 
 // sourceErrors remembers an error that is not the data's fault.
