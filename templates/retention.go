@@ -113,6 +113,14 @@ func (l *Library) Retain(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// retainSoon applies retention once more: what a new revision was made from was
+// still being read when that was recorded. Run does it again should it fail.
+func (l *Library) retainSoon(ctx context.Context, key string) {
+	if err := l.retain(context.WithoutCancel(ctx), key); err != nil {
+		l.o.Log.Error("retention could not be applied", "template", key, "cause", err)
+	}
+}
+
 // errNothing ends a change that would change nothing.
 var errNothing = errors.New("nothing to do")
 

@@ -15,6 +15,14 @@ import (
 // already it is the answer, and nothing is made. ErrNotFound for a version that is not
 // there or not READY, ErrDamaged for a damaged one.
 func (l *Library) Rollback(ctx context.Context, workspace, name, version, actor string) (Revision, error) {
+	v, err := l.rollback(ctx, workspace, name, version, actor)
+	if err == nil {
+		l.retainSoon(ctx, keyOf(workspace, name))
+	}
+	return v, err
+}
+
+func (l *Library) rollback(ctx context.Context, workspace, name, version, actor string) (Revision, error) {
 	key := keyOf(workspace, name)
 	r := l.lookup(key)
 	if r == nil {

@@ -131,6 +131,9 @@ func (l *Library) receiveBy(ctx context.Context, id blockdev.ID, make func(key s
 		err = fmt.Errorf("%w: %w", ErrArchive, err)
 		err = errors.Join(err, l.recordFailure(context.WithoutCancel(ctx), key, id, err.Error()))
 	}
+	if err == nil {
+		l.retainSoon(ctx, key)
+	}
 	return v, err
 }
 
