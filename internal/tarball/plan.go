@@ -130,7 +130,7 @@ func (p *Plan) header(path string, info fs.FileInfo, first map[inode]string) (*t
 	h.Uname, h.Gname = "", ""
 	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
 	h.Format = tar.FormatPAX
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && info.Mode().IsRegular() && st.Nlink > 1 {
+	if st, ok := info.Sys().(*syscall.Stat_t); ok && !info.IsDir() && st.Nlink > 1 { // symbolic links have further names too
 		key := inode{st.Dev, st.Ino}
 		if target, seen := first[key]; seen {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, target, 0

@@ -161,3 +161,24 @@ func TestRootMustBeADirectory(t *testing.T) {
 		t.Error("a file was taken for a directory")
 	}
 }
+
+// A further name of a symbolic link is a link to it, as for a file.
+func TestLinkedSymlinks(t *testing.T) {
+	dir := t.TempDir()
+	if err := errors.Join(os.Symlink("nowhere", filepath.Join(dir, "a")), os.Link(filepath.Join(dir, "a"), filepath.Join(dir, "b"))); err != nil {
+		t.Fatal(err)
+	}
+	plan, err := New(t.Context(), dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := plan.Reader()
+	defer r.Close()
+	in := tar.NewReader(r)
+	for _, want := range []tar.Header{{Name: "a", Typeflag: tar.TypeSymlink, Linkname: "nowhere"}, {Name: "b", Typeflag: tar.TypeLink, Linkname: "a"}} {
+		h, err := in.Next()
+		if err != nil || h.Name != want.Name || h.Typeflag != want.Typeflag || h.Linkname != want.Linkname {
+			t.Errorf("%+v, %v", h, err)
+		}
+	}
+}
