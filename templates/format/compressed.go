@@ -1,6 +1,8 @@
 package format
 
 import (
+	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -29,18 +31,19 @@ func decompressed(ctx context.Context, in io.Reader, src *source, f Format, l Li
 	case Tar:
 		d.r = in
 	case Gzip:
-		z, err := gzip.NewReader(in)
+		z, err := newMembers(in)
 		if err != nil {
 			return nil, d.explain(err)
 		}
-		d.r, s.close = z, z.Close
+		d.r, s.close = z, func() error { _ = z.gz.Close(); return nil } // it says again what Read said
 	case Zstd:
 		// One goroutine's worth: the memory is a window and two blocks.
-		z, err := zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
+		from := &taken{in: in}
+		z, err := zstd.NewReader(from, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
 		if err != nil {
 			return nil, d.explain(err)
 		}
-		d.r, s.close = z, func() error { z.Close(); return nil }
+		d.r, s.close = &frames{in: from, zst: z}, func() error { z.Close(); return nil }
 	default:
 		return nil, fmt.Errorf("format %q is not a compression", f)
 	}
@@ -80,10 +83,9 @@ func (d *decoder) explain(err error) error {
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
 		return refused("the %s is cut off after %d bytes", d.format, d.src.n)
+	case errors.Is(err, errBehind):
+		return refused("the %s has something else behind its end", d.format)
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch):
-		if d.out > 0 {
-			return refused("the %s has something else behind its end", d.format)
-		}
 		return refused("this is not a %s", d.format)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, zstd.ErrCRCMismatch):
 		return refused("the %s is damaged: its checksum is wrong", d.format)
@@ -93,4 +95,98 @@ func (d *decoder) explain(err error) error {
 		return refused("the %s needs a dictionary", d.format)
 	}
 	return refused("the %s is damaged: %w", d.format, err)
+}
+
+// members reads the members of a gzip one after the other.
+type members struct {
+	in *bufio.Reader
+	gz *gzip.Reader
+}
+
+// errBehind: what follows the last member is neither another one nor zeroes.
+var errBehind = errors.New("behind the end")
+
+func newMembers(r io.Reader) (*members, error) {
+	in := bufio.NewReaderSize(r, readAhead)
+	gz, err := gzip.NewReader(in) // which takes no byte too many of a bufio.Reader
+	if err != nil {
+		return nil, err
+	}
+	gz.Multistream(false)
+	return &members{in, gz}, nil
+}
+
+func (m *members) Read(p []byte) (int, error) {
+	for {
+		n, err := m.gz.Read(p)
+		if !errors.Is(err, io.EOF) || n > 0 {
+			if errors.Is(err, io.EOF) {
+				err = nil // it comes again
+			}
+			return n, err
+		}
+		head, err := m.in.Peek(2)
+		if len(head) < 2 || head[0] != 0x1f || head[1] != 0x8b {
+			return 0, m.padding(err)
+		}
+		if err := m.gz.Reset(m.in); err != nil {
+			return 0, err
+		}
+		m.gz.Multistream(false)
+	}
+}
+
+// padding reads what follows the last member.
+func (m *members) padding(err error) error {
+	if err != nil && !errors.Is(err, io.EOF) {
+		return err
+	}
+	return padding(m.in)
+}
+
+// padding reads zeroes to the end: io.EOF, errBehind, or the source's error.
+func padding(r io.Reader) error {
+	buf := make([]byte, 4096)
+	for {
+		n, err := r.Read(buf)
+		if len(bytes.Trim(buf[:n], "\x00")) > 0 {
+			return errBehind
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// taken passes on what a zstd decoder reads and remembers the last four bytes:
+// where a frame should begin they are its magic number, and the decoder takes no
+// more of them than that.
+type taken struct {
+	in   io.Reader
+	last [4]byte
+}
+
+func (t *taken) Read(p []byte) (int, error) {
+	n, err := t.in.Read(p)
+	both := append(t.last[:], p[max(0, n-4):n]...)
+	copy(t.last[:], both[len(both)-4:])
+	return n, err
+}
+
+// frames reads the frames of a zstd and looks at what follows the last one.
+type frames struct {
+	in  *taken
+	zst *zstd.Decoder
+	out bool // there was something
+}
+
+func (f *frames) Read(p []byte) (int, error) {
+	n, err := f.zst.Read(p)
+	f.out = f.out || n > 0
+	if errors.Is(err, zstd.ErrMagicMismatch) && f.out {
+		if err = errBehind; f.in.last == [4]byte{} {
+			err = padding(f.in)
+		}
+	}
+	return n, err
 }

@@ -10,10 +10,12 @@
 // remains is read as a tar, whose reader says what is wrong with it.
 //
 // gzip (RFC 1952) and zstd (RFC 8878) are streamed, with all their members or
-// frames; anything behind the last one is refused. A zip is kept in an unnamed
+// frames; anything behind the last one is refused, but for the zeroes with which
+// some writers fill up the last block of a pipe. A zip is kept in an unnamed
 // file in staging until it is complete, because its directory is at its end:
 // it is believed only where directory and local headers say the same, no two
-// entries share a byte, and no name comes twice.
+// entries share a byte, and no name comes twice. Names are taken as the bytes that
+// the headers have.
 //
 // Bombs: what comes out is at most Limits.Bytes, and at most Limits.Free plus
 // Limits.Ratio for each byte that went in. The first of these that is passed ends

@@ -128,9 +128,6 @@ func (z *zipped) check(i int, e *zip.File) error {
 	case e.CreatorVersion>>8 != creatorUnix && e.CreatorVersion>>8 != creatorMac && strings.IndexByte(e.Name, '\\') >= 0:
 		return refuse(e.Name, `a "\" in a name: the names of a zip have "/" between their parts`)
 	}
-	if other := unicodePath(e.Extra); other != "" && other != e.Name {
-		return refuse(e.Name, "a second name, %s", quote(other))
-	}
 	clean := path.Clean(e.Name)
 	if _, twice := z.names[clean]; twice {
 		return refuse(e.Name, "it is in the zip twice")

@@ -26,9 +26,8 @@ const (
 
 // Extra fields: of APPNOTE.TXT 4.5.2 and Info-ZIP's extrafld.txt.
 const (
-	extraZip64   = 0x0001
-	extraUnicode = 0x7075
-	extraUnix    = 0x7875
+	extraZip64 = 0x0001
+	extraUnix  = 0x7875
 )
 
 // span is where an entry lies in the zip, from its local header to the end of
@@ -90,7 +89,7 @@ func (z *zipped) directory() error {
 }
 
 // end finds the record that ends a zip, and what it says: where the directory
-// begins and ends, and how many entries it has. The record must end the file.
+// begins and ends, and how many entries it has. The record must end the file, but for zeroes.
 func (z *zipped) end() (from, to int64, records uint64, err error) {
 	tail := make([]byte, min(z.size, endSize+maxComment))
 	if _, err := z.file.ReadAt(tail, z.size-int64(len(tail))); err != nil {
@@ -101,7 +100,8 @@ func (z *zipped) end() (from, to int64, records uint64, err error) {
 		return 0, 0, 0, refused("the zip is cut off: it has no end")
 	}
 	le, b := binary.LittleEndian, tail[i:]
-	if endSize+int(le.Uint16(b[20:])) != len(b) {
+	whole := endSize + int(le.Uint16(b[20:]))
+	if whole > len(b) || len(bytes.Trim(b[whole:], "\x00")) > 0 { // zeroes fill up the last block of a pipe
 		return 0, 0, 0, refused("the zip has something else behind its end")
 	}
 	if le.Uint16(b[4:])|le.Uint16(b[6:]) != 0 && le.Uint16(b[4:])&le.Uint16(b[6:]) != 1<<16-1 {
@@ -197,14 +197,6 @@ func extraField(extra []byte, id uint16) []byte {
 		extra = extra[4+n:]
 	}
 	return nil
-}
-
-// unicodePath is the name that an Info-ZIP Unicode Path field gives an entry.
-func unicodePath(extra []byte) string {
-	if b := extraField(extra, extraUnicode); len(b) > 5 {
-		return string(b[5:]) // behind a version and the checksum of the other name
-	}
-	return ""
 }
 
 // owner reads Info-ZIP's "new Unix" field; root where there is none.
