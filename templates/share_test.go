@@ -23,6 +23,7 @@ import (
 	"holdfast/blockdev/tree"
 	"holdfast/internal/sys"
 	"holdfast/templates"
+	"holdfast/templates/treetest"
 )
 
 // image reads the bytes of a revision's image.
@@ -80,16 +81,16 @@ func tarred0(t *testing.T, root, names string) []byte {
 // without.
 func TestImagesAreDeterministic(t *testing.T) {
 	root := t.TempDir()
-	plant(t, root)
+	treetest.Plant(t, root)
 	archives := map[string][]byte{
-		"sparse":    tarred(t, root, "--format=pax", "--sparse", "--sort=name", "--xattrs", "--xattrs-include=*"),
-		"not":       tarred(t, root, "--format=pax", "--xattrs", "--xattrs-include=*"),
+		"sparse":    treetest.GNUTar(t, root, "--format=pax", "--sparse", "--sort=name", "--xattrs", "--xattrs-include=*"),
+		"not":       treetest.GNUTar(t, root, "--format=pax", "--xattrs", "--xattrs-include=*"),
 		"reordered": reordered(t, root),
 	}
 	if err := os.WriteFile(filepath.Join(root, "deep", "a", "file-0007"), []byte("changed"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	before := tarred(t, root, "--format=pax", "--xattrs", "--xattrs-include=*")
+	before := treetest.GNUTar(t, root, "--format=pax", "--xattrs", "--xattrs-include=*")
 	var want []byte
 	var digest string
 	blockdevtest.LeakCheck(t)
@@ -408,9 +409,9 @@ func (r *rig) checkManifest(v templates.Revision) tree.Tree {
 func TestManifests(t *testing.T) {
 	r := reflinkRig(t, 1<<30, nil)
 	root := t.TempDir()
-	plant(t, root)
+	treetest.Plant(t, root)
 	r.put("app")
-	v := r.push("app", tarred(t, root, "--format=pax", "--xattrs", "--xattrs-include=*"))
+	v := r.push("app", treetest.GNUTar(t, root, "--format=pax", "--xattrs", "--xattrs-include=*"))
 	other := r.push("app", pack(t, file("a", "1")))
 	want := r.checkManifest(v)
 	if want.Identity() != v.TreeDigest {
