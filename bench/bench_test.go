@@ -72,7 +72,7 @@ func TestReportSaysWhatIsMissed(t *testing.T) {
 // TestQuickRun takes every measure once, on a real daemon: the bench itself must
 // not rot. What it measures is not looked at.
 func TestQuickRun(t *testing.T) {
-	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS, blockdevtest.Runc)
 	blockdevtest.LeakCheck(t)
 	bin := filepath.Join(t.TempDir(), "holdfastd")
 	build := exec.Command("go", "build", "-o", bin, "holdfast/cmd/holdfastd")
@@ -80,18 +80,34 @@ func TestQuickRun(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	l := Lifecycle{Daemon: bin, Dir: t.TempDir(), Rounds: 3, Quick: true, Log: t.Output()}
-	report, err := l.Run(t.Context())
-	if err != nil {
-		log, _ := os.ReadFile(filepath.Join(l.Dir, "holdfastd.log")) // says more where there is one
-		t.Fatalf("%v\n%s", err, log)
-	}
-	if len(report.Rows) < 11 {
-		t.Errorf("%d rows", len(report.Rows))
-	}
-	for _, row := range report.Rows {
-		if row.P50 <= 0 && !strings.Contains(row.Measure, "CPU") {
-			t.Errorf("nothing was measured for %q", row.Measure)
-		}
+	for name, c := range map[string]struct {
+		rows int
+		run  func(dir string) (Report, error)
+	}{
+		"lifecycle": {11, func(dir string) (Report, error) {
+			l := Lifecycle{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}
+			return l.Run(t.Context())
+		}},
+		"attach": {18, func(dir string) (Report, error) {
+			a := Attach{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}
+			return a.Run(t.Context())
+		}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			report, err := c.run(dir)
+			if err != nil {
+				log, _ := os.ReadFile(filepath.Join(dir, "holdfastd.log")) // says more where there is one
+				t.Fatalf("%v\n%s", err, log)
+			}
+			if len(report.Rows) < c.rows {
+				t.Errorf("%d rows", len(report.Rows))
+			}
+			for _, row := range report.Rows {
+				if row.P50 <= 0 && !strings.Contains(row.Measure, "CPU") {
+					t.Errorf("nothing was measured for %q", row.Measure)
+				}
+			}
+		})
 	}
 }

@@ -195,7 +195,7 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 // lookTime is what one look at an attachment may cost of a long time, so that a
 // thousand idle ones cost next to nothing: ends of sandboxes are told by sentries,
 // a look only finds what none can tell.
-const lookTime = 100 * time.Millisecond
+const lookTime = 250 * time.Millisecond
 
 // nextLook is when Run looks at a volume with attachments again.
 func (e *Engine) nextLook(v Volume) time.Time {

@@ -25,6 +25,9 @@ const (
 	// containers start all the time, many times that.
 	releaseWait = 2 * time.Second
 	releasePoll = 2 * time.Millisecond
+	// abandonWait is releaseWait for a filesystem that was shut down: who keeps it
+	// will go on doing so, and the caller knows a way that needs nobody's help.
+	abandonWait = 300 * time.Millisecond
 	// passingWait bounds how long a passing user may keep a mount busy.
 	passingWait = 100 * time.Millisecond
 )
@@ -267,7 +270,7 @@ func (s *Stage) letGo(ctx context.Context, dir string, m *Mount, place sys.Place
 		}
 		return err
 	}
-	if err := released(ctx, m.Source); err != nil {
+	if err := released(ctx, m.Source, releaseWait); err != nil {
 		return s.putBack(dir, m, place, err)
 	}
 	return ignoreNotExist(os.Remove(dir))
@@ -306,8 +309,8 @@ var errHeld = fmt.Errorf("%w: the volume's filesystem is still held", blockdev.E
 
 // released waits until nothing holds the device: the kernel claims it
 // exclusively for as long as the filesystem lives, wherever it is mounted.
-func released(ctx context.Context, device string) error {
-	deadline := time.Now().Add(releaseWait)
+func released(ctx context.Context, device string, wait time.Duration) error {
+	deadline := time.Now().Add(wait)
 	for {
 		held, err := sys.DeviceHeld(device)
 		if err != nil || !held {

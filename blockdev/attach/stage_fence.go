@@ -76,7 +76,7 @@ func (s *Stage) abandon(ctx context.Context, id blockdev.ID, device string) erro
 	if err := ignoreNotExist(os.Remove(dir)); err != nil {
 		return err
 	}
-	if err := released(ctx, device); err != nil {
+	if err := released(ctx, device, abandonWait); err != nil {
 		return fmt.Errorf("%w%s", err, Holders(place.Device))
 	}
 	return nil

@@ -97,7 +97,7 @@ func TestForceFencesAWriter(t *testing.T) {
 			must(t, err)
 			t.Logf("fenced in %v", time.Since(begin))
 			after := digest(t, n.image())
-			goesOn(t, c, 200)
+			goesOn(t, c, 60)
 			if digest(t, n.image()) != after {
 				t.Error("the image changes after force has returned")
 			}
@@ -117,7 +117,7 @@ func TestForceFencesAWriter(t *testing.T) {
 			log, err := os.ReadFile(filepath.Join(dir, "log"))
 			must(t, err)
 			must(t, os.WriteFile(filepath.Join(dir, "new"), []byte("of the new holder\n"), 0o600))
-			goesOn(t, c, 200)
+			goesOn(t, c, 60)
 			if again, err := os.ReadFile(filepath.Join(dir, "log")); err != nil || string(again) != string(log) {
 				t.Errorf("the old holder reaches the new one's files: %d and %d bytes, %v", len(log), len(again), err)
 			}

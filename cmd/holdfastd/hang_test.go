@@ -13,6 +13,7 @@ import (
 	"holdfast/api/client"
 	"holdfast/blockdev/attach/runc/runctest"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/internal/sys"
 )
 
 // stepTimeout is short: what hangs here hangs for ever.
@@ -114,7 +115,10 @@ func TestDeadHostPath(t *testing.T) {
 // needs no help of the frozen.
 func TestFrozenContainer(t *testing.T) {
 	bin := t.TempDir()
-	must(t, os.WriteFile(filepath.Join(bin, "runc"), []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755))
+	runc, err := exec.LookPath("runc")
+	must(t, err)
+	hangs := "#!/bin/sh\ncase \" $* \" in *\" state \"*) exec sleep 1000;; esac\nexec " + runc + " \"$@\"\n"
+	must(t, os.WriteFile(filepath.Join(bin, "runc"), []byte(hangs), 0o755))
 	c := runctest.Start(t, runctest.Options{})
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
 	n := newNode(t, "--attach-step-timeout", stepTimeout, "--runc-roots", c.Root)
@@ -130,12 +134,45 @@ func TestFrozenContainer(t *testing.T) {
 		return err
 	})
 	n.othersWork(t)
-	_, err := n.Detach(ctx, "data", a.ID)
+	_, err = n.Detach(ctx, "data", a.ID)
 	must(t, err)
 	if v, err := n.Volume(ctx, "second"); err != nil || len(v.State.Attachments) != 0 {
 		t.Errorf("%+v, %v", v.State, err)
 	}
 	c.Resume()
+}
+
+// TestDeadMountInASandbox: something above the volume does not answer any more.
+// Detaching hangs in there and says so; force ends the sandbox.
+func TestDeadMountInASandbox(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.Fuse)
+	c := runctest.Start(t, runctest.Options{})
+	n := newNode(t, "--attach-step-timeout", stepTimeout, "--runc-roots", c.Root)
+	ctx := t.Context()
+	n.create("data", client.VolumeSpec{Size: 16})
+	n.create("other", client.VolumeSpec{Size: 16})
+	a := n.attachTo(c, "data", "/above/data")
+	c.Shell("echo kept >/above/data/kept; sync")
+	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	must(t, err)
+	ns, err := sys.MountNamespace(c.Pid)
+	must(t, err)
+	must(t, sys.InMountNamespace(ns, func(sys.Inside) error {
+		return syscall.Mount("dead", "/above", "fuse", syscall.MS_NOSUID|syscall.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", fuse.Fd()))
+	}))
+	must(t, ns.Close())
+	answersSoon(t, "detach", "unmounting in the sandbox has not ended", func() error { _, err := n.Detach(ctx, "data", a.ID); return err })
+	n.othersWork(t)
+	answersSoon(t, "force", "cannot be fenced", func() error { _, err := n.ForceDetach(ctx, "data", a.ID); return err })
+	must(t, fuse.Close()) // in life its server is in the sandbox, and has ended with it
+	n.untilDetached(t, "data")
+	if stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", c.Pid)); err == nil && !strings.Contains(string(stat), ") Z ") {
+		t.Error("the sandbox lives")
+	}
+	dir, _ := n.onHost("data", false)
+	if got, err := os.ReadFile(filepath.Join(dir, "kept")); err != nil || string(got) != "kept\n" {
+		t.Errorf("%q, %v", got, err)
+	}
 }
 
 // TestSuspendedPool: what is dirty cannot be flushed. That is said, force is refused
