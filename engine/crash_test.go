@@ -138,7 +138,7 @@ func deleteOp(name string) op {
 }
 
 // lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
-var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife}
+var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife}
 
 // life is the whole life of volumes of each kind.
 func life() []op {
@@ -159,20 +159,25 @@ func life() []op {
 		attachOp("a", "host", "two", true),
 		detachOp("a", "one"),
 		detachOp("a", "two"),
-		attachOp("a", "host", "stubborn", false),
-		forceOp("a", "stubborn"), // shut down and severed: the holder lives on
-		attachOp("a", "runc", "other", false),
-		detachOp("a", "other"),
-		attachOp("a", "host", "reader", true),
-		forceOp("a", "reader"),
-		createOp("c", "", "btrfs", 128),
-		attachOp("c", "runc", "doomed", false),
-		forceOp("c", "doomed"), // cannot be shut down: the sandbox is ended
-		deleteOp("c"),
 		deleteOp("raw"),
 		deleteOp("b"),
 		createOp("b2", "demo", "ext4", 16),
 		deleteOp("a"),
+	}
+}
+
+// forceLife is what force does, in each way.
+func forceLife() []op {
+	return []op{
+		createOp("b2", "", "ext4", 16),
+		attachOp("b2", "host", "stubborn", false),
+		forceOp("b2", "stubborn"), // shut down and severed: the holder lives on
+		attachOp("b2", "host", "reader", true),
+		forceOp("b2", "reader"),
+		createOp("c", "", "btrfs", 128),
+		attachOp("c", "runc", "doomed", false),
+		forceOp("c", "doomed"), // cannot be shut down: the sandbox is ended
+		deleteOp("c"),
 	}
 }
 
