@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	gorunc "github.com/containerd/go-runc"
 
@@ -40,7 +41,9 @@ type Options struct {
 	Memory int64
 	// Command is runc's name or path; empty: "runc".
 	Command string
-	Log     *slog.Logger
+	// StartTime bounds the making of a cage, which takes some 50 ms. 0: 30 s.
+	StartTime time.Duration
+	Log       *slog.Logger
 }
 
 // Cages keeps cages ready and lends them. It is safe for concurrent use.
@@ -64,7 +67,8 @@ type Cages struct {
 }
 
 // Open removes what a former process left, and makes sure that cages work here by
-// making the first: ErrUnavailable, with the reason, where they do not.
+// making the first: ErrUnavailable, with the reason, where they do not. That the
+// first takes too long proves nothing: it is logged, and the next job tries again.
 func Open(ctx context.Context, o Options) (*Cages, error) {
 	if o.Most == 0 {
 		o.Most = 4
@@ -74,6 +78,9 @@ func Open(ctx context.Context, o Options) (*Cages, error) {
 	}
 	if o.Command == "" {
 		o.Command = "runc"
+	}
+	if o.StartTime == 0 {
+		o.StartTime = 30 * time.Second
 	}
 	if missing := Missing(o.Command); len(missing) > 0 {
 		return nil, fmt.Errorf("%w: %s", ErrUnavailable, missing[0])
@@ -98,10 +105,13 @@ func Open(ctx context.Context, o Options) (*Cages, error) {
 	}
 	c.ctx, c.stop = context.WithCancel(context.WithoutCancel(ctx))
 	first, err := c.start(ctx, device{})
-	if err != nil {
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		o.Log.Error("the first cage could not be made in time", "cause", err)
+		return c, nil
+	case err != nil:
 		return nil, errors.Join(err, c.Close())
-	}
-	if o.Warm == 0 {
+	case o.Warm == 0:
 		return c, c.end(first)
 	}
 	c.ready <- first

@@ -1,6 +1,7 @@
 package cage_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -186,7 +187,16 @@ func TestNoCage(t *testing.T) {
 	if _, err := cage.Open(t.Context(), o); !errors.Is(err, cage.ErrUnavailable) {
 		t.Errorf("with a runc that fails: %v", err)
 	}
-	o.Command = ""
+	// One that hangs is killed in time; no tool runs outside meanwhile.
+	o.Command, o.StartTime = filepath.Join(t.TempDir(), "runc"), 200*time.Millisecond
+	must(t, os.WriteFile(o.Command, []byte("#!/bin/sh\nexec sleep 1000\n"), 0o755))
+	hung, err := cage.Open(t.Context(), o)
+	must(t, err)
+	if _, err := hung.Enter(t.Context(), image(t, 16<<20)); !errors.Is(err, cage.ErrUnavailable) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("with a runc that hangs: %v", err)
+	}
+	must(t, hung.Close())
+	o.Command, o.StartTime = "", 0
 	c, err := cage.Open(t.Context(), o)
 	must(t, err)
 	path := image(t, 16<<20)

@@ -19,8 +19,6 @@ import (
 )
 
 const (
-	// startTime bounds the start of a cage, which takes some 50 ms.
-	startTime = 30 * time.Second
 	// endTime bounds the end of its processes after SIGKILL: one of them may be
 	// in the kernel, writing to a slow disk.
 	endTime = 30 * time.Second
@@ -42,7 +40,7 @@ type cage struct {
 
 // start makes a cage and returns when its first process waits. No image is in it.
 func (c *Cages) start(ctx context.Context, d device) (k *cage, err error) {
-	ctx, cancel := context.WithTimeout(ctx, startTime)
+	ctx, cancel := context.WithTimeout(ctx, c.o.StartTime)
 	defer cancel()
 	k = &cage{id: "holdfast-cage-" + c.o.Name + "-" + strings.ToLower(rand.Text()[:10])}
 	k.dir = c.path(k.id)

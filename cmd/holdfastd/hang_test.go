@@ -121,7 +121,8 @@ func TestFrozenContainer(t *testing.T) {
 	must(t, os.WriteFile(filepath.Join(bin, "runc"), []byte(hangs), 0o755))
 	c := runctest.Start(t, runctest.Options{})
 	t.Setenv("PATH", bin+":"+os.Getenv("PATH"))
-	n := newNode(t, "--attach-step-timeout", stepTimeout, "--runc-roots", c.Root)
+	// Cages need a runc that works.
+	n := newNode(t, "--cage", "off", "--attach-step-timeout", stepTimeout, "--runc-roots", c.Root)
 	t.Setenv("PATH", strings.TrimPrefix(os.Getenv("PATH"), bin+":"))
 	ctx := t.Context()
 	n.create("data", client.VolumeSpec{Size: 16})
