@@ -241,6 +241,7 @@ func TestHostileRequests(t *testing.T) {
 	}()
 	_, err = w.Write(good[:1<<20])
 	must(t, err)
+	u.receiving(t)
 	refused("while another is under way", base, gone)
 	_, err = w.Write(good[1<<20:])
 	must(t, err)
@@ -249,6 +250,20 @@ func TestHostileRequests(t *testing.T) {
 		t.Errorf("the first of two uploads: %d", status)
 	}
 	refused("used", base, gone)
+}
+
+// receiving waits until an upload has its place in staging.
+func (u *uploader) receiving(t *testing.T) {
+	t.Helper()
+	staging := filepath.Join(u.poolDir(), "staging", "uploads")
+	for deadline := time.Now().Add(patience); ; {
+		if entries, err := os.ReadDir(staging); err == nil && len(entries) > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nothing comes to staging")
+		}
+	}
 }
 
 // signed makes the URL that the daemon would have given out for another time.
