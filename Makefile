@@ -20,13 +20,13 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 define LAYERS
 pure       60  disk   -      rest
 engine    140  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
-templates 150  disk   -race  ^holdfast/templates(/|$$)
+templates 170  disk   -race  ^holdfast/templates(/|$$)
 vm         90  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    150  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk       100  disk   -      ^holdfast/.*sdk
 browser    40  disk   -      ^holdfast/.*browsertest
-e2e       280  disk   -      ^holdfast/cmd/
+e2e       330  disk   -      ^holdfast/cmd/
 endef
 export LAYERS
 
