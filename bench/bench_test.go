@@ -92,6 +92,10 @@ func TestQuickRun(t *testing.T) {
 			a := Attach{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}
 			return a.Run(t.Context())
 		}},
+		"push": {5, func(dir string) (Report, error) {
+			p := Pushes{Daemon: bin, Dir: dir, Rounds: 1, Quick: true, Log: t.Output()}
+			return p.Run(t.Context())
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

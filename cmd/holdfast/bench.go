@@ -34,7 +34,7 @@ func (a *app) demoCommand() *cobra.Command {
 }
 
 func (a *app) benchCommand() *cobra.Command {
-	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach())
+	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach(), a.benchPush())
 }
 
 func (a *app) benchLifecycle() *cobra.Command {
@@ -89,6 +89,33 @@ func (a *app) benchAttach() *cobra.Command {
 	f.IntVar(&at.Rounds, "rounds", 60, "rounds of each measure")
 	f.BoolVar(&at.Quick, "quick", false, "less of everything: to see that the bench works")
 	f.StringVar(&at.Dir, "dir", "", "directory to work in (default: a temporary one)")
+	f.StringVar(&out, "out", ".", "directory for the reports")
+	return c
+}
+
+func (a *app) benchPush() *cobra.Command {
+	p := bench.Pushes{}
+	var out string
+	c := &cobra.Command{
+		Use: "push", Short: "Push a tree, unchanged, and with 1 % changed", Args: cobra.NoArgs,
+		Long: "Measure what pushes of a tree take on the wire and in time, with a daemon of its own, and write\n" +
+			"push-bench.json and push-bench.md. Needs root and about 10 GB of disk.",
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if p.Daemon, err = daemonProgram(p.Daemon); err != nil {
+				return err
+			}
+			p.Log = cmd.ErrOrStderr()
+			return runBench(cmd, "push-bench", p.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
+				p.Dir = work
+				return p.Run(ctx)
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&p.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
+	f.IntVar(&p.Rounds, "rounds", 5, "rounds of each measure")
+	f.BoolVar(&p.Quick, "quick", false, "less of everything: to see that the bench works")
+	f.StringVar(&p.Dir, "dir", "", "directory to work in (default: a temporary one)")
 	f.StringVar(&out, "out", ".", "directory for the reports")
 	return c
 }

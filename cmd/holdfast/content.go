@@ -1,9 +1,7 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"strconv"
@@ -12,49 +10,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"holdfast/api/client"
-	"holdfast/blockdev/tree"
 	"holdfast/internal/bytesize"
 	"holdfast/internal/tarball"
-	"holdfast/templates/delta"
 )
-
-// dirDelta sends what a server lacks of a directory.
-type dirDelta struct {
-	plan *tarball.Plan
-	tree tree.Tree
-}
-
-// Query implements client.Delta. It reads the whole directory.
-func (d *dirDelta) Query(ctx context.Context) (b []byte, err error) {
-	d.tree, err = d.plan.Tree(ctx, nil)
-	if errors.Is(err, tarball.ErrNoTree) || errors.Is(err, tree.ErrNotBelow) {
-		return nil, fmt.Errorf("%w: %w", client.ErrWhole, err)
-	}
-	if err != nil {
-		return nil, err
-	}
-	return delta.NewQuery(d.tree).Encode()
-}
-
-// Body implements client.Delta.
-func (d *dirDelta) Body(ctx context.Context, same bool, known []byte) (io.ReadCloser, int64, error) {
-	chunks := d.plan.Chunks()
-	body, err := delta.NewBody(d.tree, known, func(_ context.Context, c delta.Chunk, b []byte) error {
-		return chunks.Read(c.Node, c.Index, b)
-	})
-	if same {
-		body, err = delta.NewSame(d.tree.Identity())
-	}
-	if err != nil {
-		return nil, 0, err
-	}
-	r, w := io.Pipe()
-	go func() {
-		err := body.Write(ctx, w)
-		_ = w.CloseWithError(errors.Join(err, chunks.Close())) // always nil
-	}()
-	return r, body.Length(), nil
-}
 
 func (a *app) templateDiff() *cobra.Command {
 	return &cobra.Command{
@@ -173,5 +131,3 @@ func (a *app) unpack(cmd *cobra.Command, what string, archive io.Reader, dir str
 		r.add(what, fmt.Sprintf("%d entries, %s", done.Entries, bytesize.Human(done.Bytes)))
 	})
 }
-
-var _ client.Delta = (*dirDelta)(nil)

@@ -10,6 +10,7 @@ import (
 
 	"holdfast/api/client"
 	"holdfast/internal/bytesize"
+	"holdfast/internal/push"
 	"holdfast/internal/tarball"
 )
 
@@ -103,7 +104,7 @@ func (a *app) archive(cmd *cobra.Command, p *client.Push, from string) (archive 
 	archive = plan.Reader()
 	p.Archive, p.Length = archive, plan.Length()
 	if p.Format == "" || p.Format == "tar" {
-		p.Delta = &dirDelta{plan: plan}
+		p.Delta = push.Directory(plan)
 	}
 	return archive, fmt.Sprintf("%d files, %s", plan.Files, bytesize.Human(plan.Bytes)), nil
 }

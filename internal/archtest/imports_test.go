@@ -55,7 +55,7 @@ var guarded = []only{
 	},
 	{
 		imports: []string{"holdfast/api/..."},
-		by:      []string{"api/...", "cmd/...", "internal/daemon", "internal/demo", "internal/localdaemon", "bench/...", "internal/sandbox/...", "internal/powercut", "internal/browsertest"},
+		by:      []string{"api/...", "cmd/...", "internal/daemon", "internal/demo", "internal/localdaemon", "bench/...", "internal/sandbox/...", "internal/powercut", "internal/browsertest", "internal/push"},
 		why:     "the API stands on top: rooms below it know no HTTP and no tenant's key",
 	},
 	{
