@@ -68,8 +68,13 @@ type TreeRequest struct {
 	Files map[string]string `json:"files"`
 }
 
-// largestText bounds a file that is answered inside JSON, in bytes.
-const largestText = 16 << 20
+const (
+	// largestText bounds a file that is answered inside JSON, in bytes.
+	largestText = 16 << 20
+	// smallText are read without waiting for one of the few places for larger ones.
+	smallText    = 256 << 10
+	textsAtATime = 8
+)
 
 // sandboxPath is the path in the path: one segment that holds all of it, with or
 // without its leading slash.
@@ -113,6 +118,14 @@ func getSandboxFile(c *call) error {
 	}
 	if e.Info.Size > largestText {
 		return refuse(ErrSandboxFile, "%s has %d bytes: ask for it with Accept: application/octet-stream", file, e.Info.Size)
+	}
+	if e.Info.Size > smallText {
+		select {
+		case c.s.texts <- struct{}{}:
+			defer func() { <-c.s.texts }()
+		case <-c.r.Context().Done():
+			return c.r.Context().Err()
+		}
 	}
 	text := &bounded{room: largestText}
 	if err := r.ReadFile(c.r.Context(), c.workspace, name, file, text); err != nil {
@@ -171,7 +184,7 @@ func putSandboxFile(c *call) error {
 		return c.putForm(r, name, file)
 	}
 	var b FileRequest
-	if err := c.decodeSlowly(&b); err != nil {
+	if err := c.decodeSlowly(&b, largestContent); err != nil {
 		return err
 	}
 	permissions := value(b.Permissions)
@@ -280,7 +293,7 @@ func putSandboxTree(c *call) error {
 	}
 	defer func() { <-c.s.uploads }()
 	var b TreeRequest
-	if err := c.decodeSlowly(&b); err != nil {
+	if err := c.decodeSlowly(&b, largestContent); err != nil {
 		return err
 	}
 	if len(b.Files) > 1000 {
@@ -351,7 +364,7 @@ func beginParts(c *call) error {
 	}
 	c.resource = name
 	var b FileRequest
-	if err := c.decodeSlowly(&b); err != nil {
+	if err := c.decodeSlowly(&b, c.s.o.Limits.Body); err != nil {
 		return err
 	}
 	permissions := value(b.Permissions)
@@ -435,7 +448,7 @@ func joinParts(c *call) error {
 		return err
 	}
 	var b UploadParts
-	if err := c.decodeSlowly(&b); err != nil {
+	if err := c.decodeSlowly(&b, c.s.o.Limits.Body); err != nil {
 		return err
 	}
 	if len(b.Parts) == 0 || len(b.Parts) > maxParts {

@@ -72,7 +72,7 @@ func createProcess(c *call) error {
 	}
 	c.resource = name
 	var b ProcessRequest
-	if err := c.decodeSlowly(&b); err != nil {
+	if err := c.decodeSlowly(&b, c.s.o.Limits.Body); err != nil {
 		return err
 	}
 	e := Exec{
@@ -201,16 +201,17 @@ func closeStdin(c *call) error {
 	return c.json(Done{Message: "closed"})
 }
 
-// largestContent bounds a file inside a JSON body; larger ones come in parts.
+// largestContent bounds a JSON body with a file in it; larger ones come in parts.
 const largestContent = 32 << 20
 
-// decodeSlowly is decode for a route whose body may be long.
-func (c *call) decodeSlowly(v any) error {
-	b, err := io.ReadAll(http.MaxBytesReader(c.w, io.NopCloser(c.patientBody()), largestContent))
+// decodeSlowly is decode for a route without a deadline for the whole: each read
+// has one. Who takes long bodies holds an uploadPlace.
+func (c *call) decodeSlowly(v any, limit int64) error {
+	b, err := io.ReadAll(http.MaxBytesReader(c.w, io.NopCloser(c.patientBody()), limit))
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.As(err, &tooLarge):
-		return refuse(ErrBodyTooLarge, "at most %d bytes are taken", largestContent)
+		return refuse(ErrBodyTooLarge, "at most %d bytes are taken", limit)
 	case err != nil:
 		return invalid("body", "broke off before its end")
 	}

@@ -102,7 +102,7 @@ func DefaultConfig() Config {
 		TrimInterval: 24 * time.Hour, FreezeLimit: time.Minute,
 		ImportLimit:    15 * time.Minute,
 		BackupInterval: time.Hour, BackupKeep: 24,
-		SandboxMax: 100, SandboxMemory: 4 << 30, SandboxPids: 1024, SandboxLayer: 512 << 20, SandboxUsers: 0x70000000, SandboxRunDir: "/run/holdfast",
+		SandboxMax: 100, SandboxMemory: 8 << 30, SandboxPids: 1024, SandboxLayer: 512 << 20, SandboxUsers: 0x70000000, SandboxRunDir: "/run/holdfast",
 	}
 }
 

@@ -169,6 +169,10 @@ func (c *containers) exec(id string, spec *specs.Process, stdin bool, out, errOu
 		case err != nil:
 			p.code, p.failed = -1, err
 		}
+		go func() { // not before: what it has not read of its input would be lost
+			<-read
+			_ = pipes.Close()
+		}()
 		select {
 		case <-read:
 		case <-time.After(lingering):
@@ -207,7 +211,6 @@ func collect(pipes runc.IO, out, errOut io.Writer) <-chan struct{} {
 	go func() {
 		<-left
 		<-left
-		_ = pipes.Close()
 		close(read)
 	}()
 	return read

@@ -88,7 +88,7 @@ func openImages(ctx context.Context, dir string, o Options) (*images, error) {
 }
 
 // minimalForm changes when the minimal image is made in another way.
-const minimalForm = "1"
+const minimalForm = "2"
 
 func (im *images) makeMinimal(ctx context.Context) (string, error) {
 	program, err := os.ReadFile(im.tool)
@@ -118,6 +118,17 @@ func (im *images) makeMinimal(ctx context.Context) (string, error) {
 	return dir, sys.SyncDir(im.dir)
 }
 
+// printenv is for programs that look at their environment with it; Debian's
+// busybox has none.
+const printenv = `#!/bin/sh
+[ $# -gt 0 ] || exec env
+for name; do
+	case $name in *[!A-Za-z0-9_]*|[0-9]*|'') exit 1 ;; esac
+	eval "[ -n \"\${$name+set}\" ]" || exit 1
+	eval "printf '%s\\n' \"\$$name\""
+done
+`
+
 // fillMinimal makes the least that programs expect of a Unix.
 func fillMinimal(dir string, program []byte, applets []string) error {
 	errs := []error{os.Chmod(dir, 0o755)} //nolint:gosec // a root directory
@@ -134,9 +145,10 @@ func fillMinimal(dir string, program []byte, applets []string) error {
 	} {
 		errs = append(errs, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644)) //nolint:gosec // for everybody in the sandbox
 	}
-	errs = append(errs, os.WriteFile(filepath.Join(dir, "bin/busybox"), program, 0o755)) //nolint:gosec // a program
+	errs = append(errs, os.WriteFile(filepath.Join(dir, "bin/busybox"), program, 0o755))           //nolint:gosec // a program
+	errs = append(errs, os.WriteFile(filepath.Join(dir, "bin/printenv"), []byte(printenv), 0o755)) //nolint:gosec // a program
 	for _, a := range applets {
-		if a == "busybox" || a != filepath.Base(a) {
+		if a == "busybox" || a == "printenv" || a != filepath.Base(a) {
 			continue
 		}
 		errs = append(errs, os.Symlink("busybox", filepath.Join(dir, "bin", a)))

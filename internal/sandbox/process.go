@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -27,7 +28,8 @@ const (
 	// outputRoom is what is kept of one process's output, in bytes; the rest is
 	// read and dropped, so that the process goes on.
 	outputRoom = 1 << 20
-	// outputTotal is what is kept of all ended processes of a sandbox.
+	// outputTotal is what is kept of all processes of a sandbox; those that have
+	// ended make room, the oldest first.
 	outputTotal = 8 << 20
 	maxCommand  = 128 << 10
 )
@@ -36,7 +38,8 @@ const (
 type processes struct {
 	mu   sync.Mutex
 	made int
-	all  []*process // the oldest first
+	all  []*process   // the oldest first
+	kept atomic.Int64 // bytes of output, of all
 }
 
 // process is a process in a sandbox and what it has written.
@@ -46,8 +49,8 @@ type process struct {
 	shown   api.Process // what does not change
 
 	mu      sync.Mutex
-	chunks  []chunk
-	kept    int
+	said    output
+	kept    int // of said, counted in processes.kept
 	cut     bool
 	news    chan struct{} // closed when there is more to read, or the end
 	ended   time.Time
@@ -56,9 +59,48 @@ type process struct {
 	because string // "stopped" or "killed": by whom it ended
 }
 
-type chunk struct {
+// output is what a process has written, of both streams in the order in which it came.
+type output struct {
+	text []byte
+	runs []stretch
+}
+
+// stretch says of which stream the text is up to end, from the end of the one before.
+type stretch struct {
+	end    int
 	stream string
-	text   []byte
+}
+
+// maxRuns bounds what a process costs that writes a bit to each stream in turn.
+const maxRuns = 32 << 10
+
+func (o *output) add(stream string, text []byte) {
+	if len(text) == 0 {
+		return
+	}
+	o.text = append(o.text, text...)
+	if last := len(o.runs) - 1; last >= 0 && o.runs[last].stream == stream {
+		o.runs[last].end = len(o.text)
+		return
+	}
+	o.runs = append(o.runs, stretch{len(o.text), stream})
+}
+
+// from gives what came behind an offset, in pieces of one stream each.
+func (o *output) from(offset int) (pieces []piece) {
+	begin := 0
+	for _, r := range o.runs {
+		if r.end > offset {
+			pieces = append(pieces, piece{r.stream, o.text[max(begin, offset):r.end]})
+		}
+		begin = r.end
+	}
+	return pieces
+}
+
+type piece struct {
+	stream string
+	text   []byte // not to be changed; what comes later is behind it
 }
 
 const (
@@ -68,18 +110,26 @@ const (
 
 // sink takes one stream of a process.
 type sink struct {
+	all    *processes
 	p      *process
 	stream string
 }
 
 func (s sink) Write(b []byte) (int, error) {
+	if s.all.kept.Load()+int64(len(b)) > outputTotal {
+		s.all.prune()
+	}
 	s.p.mu.Lock()
 	defer s.p.mu.Unlock()
-	if keep := b[:min(len(b), outputRoom-s.p.kept)]; len(keep) > 0 {
-		s.p.chunks = append(s.p.chunks, chunk{s.stream, bytes.Clone(keep)})
-		s.p.kept += len(keep)
+	room := max(0, min(outputRoom-s.p.kept, outputTotal-int(s.all.kept.Load())))
+	if len(s.p.said.runs) >= maxRuns {
+		room = 0
 	}
-	s.p.cut = s.p.cut || s.p.kept == outputRoom
+	keep := b[:min(len(b), room)]
+	s.p.said.add(s.stream, keep)
+	s.p.kept += len(keep)
+	s.all.kept.Add(int64(len(keep)))
+	s.p.cut = s.p.cut || len(b) > room
 	s.p.tell()
 	return len(b), nil
 }
@@ -102,17 +152,12 @@ func (p *process) show() api.Process {
 	defer p.mu.Unlock()
 	s := p.shown
 	s.Status, s.ExitCode, s.Truncated, s.CompletedAt = p.status, p.code, p.cut, stamp(p.ended)
-	var all, out, errOut strings.Builder
-	for _, c := range p.chunks {
-		all.Write(c.text)
-		if c.stream == toOut {
-			out.Write(c.text)
-		} else {
-			errOut.Write(c.text)
-		}
+	streams := map[string][]byte{}
+	for _, piece := range p.said.from(0) {
+		streams[piece.stream] = append(streams[piece.stream], piece.text...)
 	}
-	text := func(b strings.Builder) string { return strings.ToValidUTF8(b.String(), "\uFFFD") }
-	s.Logs, s.Stdout, s.Stderr = text(all), text(out), text(errOut)
+	text := func(b []byte) string { return strings.ToValidUTF8(string(b), "\uFFFD") }
+	s.Logs, s.Stdout, s.Stderr = text(p.said.text), text(streams[toOut]), text(streams[toErr])
 	return s
 }
 
@@ -173,7 +218,7 @@ func (r *Runtime) begins(b *box, rec record, p *process, e api.Exec) error {
 	spec := newProcess([]string{toolPath, "sh", "-c", startShell, "sh", e.Command}, environment(rec, e.Env), p.shown.WorkingDir)
 	score := execOOM
 	spec.OOMScoreAdj = &score
-	command, err := r.containers.exec(rec.ID, spec, e.Stdin, sink{p, toOut}, sink{p, toErr})
+	command, err := r.containers.exec(rec.ID, spec, e.Stdin, sink{&b.processes, p, toOut}, sink{&b.processes, p, toErr})
 	if err != nil {
 		b.processes.drop(p)
 		if errors.Is(err, errStart) {
@@ -334,12 +379,12 @@ func (r *Runtime) FollowProcess(ctx context.Context, workspace, name, id string,
 		return err
 	}
 	rest := map[string][]byte{}
-	for next := 0; ; {
+	for offset := 0; ; {
 		p.mu.Lock()
-		chunks, news, over := slices.Clone(p.chunks[min(next, len(p.chunks)):]), p.news, !p.ended.IsZero()
+		pieces, news, over := p.said.from(offset), p.news, !p.ended.IsZero()
 		p.mu.Unlock()
-		next += len(chunks)
-		for _, c := range chunks {
+		for _, c := range pieces {
+			offset += len(c.text)
 			rest[c.stream] = append(rest[c.stream], c.text...)
 			for {
 				text, after, found := bytes.Cut(rest[c.stream], []byte("\n"))
@@ -352,7 +397,7 @@ func (r *Runtime) FollowProcess(ctx context.Context, workspace, name, id string,
 				}
 			}
 		}
-		if over && len(chunks) == 0 {
+		if over && len(pieces) == 0 {
 			break
 		}
 		if over {
@@ -440,6 +485,9 @@ func (s *processes) drop(p *process) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.all = slices.DeleteFunc(s.all, func(q *process) bool { return p == q })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	s.kept.Add(-int64(p.kept))
 }
 
 // list gives the processes that have begun.
@@ -449,23 +497,28 @@ func (s *processes) list() []*process {
 	return slices.DeleteFunc(slices.Clone(s.all), func(p *process) bool { return p.command == nil })
 }
 
-// prune forgets the oldest of those that have ended, when they are too many or
-// have too much to say.
+// prune forgets the oldest of those that have ended, while they are too many or
+// all together have too much to say. The newest stays: somebody is about to ask.
 func (s *processes) prune() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ended, kept := 0, 0
-	for i := len(s.all) - 1; i >= 0; i-- {
-		p := s.all[i]
-		if p.running() {
-			continue
-		}
-		ended++
-		kept += p.kept
-		if ended > maxEnded || ended > 1 && kept > outputTotal {
-			s.all = slices.Delete(s.all, i, i+1)
+	ended := 0
+	for _, p := range s.all {
+		if !p.running() {
+			ended++
 		}
 	}
+	s.all = slices.DeleteFunc(s.all, func(p *process) bool {
+		if ended <= 1 || ended <= maxEnded && s.kept.Load() <= outputTotal/2 || p.running() {
+			return false
+		}
+		ended--
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		s.kept.Add(-int64(p.kept))
+		p.kept = outputRoom // what a child of it still writes is not kept
+		return true
+	})
 }
 
 func environment(rec record, more map[string]string) []string {

@@ -15,7 +15,7 @@ describe('the life of a sandbox', () => {
     assert.equal(instance.spec.runtime.image, 'blaxel/base-image:latest', 'what the SDK asks for');
     assert.equal(instance.spec.runtime.memory, 512);
     assert.ok(instance.metadata.url.startsWith('http://127.0.0.1:'), instance.metadata.url);
-    assert.equal((await sh(instance, 'echo $GREETING')).stdout, 'hello there\n');
+    assert.equal((await sh(instance, 'echo $GREETING; printenv GREETING; printenv NONE || echo none')).stdout, 'hello there\nhello there\nnone\n');
     assert.deepEqual((await SandboxInstance.get(name)).metadata, instance.metadata);
     await end(instance);
     await refused(SandboxInstance.delete(name), 404);
@@ -150,6 +150,11 @@ describe('in a sandbox', () => {
     await instance.process.closeStdin(started.pid);
     const done = await instance.process.wait(started.pid, { interval: 50 });
     assert.equal(done.stdout, 'first\nsecond\n');
+    const quiet = await instance.process.exec({ name: 'quiet', command: 'exec >/tmp/quiet 2>&1; cat', stdin: true });
+    await instance.process.writeStdin(quiet.pid, 'heard\n');
+    await instance.process.closeStdin(quiet.pid);
+    await instance.process.wait(quiet.pid, { interval: 50 });
+    assert.equal((await sh(instance, 'cat /tmp/quiet')).stdout, 'heard\n', 'also where nobody listens to its output');
   });
 
   it('a process that says too much goes on, and the beginning is kept', async () => {
