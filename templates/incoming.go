@@ -37,7 +37,7 @@ func (l *Library) uploaded(f format.Format, length int64, body io.Reader) incomi
 		bytes: length,
 		open: func(ctx context.Context) (io.ReadCloser, int64, error) {
 			if f == format.OCI {
-				r, err := l.layout(ctx, raw)
+				r, err := l.layout(ctx, raw, length)
 				return r, length, err
 			}
 			s, err := format.Open(ctx, raw, format.Options{Format: f, Staging: l.o.Staging, Limits: l.formatLimits()})
@@ -54,9 +54,19 @@ func (l *Library) uploaded(f format.Format, length int64, body io.Reader) incomi
 	}
 }
 
-// layout reads an image layout that was uploaded.
-func (l *Library) layout(ctx context.Context, r io.Reader) (io.ReadCloser, error) {
-	im, err := oci.OpenLayout(ctx, r, l.imageOptions(""))
+// layout reads an image layout that was uploaded, for which so many bytes are set
+// aside: one that is compressed as a whole can need more.
+func (l *Library) layout(ctx context.Context, r io.Reader, aside int64) (io.ReadCloser, error) {
+	o := l.imageOptions("")
+	o.Reserve = func(bytes int64) (func(), error) {
+		ours := min(aside, bytes)
+		aside -= ours
+		if ours == bytes {
+			return func() {}, nil
+		}
+		return l.reserve(bytes-ours, "image layout")
+	}
+	im, err := oci.OpenLayout(ctx, r, o)
 	if err != nil {
 		return nil, err
 	}

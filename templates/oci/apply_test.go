@@ -231,3 +231,32 @@ func TestDevices(t *testing.T) {
 		t.Errorf("%v", have)
 	}
 }
+
+// A layout asks for the room that it needs, step by step, and gives it back.
+func TestReserve(t *testing.T) {
+	b := Gzip(NewLayout(Plain(Holding("f", strings.Repeat("x", 70<<20)))).Tar())
+	asked, released := 0, 0
+	full := errors.New("no room")
+	reserve := func(most int) func(o *Options) {
+		return func(o *Options) {
+			asked, released = 0, 0
+			o.Reserve = func(bytes int64) (func(), error) {
+				if bytes != reserveStep || asked >= most {
+					return nil, full
+				}
+				asked++
+				return func() { released++ }, nil
+			}
+		}
+	}
+	im := open(t, b, reserve(5))
+	if asked != 2 || released != 0 {
+		t.Errorf("asked %d times, gave back %d", asked, released)
+	}
+	if err := im.Close(); err != nil || released != 2 {
+		t.Errorf("%v, gave back %d", err, released)
+	}
+	if _, err := tryOpen(t, b, reserve(1)); !errors.Is(err, full) || errors.Is(err, archive.ErrRefused) || asked != released {
+		t.Errorf("without room: %v, asked %d, gave back %d", err, asked, released)
+	}
+}

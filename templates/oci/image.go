@@ -45,6 +45,11 @@ type Options struct {
 	Staging  string // directory for unnamed files: as much as the blobs have
 	Limits   Limits
 
+	// Reserve is asked for so many bytes of staging each time that a layout needs
+	// more of it; what it gives is called when the image is closed. nil: nobody is
+	// asked.
+	Reserve func(bytes int64) (release func(), err error)
+
 	// OmitDevices leaves device nodes, pipes and sockets out. Without it they
 	// are in the tar, and package archive refuses them by name.
 	OmitDevices bool

@@ -225,8 +225,12 @@ func (l *layoutDir) file(name string) (io.ReadCloser, int64, error) {
 
 // layoutTar is a layout in a tar, by its entries.
 type layoutTar struct {
-	f     *os.File
-	files map[string]place
+	f       *os.File
+	files   map[string]place
+	reserve func(int64) (func(), error)
+	room    int64 // bytes that were reserved and not used
+	release []func()
+	full    error // why staging took no more
 }
 
 // place is where a file is in a tar; or what it is a link to.
@@ -244,18 +248,47 @@ func receive(ctx context.Context, r io.Reader, o Options) (*layoutTar, error) {
 	if err != nil {
 		return nil, err
 	}
-	l := &layoutTar{f: f, files: map[string]place{}}
-	w := bufio.NewWriterSize(f, 1<<20)
+	l := &layoutTar{f: f, files: map[string]place{}, reserve: o.Reserve}
+	w := bufio.NewWriterSize(writerFunc(l.write), 1<<20)
 	in := &counted{r: io.TeeReader(r, w)}
 	err = l.index(ctx, in)
 	if err == nil {
 		_, err = io.Copy(io.Discard, in)
 	}
 	err = errors.Join(err, w.Flush())
+	if l.full != nil { // which a reader of the tar says in its own words
+		err = l.full
+	}
 	if err != nil {
-		return nil, errors.Join(err, f.Close())
+		return nil, errors.Join(err, l.close())
 	}
 	return l, nil
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (w writerFunc) Write(p []byte) (int, error) { return w(p) }
+
+// reserveStep is how much of staging is asked for at once, in bytes.
+const reserveStep = 64 << 20
+
+// write keeps the next bytes, once there is room for them.
+func (l *layoutTar) write(p []byte) (int, error) {
+	for l.reserve != nil && l.room < int64(len(p)) {
+		release, err := l.reserve(reserveStep)
+		if err != nil {
+			l.full = err
+			return 0, err
+		}
+		l.room += reserveStep
+		l.release = append(l.release, release)
+	}
+	n, err := l.f.Write(p)
+	l.room -= int64(n)
+	if err != nil {
+		l.full = fmt.Errorf("staging: %w", err)
+	}
+	return n, err
 }
 
 type counted struct {
@@ -331,7 +364,15 @@ func (l *layoutTar) open(_ context.Context, d ocispec.Descriptor) (io.ReadCloser
 }
 
 func (l *layoutTar) prepare(context.Context, []layer) error { return nil }
-func (l *layoutTar) close() error                           { return l.f.Close() }
+
+func (l *layoutTar) close() error {
+	err := l.f.Close()
+	for _, release := range l.release {
+		release()
+	}
+	l.release = nil
+	return err
+}
 
 // unnamed makes a file that goes with its descriptor, whatever happens.
 func unnamed(dir string) (*os.File, error) {
