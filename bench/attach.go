@@ -249,9 +249,10 @@ func (a *Attach) tell(n int, t, first *attachTimes) {
 		r := Row{Measure: fmt.Sprintf("%s, %d live", what, n), Unit: "ms", Samples: len(s), P50: milliseconds(s.median()), P99: milliseconds(s.quantile(0.99)),
 			Goal: fmt.Sprintf("≤ %d ms", goal.Milliseconds()), Met: s.median() <= goal,
 			Yardstick: yardstick, Beside: milliseconds(beside.median()), Ratio: pairedRatio(s, beside)}
+		r.Note = fmt.Sprintf("the fastest tenth, which others' work disturbs least: %.1f ms; of the yardstick %.1f ms", milliseconds(s.quantile(0.1)), milliseconds(beside.quantile(0.1)))
 		if t != first {
-			r.Note = fmt.Sprintf("%.2f times what it is with one; the yardstick %.2f times",
-				float64(s.median())/float64(base.median()), float64(beside.median())/float64(besideBase.median()))
+			r.Note += fmt.Sprintf("; that is %.2f times what it is with one, the yardstick %.2f times",
+				float64(s.quantile(0.1))/float64(base.quantile(0.1)), float64(beside.quantile(0.1))/float64(besideBase.quantile(0.1)))
 		}
 		a.report.Rows = append(a.report.Rows, r)
 	}
