@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/blockdev/attach"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/limit"
 )
 
 func ms(values ...int) samples {
@@ -113,5 +115,42 @@ func TestQuickRun(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestQuickLimits takes a measure of each kind of load once. How well limits hold
+// is not looked at here.
+func TestQuickLimits(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS, blockdevtest.Runc)
+	if _, err := exec.LookPath("fio"); err != nil {
+		t.Skip("no fio:", err)
+	}
+	limiter, err := limit.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := limiter.Explain(attach.Target{Pid: 1}, false); err != nil {
+		t.Skip("this host limits no rates:", err)
+	}
+	blockdevtest.LeakCheck(t)
+	bin := filepath.Join(t.TempDir(), "holdfastd")
+	build := exec.Command("go", "build", "-o", bin, "holdfast/cmd/holdfastd")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	l := Limits{Daemon: bin, Dir: t.TempDir(), Quick: true, Log: t.Output()}
+	report, err := l.Run(t.Context())
+	if err != nil {
+		log, _ := os.ReadFile(filepath.Join(l.Dir, "holdfastd.log"))
+		t.Fatalf("%v\n%s", err, log)
+	}
+	if len(report.Rows) < 9 {
+		t.Errorf("%d rows", len(report.Rows))
+	}
+	for _, row := range report.Rows {
+		if row.P50 <= 0 {
+			t.Errorf("nothing was measured for %q", row.Measure)
+		}
 	}
 }

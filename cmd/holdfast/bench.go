@@ -34,7 +34,7 @@ func (a *app) demoCommand() *cobra.Command {
 }
 
 func (a *app) benchCommand() *cobra.Command {
-	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach(), a.benchPush())
+	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach(), a.benchPush(), a.benchLimits())
 }
 
 func (a *app) benchLifecycle() *cobra.Command {
