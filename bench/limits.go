@@ -21,12 +21,12 @@ import (
 // Limits measures how well an attachment's rate limits hold: what fio gets in a
 // real container, beside what was asked for.
 type Limits struct {
-	Daemon  string        // path of holdfastd
-	Dir     string        // empty directory to work in
-	Rounds  int           // 0: 3
-	Seconds time.Duration // of each measure; 0: 5 s
-	Quick   bool          // one measure of each kind, one round: a smoke test of the bench itself
-	Log     io.Writer     // progress
+	Daemon string        // path of holdfastd
+	Dir    string        // empty directory to work in
+	Rounds int           // 0: 3
+	Each   time.Duration // measure; 0: 5 s
+	Quick  bool          // one measure of each kind, one round: a smoke test of the bench itself
+	Log    io.Writer     // progress
 
 	d      *localdaemon.Daemon
 	at     client.Attachment
@@ -99,11 +99,11 @@ func (l *Limits) Run(ctx context.Context) (_ Report, err error) {
 	if l.Rounds == 0 {
 		l.Rounds = 3
 	}
-	if l.Seconds == 0 {
-		l.Seconds = 5 * time.Second
+	if l.Each == 0 {
+		l.Each = 5 * time.Second
 	}
 	if l.Quick {
-		l.Rounds, l.Seconds = 1, time.Second
+		l.Rounds, l.Each = 1, time.Second
 	}
 	l.report = Report{Name: "Rate limits of attachments", Time: time.Now().UTC(), Host: hostFacts(l.Dir)}
 	l.d, err = localdaemon.Start(ctx, l.Daemon, filepath.Join(l.Dir, "state"), "--pool-size", "2GiB", "--runc-root", l.runcRoot())
@@ -283,7 +283,7 @@ func (l *Limits) load(ctx context.Context, c limitCase) (ioRates, error) {
 // fio runs one job in the container. What it left dirty is flushed before it ends.
 func (l *Limits) fio(ctx context.Context, job int, args []string) (ioRates, error) {
 	out, err := l.runc(ctx, append([]string{"exec", limitsContainer, "/usr/bin/fio", "--name=limits", "--output-format=json", "--thread", "--group_reporting", "--end_fsync=1",
-		fmt.Sprintf("--filename=/data/f%d", job), fmt.Sprintf("--size=%dm", limitsFileMiB), "--time_based", fmt.Sprintf("--runtime=%dms", l.Seconds.Milliseconds())}, args...)...)
+		fmt.Sprintf("--filename=/data/f%d", job), fmt.Sprintf("--size=%dm", limitsFileMiB), "--time_based", fmt.Sprintf("--runtime=%dms", l.Each.Milliseconds())}, args...)...)
 	if err != nil {
 		return ioRates{}, err
 	}

@@ -7,6 +7,9 @@ import (
 	"os"
 	"strings"
 
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/limit"
 	"holdfast/internal/run"
 	"holdfast/internal/sys"
 )
@@ -32,7 +35,7 @@ type Check struct {
 // Host looks at what does not depend on a configuration: privileges, kernel,
 // tools and limits.
 func Host(ctx context.Context) []Check {
-	checks := []Check{root(), loopDevices(), mountCalls(), capability(), openFiles()}
+	checks := []Check{root(), loopDevices(), mountCalls(), capability(), openFiles(), rateLimits()}
 	for _, t := range tools {
 		if ctx.Err() != nil {
 			break
@@ -125,6 +128,22 @@ func openFiles() Check {
 		c.Status = Warn
 		c.Consequence = "many connections or volumes at once will fail with \"too many open files\""
 		c.Fix = fmt.Sprintf("raise LimitNOFILE to %d or more", enoughFiles)
+	}
+	return c
+}
+
+func rateLimits() Check {
+	c := Check{Name: "rate-limits", Status: OK}
+	l, err := limit.New()
+	if err == nil {
+		var e blockdev.Enforcement
+		e, err = l.Explain(attach.Target{Pid: os.Getpid()}, false)
+		c.Found = e.Mechanism
+	}
+	if err != nil {
+		c.Status, c.Found = Warn, err.Error()
+		c.Consequence = "attachments cannot have rate limits: asking for them is refused"
+		c.Fix = "use cgroup v2 with the io controller, or mount cgroup v1's blkio"
 	}
 	return c
 }
