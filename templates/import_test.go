@@ -1,6 +1,7 @@
 package templates_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"os"
@@ -97,5 +98,31 @@ func TestImport(t *testing.T) {
 	r.expectStagingEmpty()
 	if v, err := load("app", image); err != nil || v.Status != templates.Ready {
 		t.Errorf("in the end: %+v, %v", v, err)
+	}
+}
+
+// One tree, however it is packed, becomes one image; its version's digest is of
+// what was sent.
+func TestPackings(t *testing.T) {
+	r := plainRig(t, nil)
+	r.put("app")
+	plain := archivetest.Tar(archivetest.Dir("d"), archivetest.Holding("d/f", strings.Repeat("contents", 5000)), archivetest.Symlink("s", "d/f"))
+	images, digests := map[string]bool{}, map[string]bool{}
+	for _, b := range [][]byte{
+		plain, archivetest.Gzip(plain), archivetest.Zstd(plain), append(archivetest.Gzip(plain[:1000]), archivetest.Gzip(plain[1000:])...),
+	} {
+		v := r.push("app", b)
+		images[v.ImageDigest], digests[v.Digest] = true, true
+	}
+	to := r.begin("app", "").upload()
+	to.Format = "oci"
+	b := archivetest.NewLayout(archivetest.Layer{Tar: plain}).Tar()
+	v, err := r.Ingest(t.Context(), to, int64(len(b)), bytes.NewReader(b))
+	if err != nil {
+		t.Fatal(err)
+	}
+	images[v.ImageDigest], digests[v.Digest] = true, true
+	if len(images) != 1 || len(digests) != 5 {
+		t.Errorf("%d images, %d digests", len(images), len(digests))
 	}
 }

@@ -1,6 +1,7 @@
 package main_test
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +39,14 @@ func TestImport(t *testing.T) {
 	if out := run(0, "template", "push", "app", layout, "--format", "oci"); !strings.HasPrefix(out, "app:2 ") {
 		t.Errorf("%s", out)
 	}
-	for _, template := range []string{"app:1", "app:2"} {
+	dir := t.TempDir()
+	for name, b := range l.Files {
+		must(t, errors.Join(os.MkdirAll(filepath.Dir(filepath.Join(dir, name)), 0o755), os.WriteFile(filepath.Join(dir, name), b, 0o600)))
+	}
+	if out := run(0, "template", "push", "app", dir, "--format", "oci"); !strings.HasPrefix(out, "app:3 ") {
+		t.Errorf("%s", out)
+	}
+	for _, template := range []string{"app:1", "app:2", "app:3"} {
 		name := "of-" + strings.ReplaceAll(template, ":", "-")
 		_, err := n.CreateVolume(t.Context(), client.Volume{Metadata: client.VolumeMetadata{Name: name}, Spec: client.VolumeSpec{Template: template, Size: 16}}, "")
 		must(t, err)
