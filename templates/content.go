@@ -1,6 +1,7 @@
 package templates
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -160,10 +161,16 @@ func (l *Library) Archive(ctx context.Context, workspace, name, version string, 
 	if err != nil {
 		return err
 	}
-	err = archive.Write(ctx, begin(o.Revision, length), o.tree, o)
-	l.suspectOn(err, v.ID)
-	return err
+	out := bufio.NewWriterSize(begin(o.Revision, length), archiveBuffer)
+	if err = archive.Write(ctx, out, o.tree, o); err != nil {
+		l.suspectOn(err, v.ID)
+		return err
+	}
+	return out.Flush()
 }
+
+// archiveBuffer collects the small pieces that an archive is written in, in bytes.
+const archiveBuffer = 256 << 10
 
 // Difference is a name that is not the same in two revisions.
 type Difference struct {

@@ -1,6 +1,7 @@
 package templates
 
 import (
+	"bufio"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -241,9 +242,13 @@ func (d *incomingDelta) archive(ctx context.Context, in *delta.Received) (io.Rea
 	d.r, d.done, d.sum = r, make(chan struct{}), sha256.New()
 	go func() {
 		defer close(d.done)
-		err := archive.Write(ctx, w, source, in)
+		out := bufio.NewWriterSize(w, archiveBuffer)
+		err := archive.Write(ctx, out, source, in)
 		if err == nil {
 			err = in.End()
+		}
+		if err == nil {
+			err = out.Flush()
 		}
 		_ = w.CloseWithError(err) // always nil
 	}()
