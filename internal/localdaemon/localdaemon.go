@@ -129,11 +129,29 @@ func (d *Daemon) Kill() error {
 // Remove stops the daemon, unmounts its pool and deletes the state directory.
 func (d *Daemon) Remove(ctx context.Context) error {
 	err := d.Stop()
-	_, mounted := run.Run(ctx, run.Cmd{Args: []string{d.bin, "uninstall", "--state-dir", d.State, "--yes"}})
+	mounted := d.uninstall(ctx)
 	if err := errors.Join(err, mounted); err != nil {
 		return err // what is mounted must not be deleted
 	}
 	return errors.Join(os.RemoveAll(d.State), d.log.Close())
+}
+
+// uninstall takes the mounts away. A container that another process is starting
+// holds a copy of every mount of the host for a moment.
+func (d *Daemon) uninstall(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	for {
+		_, err := run.Run(ctx, run.Cmd{Args: []string{d.bin, "uninstall", "--state-dir", d.State, "--yes"}})
+		if err == nil || !strings.Contains(err.Error(), "in use") || strings.Contains(err.Error(), "volumes are mounted") {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
 }
 
 // MemoryMiB is the daemon's resident set (proc(5), VmRSS).
