@@ -255,3 +255,43 @@ func TestFirstUseAfterUncleanStop(t *testing.T) {
 		t.Error(got)
 	}
 }
+
+// A crash at any point of finding damage leaves the version READY, to be found
+// again, or damaged, whatever records are lost.
+func TestCrashWhileFindingDamage(t *testing.T) {
+	r := plainRig(t, nil)
+	r.put("app")
+	r.push("app", pack(t, file("a", "one")))
+	for n, version := 1, 2; ; n, version = n+1, version+1 {
+		text := strings.Repeat("x", n) + contents
+		v := r.push("app", pack(t, file("a", text)))
+		r.flip(v.ID, contents)
+		r.close()
+		r.fuse = &fuse{at: n}
+		r.open()
+		_, err := r.Verify(t.Context(), workspace, "app", v.Name)
+		blown, where := r.fuse.blown, r.fuse.where
+		r.fuse = nil
+		r.reopen()
+		before := r.numbers("app")
+		r.wipeStore()
+		if after := r.numbers("app"); after != before {
+			t.Errorf("at %s: %s without the store, %s with it", where, after, before)
+		}
+		if found, err := r.Verify(t.Context(), workspace, "app", v.Name); err != nil || !found.Damaged {
+			t.Errorf("at %s: %+v, %v", where, found, err)
+		}
+		if _, _, err := r.Resolve(t.Context(), workspace, "app"); !errors.Is(err, templates.ErrDamaged) {
+			t.Errorf("at %s: %v", where, err)
+		}
+		if !blown {
+			if err != nil || n < 4 {
+				t.Errorf("%d points, %v", n, err)
+			}
+			return
+		}
+		if t.Failed() {
+			return
+		}
+	}
+}
