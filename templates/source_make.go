@@ -74,7 +74,7 @@ func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec, 
 	case s.converts(v):
 		return 0, l.convert(ctx, id, s, v)
 	default:
-		return l.growRevision(ctx, id, s)
+		return l.growRevision(ctx, id, s, v)
 	}
 }
 
@@ -164,21 +164,88 @@ func (l *Library) makeBlank(ctx context.Context, id blockdev.ID, s SourceSpec) e
 	})
 }
 
-// growRevision clones a revision's image to a size and grows the filesystem in it.
-func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec) (shared int64, err error) {
+const (
+	// A clone of an image in more pieces takes longer than the rest of a create.
+	mostPieces = 64
+	// mostRewritten is the largest image, in bytes of data, that is laid out anew
+	// for its clones: that takes a second for each GiB.
+	mostRewritten = 8 << 30
+)
+
+// scattered tells whether a revision shares blocks with others in so many pieces
+// that clones are better made of a copy that lies in order.
+func (l *Library) scattered(ctx context.Context, v Revision) (bool, error) {
+	if v.family() == v.ID || l.images.allocated(v.ID) > mostRewritten {
+		return false, nil
+	}
+	image, release, err := l.lend(ctx, v.ID)
+	if err != nil {
+		return false, err
+	}
+	defer release()
+	mapped, err := sys.MapFile(image, mostPieces+1)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return false, nil
+	}
+	return mapped.Extents > mostPieces, err
+}
+
+// growRevision clones a revision's image to a size and grows the filesystem in
+// it. Of a scattered one the source of the image's own size is a copy in order,
+// and sources of other sizes are clones of that.
+func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec, v Revision) (shared int64, err error) {
+	scattered, err := l.scattered(ctx, v)
+	if err != nil {
+		return 0, err
+	}
+	from := s.Revision
+	switch {
+	case scattered && s.Size == v.ImageBytes:
+		return 0, l.rewriteRevision(ctx, id, v)
+	case scattered:
+		var release func()
+		if from, release, err = l.sources.get(ctx, SourceSpec{Filesystem: s.Filesystem, Size: v.ImageBytes, Revision: v.ID}); err != nil {
+			return 0, err
+		}
+		defer release()
+	}
 	err = errors.ErrUnsupported
 	if cloner, ok := l.o.Pool.(blockdev.Cloner); ok {
-		err = cloner.Clone(ctx, id, s.Revision, s.Size)
-		shared = l.images.allocated(s.Revision)
+		err = cloner.Clone(ctx, id, from, s.Size)
+		shared = l.images.allocated(from)
 	}
 	if errors.Is(err, errors.ErrUnsupported) {
-		shared, err = 0, l.copyData(ctx, id, s.Revision, s.Size)
+		shared, err = 0, l.copyData(ctx, id, from, s.Size)
 	}
 	if err != nil {
 		return 0, err
 	}
 	err = l.withFile(ctx, id, func(path string) error { return l.o.Filesystems.Grow(ctx, path, filesystem.Ext4) })
 	return shared, err
+}
+
+func (l *Library) rewriteRevision(ctx context.Context, id blockdev.ID, v Revision) error {
+	release, err := l.reserve(l.images.allocated(v.ID), "source "+string(id))
+	if err != nil {
+		return err
+	}
+	defer release()
+	if err := l.o.Pool.Create(ctx, id, v.ImageBytes); err != nil {
+		return err
+	}
+	image, done, err := l.lend(ctx, v.ID)
+	if err != nil {
+		return err
+	}
+	defer done()
+	return l.withFile(ctx, id, func(to string) (err error) {
+		dst, err := os.OpenFile(to, os.O_RDWR, 0)
+		if err != nil {
+			return err
+		}
+		_, err = extent.Rewrite(ctx, dst, image)
+		return errors.Join(err, dst.Close())
+	})
 }
 
 // copyImage copies the data of one image to another, with extent.Copy or Rewrite.

@@ -34,7 +34,7 @@ func (a *app) demoCommand() *cobra.Command {
 }
 
 func (a *app) benchCommand() *cobra.Command {
-	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach(), a.benchPush(), a.benchLimits())
+	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach(), a.benchTemplates(), a.benchPush(), a.benchLimits())
 }
 
 func (a *app) benchLifecycle() *cobra.Command {
@@ -116,6 +116,35 @@ func (a *app) benchPush() *cobra.Command {
 	f.IntVar(&p.Rounds, "rounds", 5, "rounds of each measure")
 	f.BoolVar(&p.Quick, "quick", false, "less of everything: to see that the bench works")
 	f.StringVar(&p.Dir, "dir", "", "directory to work in (default: a temporary one)")
+	f.StringVar(&out, "out", ".", "directory for the reports")
+	return c
+}
+
+func (a *app) benchTemplates() *cobra.Command {
+	t := bench.Templates{}
+	var out string
+	c := &cobra.Command{
+		Use: "templates", Short: "From an upload to READY, creates from it, and what many revisions occupy", Args: cobra.NoArgs,
+		Long: "Measure uploads of templates through the API of a daemon of its own, beside tar x and mkfs.ext4 -d on the\n" +
+			"same file system in the same rounds, creates from templates of very different sizes, and the space of\n" +
+			"ten revisions, and write templates-bench.json and templates-bench.md. Needs root and about 45 GB of disk\n" +
+			"(6 GB with --quick).",
+		RunE: func(cmd *cobra.Command, _ []string) (err error) {
+			if t.Daemon, err = daemonProgram(t.Daemon); err != nil {
+				return err
+			}
+			t.Log = cmd.ErrOrStderr()
+			return runBench(cmd, "templates-bench", t.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
+				t.Dir = work
+				return t.Run(ctx)
+			})
+		},
+	}
+	f := c.Flags()
+	f.StringVar(&t.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
+	f.IntVar(&t.Rounds, "rounds", 100, "rounds of the creates; of the uploads a twentieth")
+	f.BoolVar(&t.Quick, "quick", false, "less of everything: to see that the bench works")
+	f.StringVar(&t.Dir, "dir", "", "directory to work in (default: a temporary one)")
 	f.StringVar(&out, "out", ".", "directory for the reports")
 	return c
 }
