@@ -15,7 +15,7 @@ import (
 
 // life is a short one of a template, and what of it was acknowledged.
 type life struct {
-	begun, done [8]bool
+	begun, done [9]bool
 	first       upload
 	second      upload
 }
@@ -26,6 +26,7 @@ const (
 	stepUpload
 	stepSource
 	stepUploadAgain
+	stepUploadTwin
 	stepDeleteVersion
 	stepChange
 	stepDelete
@@ -65,6 +66,13 @@ func (r *rig) live() (l life, err error) {
 			if err == nil {
 				l.second = parse(r.t, target)
 				_, err = r.send(l.second, pack(r.t, file("two", "2")))
+			}
+			return err
+		},
+		stepUploadTwin: func() error { // a clone of the one before
+			target, err := r.BeginUpload(ctx, workspace, "app", "twin", actor)
+			if err == nil {
+				_, err = r.send(parse(r.t, target), pack(r.t, file("two", "2")))
 			}
 			return err
 		},
@@ -122,6 +130,7 @@ func (r *rig) expect(l life) {
 	}
 	has("1", l.done[stepUpload] && !l.begun[stepDeleteVersion], l.done[stepDeleteVersion])
 	has("v2", l.done[stepUploadAgain] && !l.begun[stepDelete], l.done[stepDelete])
+	has("twin", l.done[stepUploadTwin] && !l.begun[stepDelete], l.done[stepDelete])
 	if l.done[stepChange] && !l.begun[stepDelete] && app.DisplayName != "changed" {
 		r.t.Error("a change is lost")
 	}
@@ -135,9 +144,33 @@ func (r *rig) expect(l life) {
 		}
 	}
 	r.expectStagingEmpty()
+	r.expectManifests(app)
 	r.expectPool(ready + r.Stats().Sources)
 	if ready == 0 && r.Stats().Sources > 0 {
 		r.t.Error("sources without their revision")
+	}
+}
+
+// expectManifests: what no version needs is gone, and each version has one.
+func (r *rig) expectManifests(app templates.Template) {
+	r.t.Helper()
+	needed := map[string]bool{}
+	for _, v := range app.Revisions {
+		if v.Status == templates.Ready {
+			needed[strings.TrimPrefix(v.ImageDigest, "sha256:")] = true
+			if m, err := r.Manifest(r.t.Context(), workspace, "app:"+v.Name); err != nil || m.Identity() != v.TreeDigest {
+				r.t.Errorf("the manifest of version %s: %v", v.Name, err)
+			}
+		}
+	}
+	entries, err := os.ReadDir(r.pool.Manifests())
+	if err != nil || len(entries) != len(needed) {
+		r.t.Errorf("%d manifests for %d images: %v", len(entries), len(needed), err)
+	}
+	for _, e := range entries {
+		if !needed[e.Name()] {
+			r.t.Errorf("a manifest that nobody needs: %s", e.Name())
+		}
 	}
 }
 

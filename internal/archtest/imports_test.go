@@ -143,7 +143,7 @@ func TestLayers(t *testing.T) {
 var (
 	mayUseSys = map[string]string{
 		"blockdev/...":        "devices, mounts and reflinks are system calls",
-		"templates/...":       "archives are extracted with owners, times, xattrs and holes",
+		"templates/...":       "contents are shared by reflink, and images mounted to read them",
 		"cmd/...":             "start-up asks what the kernel can do",
 		"internal/daemon":     "the lock on the state directory",
 		"internal/preflight":  "probes what the host can do",

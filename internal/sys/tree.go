@@ -87,9 +87,6 @@ func (d Dir) Link(from Dir, target, name string) error {
 	return wrap("link", name, unix.Linkat(from.fd, target, d.fd, name, 0))
 }
 
-// Unlink removes a name that is not a directory's.
-func (d Dir) Unlink(name string) error { return wrap("unlink", name, unix.Unlinkat(d.fd, name, 0)) }
-
 // RemoveDir removes an empty directory.
 func (d Dir) RemoveDir(name string) error {
 	return wrap("rmdir", name, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR))
