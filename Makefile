@@ -60,6 +60,7 @@ demo: ## install what is missing, build, and show the whole job once
 bench: build ## measure what is claimed; writes a report
 	@$(SUDO) bin/holdfast bench lifecycle --out docs
 	@$(SUDO) bin/holdfast bench attach --out docs
+	@$(SUDO) bin/holdfast bench templates --out docs
 
 clean: ## remove what was built
 	rm -rf bin .cache/bin
