@@ -102,11 +102,20 @@ describe('an upload', () => {
   it('of what is no tar is refused and leaves the latest version alone', async () => {
     const name = templateName();
     await push(name, first);
-    for (const bad of [gzipSync(first), Buffer.from('no archive'), tar({ '../escape': 'x' }), first.subarray(0, 700)]) {
+    for (const bad of [gzipSync(first).subarray(0, 60), Buffer.from('no archive'), tar({ '../escape': 'x' }), first.subarray(0, 700)]) {
       const { status } = await send(await begin(name), bad);
       assert.ok(status >= 400 && status < 500, `${status}`);
     }
     assert.equal((await get(name)).state.latestVersion, '1');
+    const volume = await create({ template: name });
+    assert.equal(await fileIn(volume.name, '/app/main.txt'), 'one\n');
+  });
+});
+
+describe('an upload packed with gzip', () => {
+  it('is unpacked', async () => {
+    const name = templateName();
+    await push(name, gzipSync(first));
     const volume = await create({ template: name });
     assert.equal(await fileIn(volume.name, '/app/main.txt'), 'one\n');
   });
