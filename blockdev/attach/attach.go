@@ -12,7 +12,8 @@ type Target struct {
 	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix
 	Container string `json:"container,omitempty"` // runc: container id
 	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default
-	Pid       int    `json:"pid,omitempty"`       // runc: init process, found at attach time, never taken from a caller
+	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix
+	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
 	StartTime uint64 `json:"startTime,omitempty"` // runc: of that process (field 22 of /proc/pid/stat), against pid reuse
 	Boot      string `json:"boot,omitempty"`      // boot id at attach time: a pid of another boot is gone
 }
@@ -21,6 +22,17 @@ type Target struct {
 type Needs struct {
 	Kinds []blockdev.Kind // of endpoint, best first
 	Mount bool            // the endpoint must be mounted on the Stage first
+	// Raw: the sandbox gets the device itself and can write any block of it. A
+	// volume that is attached so to a writer is tainted first, durably.
+	Raw bool
+}
+
+// Resizer is an Attacher whose sandboxes do not see by themselves that a device
+// has grown.
+type Resizer interface {
+	// Resized tells the sandbox the size of the request's endpoint, and returns when
+	// it has been told. Told already is success.
+	Resized(ctx context.Context, r Request) error
 }
 
 // Request is one attachment to make or take away.
