@@ -19,10 +19,10 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 # reported, not cut.
 define LAYERS
 pure       60  disk   -      rest
-engine    140  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
+engine    160  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 170  disk   -race  ^holdfast/templates(/|$$)
 vm         90  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
-kernel    180  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
+kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk       100  disk   -      ^holdfast/.*sdk
 browser    40  disk   -      ^holdfast/.*browsertest
