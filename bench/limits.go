@@ -37,6 +37,7 @@ const (
 	limitsVolume    = "limited"
 	limitsContainer = "holdfast-bench-limits"
 	limitsGoal      = "within 5 % of the limit"
+	limitsBound     = "at most 5 % above the limit"
 	limitsFileMiB   = 96
 )
 
@@ -49,6 +50,7 @@ type limitCase struct {
 	of     func(r ioRates) float64
 	limit  float64 // in unit
 	device bool    // measured at the device: the page cache takes writes that nobody flushes at any rate
+	single bool    // one request at a time: only a bound from above can be asked for
 	noGoal bool
 	note   string
 }
@@ -75,17 +77,16 @@ func (l *Limits) cases() []limitCase {
 		all = append(all,
 			limitCase{name: "direct random reads of 4 KiB" + text, limits: client.RateLimits{ReadIOPS: n}, fio: direct("randread", "4k"), unit: "/s", of: reads, limit: float64(n)},
 			limitCase{name: "direct random writes of 4 KiB" + text, limits: client.RateLimits{WriteIOPS: n}, fio: direct("randwrite", "4k"), unit: "/s", of: writes, limit: float64(n)},
-			limitCase{name: "buffered random reads of 4 KiB" + text, limits: client.RateLimits{ReadIOPS: n}, fio: buffered("randread", "4k", "--invalidate=1", "--numjobs=4", "--fadvise_hint=random"), unit: "/s", of: reads, limit: float64(n)})
+			limitCase{name: "buffered random reads of 4 KiB" + text, limits: client.RateLimits{ReadIOPS: n}, fio: buffered("randread", "4k", "--invalidate=1", "--numjobs=4", "--size=24m", "--offset_increment=24m", "--fadvise_hint=random"), unit: "/s", of: reads, limit: float64(n)})
 	}
 	for _, n := range rates {
 		text, mb := fmt.Sprintf(", limit %.0f MB/s", float64(n)/1e6), float64(n)/1e6
 		all = append(all,
 			limitCase{name: "direct reads of 1 MiB" + text, limits: client.RateLimits{ReadBytes: n}, fio: direct("read", "1m"), unit: "MB/s", of: readMB, limit: mb},
 			limitCase{name: "direct writes of 1 MiB" + text, limits: client.RateLimits{WriteBytes: n}, fio: direct("write", "1m"), unit: "MB/s", of: writeMB, limit: mb},
-			limitCase{name: "buffered reads of 1 MiB" + text, limits: client.RateLimits{ReadBytes: n}, fio: buffered("read", "1m", "--invalidate=1"), unit: "MB/s", of: readMB, limit: mb},
-			limitCase{name: "buffered writes of 64 KiB, fsync each 16" + text, limits: client.RateLimits{WriteBytes: n}, fio: buffered("write", "64k", "--fsync=16"), unit: "MB/s", of: writeMB, limit: mb},
-			limitCase{name: "O_SYNC writes of 64 KiB" + text, limits: client.RateLimits{WriteBytes: n}, fio: buffered("write", "64k", "--sync=1"), unit: "MB/s", of: writeMB, limit: mb,
-				noGoal: true, note: "a writer that waits for each write need not reach its limit"})
+			limitCase{name: "buffered reads of 1 MiB" + text, limits: client.RateLimits{ReadBytes: n}, fio: buffered("read", "1m", "--invalidate=1"), unit: "MB/s", of: readMB, limit: mb, single: true},
+			limitCase{name: "buffered writes of 64 KiB, fsync each 16" + text, limits: client.RateLimits{WriteBytes: n}, fio: buffered("write", "64k", "--fsync=16"), unit: "MB/s", of: writeMB, limit: mb, single: true},
+			limitCase{name: "O_SYNC writes of 64 KiB" + text, limits: client.RateLimits{WriteBytes: n}, fio: buffered("write", "64k", "--sync=1"), unit: "MB/s", of: writeMB, limit: mb, single: true})
 	}
 	n := rates[0]
 	both := slices.Concat(direct("write", "256k"), buffered("write", "256k"))
@@ -163,6 +164,7 @@ func (l *Limits) setUp(ctx context.Context) error {
 			l.report.Notes = append(l.report.Notes, "Not limited: "+gap+".")
 		}
 	}
+	l.report.Notes = append(l.report.Notes, "Loads with one request at a time (through the page cache, O_SYNC) lose up to a timer tick of the kernel (4 ms at 250 Hz) on each request, and what the flushes take: they stay below their limit.")
 	for job := range 2 {
 		if _, err := l.runc(ctx, "exec", limitsContainer, "/usr/bin/dd", "if=/dev/zero", fmt.Sprintf("of=/data/f%d", job), "bs=1M", fmt.Sprintf("count=%d", limitsFileMiB), "conv=fsync"); err != nil {
 			return err
@@ -233,7 +235,11 @@ func (l *Limits) measure(ctx context.Context, c limitCase) error {
 	slices.Sort(got)
 	row := Row{Measure: c.name, Unit: c.unit, Samples: len(got), P50: got[len(got)/2], P99: got[len(got)-1],
 		Yardstick: "the limit", Beside: c.limit, Ratio: got[len(got)/2] / c.limit, Note: c.note}
-	if !c.noGoal {
+	switch {
+	case c.noGoal:
+	case c.single:
+		row.Goal, row.Met = limitsBound, row.Ratio <= 1.05
+	default:
 		row.Goal, row.Met = limitsGoal, row.Ratio >= 0.95 && row.Ratio <= 1.05
 	}
 	l.report.Rows = append(l.report.Rows, row)
