@@ -159,6 +159,8 @@ var volumeRequests = map[string]request{
 	"trim":                    {line: "POST /v0/volumes/v/trim"},
 	"freeze":                  {line: "POST /v0/volumes/v/freeze", body: `{"timeout":"10s"}`},
 	"thaw":                    {line: "POST /v0/volumes/v/thaw"},
+	"capture":                 {line: "POST /v0/volumes/v/capture", body: `{"template":"made"}`},
+	"set limits":              {line: "PUT /v0/volumes/v/attachments/{id}/limits", body: `{"readIops":100}`},
 	"list files":              {line: "GET /v0/volumes/v/files?path=/", as: readerKey},
 }
 

@@ -39,8 +39,10 @@ func (e *Engine) CaptureVolume(ctx context.Context, workspace, name string, r Ca
 		if err != nil {
 			return CaptureResult{}, err
 		}
-		if err := v.hostMay("read"); err != nil {
-			return CaptureResult{}, err
+		if v.Phase == Ready { // else it is waited for, under the lock
+			if err := v.hostMay("read"); err != nil {
+				return CaptureResult{}, err
+			}
 		}
 		var out CaptureResult
 		out.Captured, err = e.o.Library.Capture(ctx, workspace, templates.Capture{
