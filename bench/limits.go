@@ -38,7 +38,6 @@ const (
 	limitsContainer = "holdfast-bench-limits"
 	limitsGoal      = "within 5 % of the limit"
 	limitsBound     = "at most 5 % above the limit"
-	limitsFileMiB   = 96
 )
 
 // limitCase is one measure: a limit and a load that would go beyond it.
@@ -77,7 +76,7 @@ func (l *Limits) cases() []limitCase {
 		all = append(all,
 			limitCase{name: "direct random reads of 4 KiB" + text, limits: client.RateLimits{ReadIOPS: n}, fio: direct("randread", "4k"), unit: "/s", of: reads, limit: float64(n)},
 			limitCase{name: "direct random writes of 4 KiB" + text, limits: client.RateLimits{WriteIOPS: n}, fio: direct("randwrite", "4k"), unit: "/s", of: writes, limit: float64(n)},
-			limitCase{name: "buffered random reads of 4 KiB" + text, limits: client.RateLimits{ReadIOPS: n}, fio: buffered("randread", "4k", "--invalidate=1", "--numjobs=4", "--size=24m", "--offset_increment=24m", "--fadvise_hint=random"), unit: "/s", of: reads, limit: float64(n)})
+			limitCase{name: "buffered random reads of 4 KiB" + text, limits: client.RateLimits{ReadIOPS: n}, fio: buffered("randread", "4k", "--invalidate=1", "--numjobs=4", fmt.Sprintf("--size=%dm", l.fileMiB()/4), fmt.Sprintf("--offset_increment=%dm", l.fileMiB()/4), "--fadvise_hint=random"), unit: "/s", of: reads, limit: float64(n)})
 	}
 	for _, n := range rates {
 		text, mb := fmt.Sprintf(", limit %.0f MB/s", float64(n)/1e6), float64(n)/1e6
@@ -124,6 +123,14 @@ func (l *Limits) Run(ctx context.Context) (_ Report, err error) {
 	return l.report, errors.Join(err, l.tearDown(context.WithoutCancel(ctx)))
 }
 
+// fileMiB is the size of each file that fio works on.
+func (l *Limits) fileMiB() int {
+	if l.Quick {
+		return 8
+	}
+	return 96
+}
+
 func (l *Limits) runcRoot() string { return filepath.Join(l.Dir, "runc") }
 
 func (l *Limits) runc(ctx context.Context, args ...string) (string, error) {
@@ -166,7 +173,7 @@ func (l *Limits) setUp(ctx context.Context) error {
 	}
 	l.report.Notes = append(l.report.Notes, "Loads with one request at a time (through the page cache, O_SYNC) lose up to a timer tick of the kernel (4 ms at 250 Hz) on each request, and what the flushes take: they stay below their limit.")
 	for job := range 2 {
-		if _, err := l.runc(ctx, "exec", limitsContainer, "/usr/bin/dd", "if=/dev/zero", fmt.Sprintf("of=/data/f%d", job), "bs=1M", fmt.Sprintf("count=%d", limitsFileMiB), "conv=fsync"); err != nil {
+		if _, err := l.runc(ctx, "exec", limitsContainer, "/usr/bin/dd", "if=/dev/zero", fmt.Sprintf("of=/data/f%d", job), "bs=1M", fmt.Sprintf("count=%d", l.fileMiB()), "conv=fsync"); err != nil {
 			return err
 		}
 	}
@@ -289,7 +296,7 @@ func (l *Limits) load(ctx context.Context, c limitCase) (ioRates, error) {
 // fio runs one job in the container. What it left dirty is flushed before it ends.
 func (l *Limits) fio(ctx context.Context, job int, args []string) (ioRates, error) {
 	out, err := l.runc(ctx, append([]string{"exec", limitsContainer, "/usr/bin/fio", "--name=limits", "--output-format=json", "--thread", "--group_reporting", "--end_fsync=1",
-		fmt.Sprintf("--filename=/data/f%d", job), fmt.Sprintf("--size=%dm", limitsFileMiB), "--time_based", fmt.Sprintf("--runtime=%dms", l.Each.Milliseconds())}, args...)...)
+		fmt.Sprintf("--filename=/data/f%d", job), fmt.Sprintf("--size=%dm", l.fileMiB()), "--time_based", fmt.Sprintf("--runtime=%dms", l.Each.Milliseconds())}, args...)...)
 	if err != nil {
 		return ioRates{}, err
 	}
