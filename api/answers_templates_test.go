@@ -113,7 +113,8 @@ func (w *world) damage() {
 	}
 	defer f.Close()
 	b := make([]byte, 1)
-	if _, err := f.ReadAt(b, 1100); err == nil {
+	_, err = f.ReadAt(b, 1100)
+	if err == nil {
 		b[0] ^= 1
 		_, err = f.WriteAt(b, 1100)
 	}
