@@ -205,22 +205,4 @@ func knownChunks(c *call) error {
 }
 
 // receiveDelta is receiveUpload for a tree with those chunks that the server lacks.
-func receiveDelta(c *call) error {
-	u, err := c.upload()
-	if err != nil {
-		return err
-	}
-	if err := c.uploadPlace(); err != nil {
-		return err
-	}
-	defer func() { <-c.s.uploads }()
-	c.s.metrics.uploading.Inc()
-	defer c.s.metrics.uploading.Dec()
-	rev, err := c.s.o.Library.IngestDelta(c.r.Context(), u, c.r.ContentLength, c.patientBody())
-	if err != nil {
-		return err
-	}
-	c.workspace, c.resource = rev.Workspace, rev.Template+":"+rev.Name
-	c.extendWrite()
-	return c.json(versionBody(rev))
-}
+func receiveDelta(c *call) error { return c.receive(c.s.o.Library.IngestDelta) }

@@ -20,7 +20,10 @@ import (
 // receiveUpload takes a template's archive, as ?format= says that it is packed or
 // by its contents: clients of the contract always say application/x-tar. The signed URL is the authority:
 // clients send no key here. Success is exactly 200, after the version is READY.
-func receiveUpload(c *call) error {
+func receiveUpload(c *call) error { return c.receive(c.s.o.Library.Ingest) }
+
+// receive hands the body of an upload to the library and answers with the version.
+func (c *call) receive(ingest func(context.Context, templates.Upload, int64, io.Reader) (templates.Revision, error)) error {
 	upload, err := c.upload()
 	if err != nil {
 		return err
@@ -31,7 +34,7 @@ func receiveUpload(c *call) error {
 	defer func() { <-c.s.uploads }()
 	c.s.metrics.uploading.Inc()
 	defer c.s.metrics.uploading.Dec()
-	rev, err := c.s.o.Library.Ingest(c.r.Context(), upload, c.r.ContentLength, c.patientBody())
+	rev, err := ingest(c.r.Context(), upload, c.r.ContentLength, c.patientBody())
 	if err != nil {
 		return err
 	}

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -20,11 +19,7 @@ import (
 // Attach measures attachments: how long attach and detach take with 1, 100 and
 // 1,000 live ones on the host, and what these cost when nothing happens.
 type Attach struct {
-	Daemon string    // path of holdfastd
-	Dir    string    // empty directory to work in
-	Rounds int       // of each measure; 0: 60
-	Quick  bool      // at most 10 live ones: a smoke test of the bench itself
-	Log    io.Writer // progress
+	Setting // Rounds: of each measure; 0: 60; Quick: at most 10 live ones: a smoke test of the bench itself
 
 	d      *localdaemon.Daemon
 	boxes  []*box
@@ -71,8 +66,6 @@ func (a *Attach) Run(ctx context.Context) (report Report, err error) {
 	}()
 	return a.report, a.measure(ctx)
 }
-
-func (a *Attach) say(format string, args ...any) { fmt.Fprintf(a.Log, format+"\n", args...) }
 
 func (a *Attach) measure(ctx context.Context) error {
 	y, err := newYardsticks(ctx, a.d.State)
@@ -270,31 +263,16 @@ func (a *Attach) tell(n int, t, first *attachTimes) {
 
 // idle: what the live attachments cost when nothing happens.
 func (a *Attach) idle(ctx context.Context, n int) error {
-	seconds := idleSeconds
-	if a.Quick {
-		seconds = 1
-	}
-	a.say("an idle daemon with %d live attachments, %d s", n, seconds)
-	before, err := a.d.CPUTicks()
+	a.say("an idle daemon with %d live attachments", n)
+	c, err := a.idleCost(ctx, a.d)
 	if err != nil {
 		return err
 	}
-	select {
-	case <-time.After(time.Duration(seconds) * time.Second):
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	after, err := a.d.CPUTicks()
-	if err != nil {
-		return err
-	}
-	percent := float64(after-before) / float64(seconds)
-	memory, err := a.d.MemoryMiB()
 	a.report.Rows = append(a.report.Rows,
-		Row{Measure: fmt.Sprintf("idle daemon with %d live attachments: CPU", n), Unit: "% of a core", Samples: 1, P50: percent, Goal: "≤ 1 %", Met: percent <= 1,
-			Note: fmt.Sprintf("%d clock ticks in %d s", after-before, seconds)},
-		Row{Measure: fmt.Sprintf("idle daemon with %d live attachments: resident memory", n), Unit: "MiB", Samples: 1, P50: memory})
-	return err
+		Row{Measure: fmt.Sprintf("idle daemon with %d live attachments: CPU", n), Unit: "% of a core", Samples: 1, P50: c.percent, Goal: "≤ 1 %", Met: c.percent <= 1,
+			Note: fmt.Sprintf("%d clock ticks in %d s", c.ticks, c.seconds)},
+		Row{Measure: fmt.Sprintf("idle daemon with %d live attachments: resident memory", n), Unit: "MiB", Samples: 1, P50: c.memory})
+	return nil
 }
 
 // restart: the daemon finds every attachment again and changes none.

@@ -87,15 +87,15 @@ func TestQuickRun(t *testing.T) {
 		run  func(dir string) (Report, error)
 	}{
 		"lifecycle": {11, func(dir string) (Report, error) {
-			l := Lifecycle{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}
+			l := Lifecycle{Setting: Setting{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}}
 			return l.Run(t.Context())
 		}},
 		"attach": {18, func(dir string) (Report, error) {
-			a := Attach{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}
+			a := Attach{Setting: Setting{Daemon: bin, Dir: dir, Rounds: 3, Quick: true, Log: t.Output()}}
 			return a.Run(t.Context())
 		}},
 		"push": {5, func(dir string) (Report, error) {
-			p := Pushes{Daemon: bin, Dir: dir, Rounds: 1, Quick: true, Log: t.Output()}
+			p := Pushes{Setting: Setting{Daemon: bin, Dir: dir, Rounds: 1, Quick: true, Log: t.Output()}}
 			return p.Run(t.Context())
 		}},
 	} {
@@ -139,7 +139,7 @@ func TestQuickLimits(t *testing.T) {
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	l := Limits{Daemon: bin, Dir: t.TempDir(), Quick: true, Log: t.Output()}
+	l := Limits{Setting: Setting{Daemon: bin, Dir: t.TempDir(), Quick: true, Log: t.Output()}}
 	report, err := l.Run(t.Context())
 	if err != nil {
 		log, _ := os.ReadFile(filepath.Join(l.Dir, "holdfastd.log"))

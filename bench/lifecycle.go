@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -20,18 +19,11 @@ import (
 
 // Lifecycle measures the life of volumes: create, list, grow, and an idle daemon.
 type Lifecycle struct {
-	Daemon string    // path of holdfastd
-	Dir    string    // empty directory to work in
-	Rounds int       // of the sequential measures; 0: 100
-	Quick  bool      // leave out the 5 GB template and seed fewer records: a smoke test of the bench itself
-	Log    io.Writer // progress
+	Setting // Rounds: of the sequential measures; 0: 100; Quick: leave out the 5 GB template and seed fewer records: a smoke test of the bench itself
 
 	d      *localdaemon.Daemon
 	report Report
 }
-
-// idleSeconds is how long the idle daemon is watched.
-const idleSeconds = 10
 
 // overprovision lets the bench promise more than its pool has: nothing is written
 // to most of its volumes.
@@ -61,8 +53,6 @@ func (l *Lifecycle) scale(n int) int {
 	}
 	return n
 }
-
-func (l *Lifecycle) say(format string, args ...any) { fmt.Fprintf(l.Log, format+"\n", args...) }
 
 // withDaemon starts a daemon on a fresh state directory, lets prepare work on
 // the directory of one that was stopped, and measures.
@@ -398,32 +388,15 @@ func (l *Lifecycle) listing(ctx context.Context) error {
 
 // idle: memory and CPU of a daemon that has nothing to do.
 func (l *Lifecycle) idle(ctx context.Context) error {
-	n, seconds := l.scale(10_000), idleSeconds
-	if l.Quick {
-		seconds = 1
-	}
-	l.say("an idle daemon with %d volumes, %d s", n, seconds)
-	before, err := l.d.CPUTicks()
+	n := l.scale(10_000)
+	l.say("an idle daemon with %d volumes", n)
+	c, err := l.idleCost(ctx, l.d)
 	if err != nil {
 		return err
 	}
-	select {
-	case <-time.After(time.Duration(seconds) * time.Second):
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	after, err := l.d.CPUTicks()
-	if err != nil {
-		return err
-	}
-	memory, err := l.d.MemoryMiB()
-	if err != nil {
-		return err
-	}
-	percent := float64(after-before) / float64(seconds)
 	l.report.Rows = append(l.report.Rows,
-		Row{Measure: fmt.Sprintf("idle daemon with %d volumes: resident memory", n), Unit: "MiB", Samples: 1, P50: memory, Goal: "≤ 150 MB", Met: memory <= 143},
-		Row{Measure: fmt.Sprintf("idle daemon with %d volumes: CPU", n), Unit: "% of a core", Samples: 1, P50: percent, Goal: "0 %", Met: percent < 0.5,
-			Note: fmt.Sprintf("%d clock ticks in %d s", after-before, seconds)})
+		Row{Measure: fmt.Sprintf("idle daemon with %d volumes: resident memory", n), Unit: "MiB", Samples: 1, P50: c.memory, Goal: "≤ 150 MB", Met: c.memory <= 143},
+		Row{Measure: fmt.Sprintf("idle daemon with %d volumes: CPU", n), Unit: "% of a core", Samples: 1, P50: c.percent, Goal: "0 %", Met: c.percent < 0.5,
+			Note: fmt.Sprintf("%d clock ticks in %d s", c.ticks, c.seconds)})
 	return nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -21,12 +20,8 @@ import (
 // Limits measures how well an attachment's rate limits hold: what fio gets in a
 // real container, beside what was asked for.
 type Limits struct {
-	Daemon string        // path of holdfastd
-	Dir    string        // empty directory to work in
-	Rounds int           // 0: 3
-	Each   time.Duration // measure; 0: 5 s
-	Quick  bool          // one measure of each kind, one round: a smoke test of the bench itself
-	Log    io.Writer     // progress
+	Setting               // Rounds: 0: 3; Quick: one measure of each kind, one round: a smoke test of the bench itself
+	Each    time.Duration // measure; 0: 5 s
 
 	d      *localdaemon.Daemon
 	at     client.Attachment

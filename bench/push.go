@@ -21,11 +21,7 @@ import (
 // Pushes measures what a push of a directory takes on the wire and in time: the
 // first one, one of an unchanged tree, and one in which 1 % changed.
 type Pushes struct {
-	Daemon string    // path of holdfastd
-	Dir    string    // empty directory to work in
-	Rounds int       // 0: 5
-	Quick  bool      // a small tree: a smoke test of the bench itself
-	Log    io.Writer // progress
+	Setting // Rounds: 0: 5; Quick: a small tree: a smoke test of the bench itself
 }
 
 // Run measures everything and cleans up; see Lifecycle.Run.
@@ -55,7 +51,7 @@ func (p *Pushes) Run(ctx context.Context) (report Report, err error) {
 	}
 	m := pushed{w: w, dir: dir}
 	for round := range p.Rounds {
-		fmt.Fprintf(p.Log, "round %d\n", round+1)
+		p.say("round %d", round+1)
 		if err := m.round(ctx, d, round); err != nil {
 			return report, err
 		}

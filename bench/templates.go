@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -19,11 +18,7 @@ import (
 // Templates measures templates: from an upload to READY, creates from templates of
 // very different sizes, and what many revisions occupy.
 type Templates struct {
-	Daemon string    // path of holdfastd
-	Dir    string    // empty directory to work in
-	Rounds int       // of the creates; 0: 100. Of the uploads a twentieth.
-	Quick  bool      // small trees: a smoke test of the bench itself
-	Log    io.Writer // progress
+	Setting // Rounds: of the creates; 0: 100. Of the uploads a twentieth; Quick: small trees: a smoke test of the bench itself
 
 	d      *localdaemon.Daemon
 	report Report
@@ -59,8 +54,6 @@ func (b *Templates) Run(ctx context.Context) (report Report, err error) {
 	}
 	return b.report, nil
 }
-
-func (b *Templates) say(format string, args ...any) { fmt.Fprintf(b.Log, format+"\n", args...) }
 
 func (b *Templates) pick(full, quick string) string {
 	if b.Quick {

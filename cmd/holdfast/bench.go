@@ -1,11 +1,11 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -34,128 +34,62 @@ func (a *app) demoCommand() *cobra.Command {
 }
 
 func (a *app) benchCommand() *cobra.Command {
-	return group("bench", "Measure what is claimed, beside what one would do instead", a.benchLifecycle(), a.benchAttach(), a.benchTemplates(), a.benchPush(), a.benchLimits())
+	l := &bench.Limits{}
+	limits := measure(l, "limits", "limits", 3, "How well an attachment's rate limits hold",
+		"Measure what fio gets from a limited volume in a running container, direct and through the page cache,\n"+
+			"beside what was asked for, and write limits.json and limits.md. Needs root, runc, fio and 3 GB of disk.")
+	limits.Flags().DurationVar(&l.Each, "time", 5*time.Second, "of each measure")
+	return group("bench", "Measure what is claimed, beside what one would do instead",
+		measure(&bench.Lifecycle{}, "lifecycle", "lifecycle", 100, "Create, list, grow, and an idle daemon",
+			"Measure the life cycle of volumes through the API of a daemon of its own, beside its yardsticks\n"+
+				"in the same rounds, and write lifecycle.json and lifecycle.md. Needs root and about 30 GB of disk\n"+
+				"(3 GB with --quick)."),
+		measure(&bench.Attach{}, "attach", "attach-bench", 60, "Attach and detach with 1, 100 and 1,000 live attachments",
+			"Measure attachments to directories of the host and to running containers through the API of a daemon\n"+
+				"of its own, beside mount -o loop and umount by hand in the same rounds, and write attach-bench.json and\n"+
+				"attach-bench.md. Needs root, runc and about 10 GB of disk."),
+		measure(&bench.Templates{}, "templates", "templates-bench", 100, "From an upload to READY, creates from it, and what many revisions occupy",
+			"Measure uploads of templates through the API of a daemon of its own, beside tar x and mkfs.ext4 -d on the\n"+
+				"same file system in the same rounds, creates from templates of very different sizes, and the space of\n"+
+				"ten revisions, and write templates-bench.json and templates-bench.md. Needs root and about 45 GB of disk\n"+
+				"(6 GB with --quick). Uploads are measured in a twentieth of the rounds."),
+		measure(&bench.Pushes{}, "push", "push-bench", 5, "Push a tree, unchanged, and with 1 % changed",
+			"Measure what pushes of a tree take on the wire and in time, with a daemon of its own, and write\n"+
+				"push-bench.json and push-bench.md. Needs root and about 10 GB of disk."),
+		limits)
 }
 
-func (a *app) benchLifecycle() *cobra.Command {
-	l := bench.Lifecycle{}
+// measure is the command of one bench; its reports are called name.
+func measure(b bench.Bench, use, name string, rounds int, short, long string) *cobra.Command {
 	var out string
+	s := b.Given()
 	c := &cobra.Command{
-		Use: "lifecycle", Short: "Create, list, grow, and an idle daemon", Args: cobra.NoArgs,
-		Long: "Measure the life cycle of volumes through the API of a daemon of its own, beside its yardsticks\n" +
-			"in the same rounds, and write lifecycle.json and lifecycle.md. Needs root and about 30 GB of disk\n" +
-			"(3 GB with --quick).",
+		Use: use, Short: short, Long: long, Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if l.Daemon, err = daemonProgram(l.Daemon); err != nil {
+			if s.Daemon, err = daemonProgram(s.Daemon); err != nil {
 				return err
 			}
-			l.Log = cmd.ErrOrStderr()
-			return runBench(cmd, "lifecycle", l.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
-				l.Dir = work
-				return l.Run(ctx)
-			})
+			s.Log = cmd.ErrOrStderr()
+			return runBench(cmd, name, out, b)
 		},
 	}
 	f := c.Flags()
-	f.StringVar(&l.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
-	f.IntVar(&l.Rounds, "rounds", 100, "rounds of each measure")
-	f.BoolVar(&l.Quick, "quick", false, "less of everything: to see that the bench works")
-	f.StringVar(&l.Dir, "dir", "", "directory to work in (default: a temporary one)")
-	f.StringVar(&out, "out", ".", "directory for the reports")
-	return c
-}
-
-func (a *app) benchAttach() *cobra.Command {
-	at := bench.Attach{}
-	var out string
-	c := &cobra.Command{
-		Use: "attach", Short: "Attach and detach with 1, 100 and 1,000 live attachments", Args: cobra.NoArgs,
-		Long: "Measure attachments to directories of the host and to running containers through the API of a daemon\n" +
-			"of its own, beside mount -o loop and umount by hand in the same rounds, and write attach-bench.json and\n" +
-			"attach-bench.md. Needs root, runc and about 10 GB of disk.",
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if at.Daemon, err = daemonProgram(at.Daemon); err != nil {
-				return err
-			}
-			at.Log = cmd.ErrOrStderr()
-			return runBench(cmd, "attach-bench", at.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
-				at.Dir = work
-				return at.Run(ctx)
-			})
-		},
-	}
-	f := c.Flags()
-	f.StringVar(&at.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
-	f.IntVar(&at.Rounds, "rounds", 60, "rounds of each measure")
-	f.BoolVar(&at.Quick, "quick", false, "less of everything: to see that the bench works")
-	f.StringVar(&at.Dir, "dir", "", "directory to work in (default: a temporary one)")
-	f.StringVar(&out, "out", ".", "directory for the reports")
-	return c
-}
-
-func (a *app) benchPush() *cobra.Command {
-	p := bench.Pushes{}
-	var out string
-	c := &cobra.Command{
-		Use: "push", Short: "Push a tree, unchanged, and with 1 % changed", Args: cobra.NoArgs,
-		Long: "Measure what pushes of a tree take on the wire and in time, with a daemon of its own, and write\n" +
-			"push-bench.json and push-bench.md. Needs root and about 10 GB of disk.",
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if p.Daemon, err = daemonProgram(p.Daemon); err != nil {
-				return err
-			}
-			p.Log = cmd.ErrOrStderr()
-			return runBench(cmd, "push-bench", p.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
-				p.Dir = work
-				return p.Run(ctx)
-			})
-		},
-	}
-	f := c.Flags()
-	f.StringVar(&p.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
-	f.IntVar(&p.Rounds, "rounds", 5, "rounds of each measure")
-	f.BoolVar(&p.Quick, "quick", false, "less of everything: to see that the bench works")
-	f.StringVar(&p.Dir, "dir", "", "directory to work in (default: a temporary one)")
-	f.StringVar(&out, "out", ".", "directory for the reports")
-	return c
-}
-
-func (a *app) benchTemplates() *cobra.Command {
-	t := bench.Templates{}
-	var out string
-	c := &cobra.Command{
-		Use: "templates", Short: "From an upload to READY, creates from it, and what many revisions occupy", Args: cobra.NoArgs,
-		Long: "Measure uploads of templates through the API of a daemon of its own, beside tar x and mkfs.ext4 -d on the\n" +
-			"same file system in the same rounds, creates from templates of very different sizes, and the space of\n" +
-			"ten revisions, and write templates-bench.json and templates-bench.md. Needs root and about 45 GB of disk\n" +
-			"(6 GB with --quick).",
-		RunE: func(cmd *cobra.Command, _ []string) (err error) {
-			if t.Daemon, err = daemonProgram(t.Daemon); err != nil {
-				return err
-			}
-			t.Log = cmd.ErrOrStderr()
-			return runBench(cmd, "templates-bench", t.Dir, out, func(ctx context.Context, work string) (bench.Report, error) {
-				t.Dir = work
-				return t.Run(ctx)
-			})
-		},
-	}
-	f := c.Flags()
-	f.StringVar(&t.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
-	f.IntVar(&t.Rounds, "rounds", 100, "rounds of the creates; of the uploads a twentieth")
-	f.BoolVar(&t.Quick, "quick", false, "less of everything: to see that the bench works")
-	f.StringVar(&t.Dir, "dir", "", "directory to work in (default: a temporary one)")
+	f.StringVar(&s.Daemon, "daemon", "", "the holdfastd to measure (default: beside this program)")
+	f.IntVar(&s.Rounds, "rounds", rounds, "rounds of each measure")
+	f.BoolVar(&s.Quick, "quick", false, "less of everything: to see that the bench works")
+	f.StringVar(&s.Dir, "dir", "", "directory to work in (default: a temporary one)")
 	f.StringVar(&out, "out", ".", "directory for the reports")
 	return c
 }
 
 // runBench runs a bench in a directory of its own and writes NAME.json and NAME.md.
-func runBench(cmd *cobra.Command, name, dir, out string, measure func(ctx context.Context, work string) (bench.Report, error)) error {
-	work, err := os.MkdirTemp(dir, "holdfast-bench-")
+func runBench(cmd *cobra.Command, name, out string, b bench.Bench) error {
+	work, err := os.MkdirTemp(b.Given().Dir, "holdfast-bench-")
 	if err != nil {
 		return err
 	}
-	report, err := measure(cmd.Context(), work)
+	b.Given().Dir = work
+	report, err := b.Run(cmd.Context())
 	if err != nil {
 		return fmt.Errorf("%w (the daemon's log is in %s)", err, work)
 	}

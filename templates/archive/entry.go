@@ -103,7 +103,7 @@ func (r *reader) end() error {
 	case r.tail.total == 0:
 		return refused("the archive is empty (0 bytes)")
 	case !r.tail.zero():
-		return refused("the archive ends after %s without the two zero blocks that end a tar: it was cut off", quote(r.last))
+		return refused("the archive ends after %s without the two zero blocks that end a tar: it was cut off", Quote(r.last))
 	}
 	return io.EOF
 }
@@ -112,7 +112,7 @@ func (r *reader) end() error {
 func (r *reader) damaged(err error) error {
 	where := "at its first entry"
 	if r.count > 0 {
-		where = fmt.Sprintf("after entry %d (%s)", r.count, quote(r.last))
+		where = fmt.Sprintf("after entry %d (%s)", r.count, Quote(r.last))
 	}
 	format := r.tail.format()
 	switch {
@@ -137,7 +137,7 @@ func (r *reader) damaged(err error) error {
 func globalHeader(h *tar.Header) error {
 	for key := range h.PAXRecords {
 		if key != "comment" {
-			return refuse(h.Name, "global header with %s: put it into each entry", quote(key))
+			return refuse(h.Name, "global header with %s: put it into each entry", Quote(key))
 		}
 	}
 	return nil
@@ -262,7 +262,7 @@ func attributes(records map[string]string, k kind) ([]tree.Xattr, error) {
 	total := 0
 	for key, value := range records {
 		if strings.HasPrefix(key, aclRecord) {
-			return nil, fmt.Errorf("%s is an ACL as text: send it as system.posix_acl_* (tar --xattrs --xattrs-include='*')", quote(key))
+			return nil, fmt.Errorf("%s is an ACL as text: send it as system.posix_acl_* (tar --xattrs --xattrs-include='*')", Quote(key))
 		}
 		name, ok := strings.CutPrefix(key, attrRecord)
 		if !ok || name == hostLabel {
@@ -283,12 +283,12 @@ func attributes(records map[string]string, k kind) ([]tree.Xattr, error) {
 func checkAttr(name string, k kind) error {
 	switch {
 	case len(name) > maxAttrName || strings.IndexByte(name, 0) >= 0:
-		return fmt.Errorf("extended attribute %s: its name is longer than %d bytes or has a NUL byte", quote(name), maxAttrName)
+		return fmt.Errorf("extended attribute %s: its name is longer than %d bytes or has a NUL byte", Quote(name), maxAttrName)
 	case k == hardlink:
 		return nil // belongs to the inode, which has it already
 	case strings.HasPrefix(name, "user.") && len(name) > len("user."):
 		if k == symlink {
-			return fmt.Errorf("extended attribute %s on a symbolic link, which Linux does not allow", quote(name))
+			return fmt.Errorf("extended attribute %s on a symbolic link, which Linux does not allow", Quote(name))
 		}
 		return nil
 	case strings.HasPrefix(name, "trusted.") && len(name) > len("trusted."):
@@ -299,7 +299,7 @@ func checkAttr(name string, k kind) error {
 		return nil
 	}
 	return fmt.Errorf("extended attribute %s on a %s is not one of user.*, trusted.*, security.capability, system.posix_acl_*",
-		quote(name), k)
+		Quote(name), k)
 }
 
 // refusal is an error that is the archive's own fault.
@@ -311,13 +311,5 @@ func refused(format string, args ...any) error { return refusal{fmt.Errorf(forma
 
 // refuse says which entry breaks which rule.
 func refuse(path, format string, args ...any) error {
-	return refused("entry %s: %w", quote(path), fmt.Errorf(format, args...))
-}
-
-// quote shows a tenant's text in a message: escaped, and not too long.
-func quote(s string) string {
-	if len(s) > 120 {
-		return fmt.Sprintf("%q...", s[:120])
-	}
-	return fmt.Sprintf("%q", s)
+	return refused("entry %s: %w", Quote(path), fmt.Errorf(format, args...))
 }

@@ -107,7 +107,7 @@ func (g *ingest) place(e entry) error {
 			continue
 		}
 		if k := g.b.Kind(e.path[:i]); k != 0 && k != tree.Directory {
-			return refuse(e.path, "it lies below %s, which is a %s", quote(e.path[:i]), kindOf(k))
+			return refuse(e.path, "it lies below %s, which is a %s", Quote(e.path[:i]), kindOf(k))
 		}
 	}
 	g.parent, _ = tree.Split(e.path)
@@ -116,9 +116,9 @@ func (g *ingest) place(e entry) error {
 		k := g.b.Kind(e.link)
 		switch k {
 		case 0:
-			return refuse(e.path, "a hard link to %s, which is not an earlier entry", quote(e.link))
+			return refuse(e.path, "a hard link to %s, which is not an earlier entry", Quote(e.link))
 		case tree.Directory:
-			return refuse(e.path, "a hard link to the directory %s", quote(e.link))
+			return refuse(e.path, "a hard link to the directory %s", Quote(e.link))
 		}
 		kind = kindOf(k)
 	}

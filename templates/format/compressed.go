@@ -10,6 +10,8 @@ import (
 
 	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
+
+	"holdfast/templates/archive"
 )
 
 // Decompress gives what a gzip or zstd stream holds, within limits, all of its
@@ -82,19 +84,19 @@ func (d *decoder) explain(err error) error {
 	case d.format == Tar:
 		return err
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return refused("the %s is cut off after %d bytes", d.format, d.src.n)
+		return archive.Refuse("the %s is cut off after %d bytes", d.format, d.src.n)
 	case errors.Is(err, errBehind):
-		return refused("the %s has something else behind its end", d.format)
+		return archive.Refuse("the %s has something else behind its end", d.format)
 	case errors.Is(err, gzip.ErrHeader), errors.Is(err, zstd.ErrMagicMismatch):
-		return refused("this is not a %s", d.format)
+		return archive.Refuse("this is not a %s", d.format)
 	case errors.Is(err, gzip.ErrChecksum), errors.Is(err, zstd.ErrCRCMismatch):
-		return refused("the %s is damaged: its checksum is wrong", d.format)
+		return archive.Refuse("the %s is damaged: its checksum is wrong", d.format)
 	case errors.Is(err, zstd.ErrWindowSizeExceeded), errors.Is(err, zstd.ErrWindowSizeTooSmall), errors.Is(err, zstd.ErrDecoderSizeExceeded):
-		return refused("the %s needs a window of more than %d MiB: compress it at level 20 or below, without --long", d.format, maxWindow>>20)
+		return archive.Refuse("the %s needs a window of more than %d MiB: compress it at level 20 or below, without --long", d.format, maxWindow>>20)
 	case errors.Is(err, zstd.ErrUnknownDictionary):
-		return refused("the %s needs a dictionary", d.format)
+		return archive.Refuse("the %s needs a dictionary", d.format)
 	}
-	return refused("the %s is damaged: %w", d.format, err)
+	return archive.Refuse("the %s is damaged: %w", d.format, err)
 }
 
 // members reads the members of a gzip one after the other.

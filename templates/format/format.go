@@ -73,9 +73,9 @@ func (l Limits) allowed(in int64) int64 {
 // overflow refuses what came out over the limits.
 func (l Limits) overflow(f Format, out int64) error {
 	if out > l.Bytes {
-		return refused("unpacked, the %s is larger than %d bytes", f, l.Bytes)
+		return archive.Refuse("unpacked, the %s is larger than %d bytes", f, l.Bytes)
 	}
-	return refused("the %s unpacks to more than %d times its size (looked at above %d bytes): send it as a plain tar with --sparse, or less of it", f, l.Ratio, l.Free)
+	return archive.Refuse("the %s unpacks to more than %d times its size (looked at above %d bytes): send it as a plain tar with --sparse, or less of it", f, l.Ratio, l.Free)
 }
 
 // Options say how an upload is read.
@@ -200,25 +200,4 @@ func (s *source) Read(p []byte) (int, error) {
 		s.err = err
 	}
 	return n, err
-}
-
-// refusal is an error that is the upload's own fault.
-type refusal struct{ error }
-
-// Unwrap hides what was refused: an io.ErrUnexpectedEOF inside of an archive
-// would be taken for the archive's own end.
-func (r refusal) Unwrap() error { return archive.ErrRefused }
-
-func refused(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
-
-func refuse(name, format string, args ...any) error {
-	return refused("entry %s: %w", quote(name), fmt.Errorf(format, args...))
-}
-
-// quote shows a tenant's text in a message: escaped, and not too long.
-func quote(s string) string {
-	if len(s) > 120 {
-		return fmt.Sprintf("%q...", s[:120])
-	}
-	return fmt.Sprintf("%q", s)
 }

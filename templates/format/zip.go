@@ -13,6 +13,8 @@ import (
 	"path"
 	"strings"
 	"time"
+
+	"holdfast/templates/archive"
 )
 
 // openZip receives a zip whole, checks its structure and unpacks it as it is read.
@@ -91,7 +93,7 @@ func newZip(ctx context.Context, f *os.File, size int64, l Limits) (*zipped, err
 		return nil, zipError(err)
 	}
 	if len(z.File) != len(z.entries) {
-		return nil, refused("the zip's directory has %d entries, or %d", len(z.entries), len(z.File))
+		return nil, archive.Refuse("the zip's directory has %d entries, or %d", len(z.entries), len(z.File))
 	}
 	var out, in int64
 	for i, e := range z.File {
@@ -102,12 +104,12 @@ func newZip(ctx context.Context, f *os.File, size int64, l Limits) (*zipped, err
 			return nil, err
 		}
 		if e.UncompressedSize64 > uint64(l.Bytes) || out > l.Bytes-int64(e.UncompressedSize64) { //nolint:gosec // bounded just before
-			return nil, refuse(e.Name, "with it, the zip unpacks to more than %d bytes", l.Bytes)
+			return nil, archive.RefuseEntry(e.Name, "with it, the zip unpacks to more than %d bytes", l.Bytes)
 		}
 		out += int64(e.UncompressedSize64) //nolint:gosec // bounded above
 		in += int64(e.CompressedSize64)    //nolint:gosec // check held it against the file
 		if out > l.allowed(in) {
-			return nil, refuse(e.Name, "up to it, %w", l.overflow(Zip, out))
+			return nil, archive.RefuseEntry(e.Name, "up to it, %w", l.overflow(Zip, out))
 		}
 	}
 	return z, z.overlaps()
@@ -118,19 +120,19 @@ func (z *zipped) check(i int, e *zip.File) error {
 	const encrypted = 1<<0 | 1<<6 | 1<<13
 	switch {
 	case e.Flags&encrypted != 0:
-		return refuse(e.Name, "it is encrypted")
+		return archive.RefuseEntry(e.Name, "it is encrypted")
 	case e.Method != zip.Store && e.Method != zip.Deflate:
-		return refuse(e.Name, "compression method %d: only stored (0) and deflated (8) are taken", e.Method)
+		return archive.RefuseEntry(e.Name, "compression method %d: only stored (0) and deflated (8) are taken", e.Method)
 	case e.Method == zip.Store && e.CompressedSize64 != e.UncompressedSize64:
-		return refuse(e.Name, "stored, with two different sizes")
+		return archive.RefuseEntry(e.Name, "stored, with two different sizes")
 	case strings.IndexByte(e.Name, 0) >= 0:
-		return refuse(e.Name, "a NUL byte in a name")
+		return archive.RefuseEntry(e.Name, "a NUL byte in a name")
 	case e.CreatorVersion>>8 != creatorUnix && e.CreatorVersion>>8 != creatorMac && strings.IndexByte(e.Name, '\\') >= 0:
-		return refuse(e.Name, `a "\" in a name: the names of a zip have "/" between their parts`)
+		return archive.RefuseEntry(e.Name, `a "\" in a name: the names of a zip have "/" between their parts`)
 	}
 	clean := path.Clean(e.Name)
 	if _, twice := z.names[clean]; twice {
-		return refuse(e.Name, "it is in the zip twice")
+		return archive.RefuseEntry(e.Name, "it is in the zip twice")
 	}
 	z.names[clean] = struct{}{}
 	return z.local(&z.entries[i], e)
@@ -142,15 +144,15 @@ func (z *zipped) local(s *span, e *zip.File) error {
 	const fixed = 30
 	var b [fixed]byte
 	if _, err := z.file.ReadAt(b[:], s.from); err != nil || binary.LittleEndian.Uint32(b[:]) != signLocal {
-		return refuse(e.Name, "the zip has no local header of it at byte %d", s.from)
+		return archive.RefuseEntry(e.Name, "the zip has no local header of it at byte %d", s.from)
 	}
 	le := binary.LittleEndian
 	name := make([]byte, le.Uint16(b[26:]))
 	if _, err := z.file.ReadAt(name, s.from+fixed); err != nil || string(name) != e.Name {
-		return refuse(e.Name, "the directory and the local header have different names (%s)", quote(string(name)))
+		return archive.RefuseEntry(e.Name, "the directory and the local header have different names (%s)", archive.Quote(string(name)))
 	}
 	if le.Uint16(b[6:]) != e.Flags || le.Uint16(b[8:]) != e.Method {
-		return refuse(e.Name, "the directory and the local header differ in flags or method")
+		return archive.RefuseEntry(e.Name, "the directory and the local header differ in flags or method")
 	}
 	const later = 1 << 3 // sizes and checksum follow the data
 	for _, field := range []struct{ local, directory uint64 }{
@@ -160,12 +162,12 @@ func (z *zipped) local(s *span, e *zip.File) error {
 	} {
 		same := field.local == field.directory || field.local == 1<<32-1 // which says: in the Zip64 field
 		if !same && (e.Flags&later == 0 || field.local != 0) {
-			return refuse(e.Name, "the directory and the local header differ in size or checksum")
+			return archive.RefuseEntry(e.Name, "the directory and the local header differ in size or checksum")
 		}
 	}
 	begin := s.from + fixed + int64(len(name)) + int64(le.Uint16(b[28:]))
 	if e.CompressedSize64 > uint64(z.size) || begin > z.size-int64(e.CompressedSize64) { //nolint:gosec // a file's size
-		return refuse(e.Name, "the zip ends inside of it")
+		return archive.RefuseEntry(e.Name, "the zip ends inside of it")
 	}
 	s.to = begin + int64(e.CompressedSize64) //nolint:gosec // within the file
 	return nil
@@ -196,7 +198,7 @@ func (z *zipped) writeTo(ctx context.Context, w io.Writer) error {
 			if errors.Is(err, io.ErrClosedPipe) {
 				return err
 			}
-			return refuse(e.Name, "%w", err)
+			return archive.RefuseEntry(e.Name, "%w", err)
 		}
 		if h.Typeflag == tar.TypeReg {
 			if err := copyEntry(ctx, out, e); err != nil {
@@ -228,17 +230,17 @@ func header(e *zip.File) (*tar.Header, error) {
 		}
 		kind, known := kinds[mode&0o170000]
 		if !known {
-			return nil, refuse(e.Name, "its mode %o is of no known type", mode)
+			return nil, archive.RefuseEntry(e.Name, "its mode %o is of no known type", mode)
 		}
 		if directory && kind != tar.TypeDir {
-			return nil, refuse(e.Name, "it is a directory by its name and not by its mode")
+			return nil, archive.RefuseEntry(e.Name, "it is a directory by its name and not by its mode")
 		}
 		h.Typeflag = kind
 	}
 	if h.Typeflag == tar.TypeReg {
 		h.Size = int64(e.UncompressedSize64) //nolint:gosec // held against the limits
 	} else if h.Typeflag == tar.TypeDir && e.UncompressedSize64 != 0 {
-		return nil, refuse(e.Name, "a directory with %d bytes of contents", e.UncompressedSize64)
+		return nil, archive.RefuseEntry(e.Name, "a directory with %d bytes of contents", e.UncompressedSize64)
 	}
 	return h, nil
 }
@@ -247,16 +249,16 @@ func header(e *zip.File) (*tar.Header, error) {
 func linkText(e *zip.File) (string, error) {
 	const most = 4096
 	if e.UncompressedSize64 > most {
-		return "", refuse(e.Name, "a symbolic link's target is longer than %d bytes", most)
+		return "", archive.RefuseEntry(e.Name, "a symbolic link's target is longer than %d bytes", most)
 	}
 	r, err := e.Open()
 	if err != nil {
-		return "", refuse(e.Name, "%w", zipError(err))
+		return "", archive.RefuseEntry(e.Name, "%w", zipError(err))
 	}
 	defer r.Close()
 	text, err := io.ReadAll(io.LimitReader(r, most+1))
 	if err != nil {
-		return "", refuse(e.Name, "%w", zipError(err))
+		return "", archive.RefuseEntry(e.Name, "%w", zipError(err))
 	}
 	return string(text), nil
 }
@@ -264,7 +266,7 @@ func linkText(e *zip.File) (string, error) {
 func copyEntry(ctx context.Context, w io.Writer, e *zip.File) error {
 	r, err := e.Open()
 	if err != nil {
-		return refuse(e.Name, "%w", zipError(err))
+		return archive.RefuseEntry(e.Name, "%w", zipError(err))
 	}
 	defer r.Close()
 	buf := make([]byte, 128<<10)
@@ -275,7 +277,7 @@ func copyEntry(ctx context.Context, w io.Writer, e *zip.File) error {
 		n, err := r.Read(buf)
 		if _, werr := w.Write(buf[:n]); werr != nil {
 			if errors.Is(werr, tar.ErrWriteTooLong) {
-				return refuse(e.Name, "it is longer than the zip says")
+				return archive.RefuseEntry(e.Name, "it is longer than the zip says")
 			}
 			return werr
 		}
@@ -283,7 +285,7 @@ func copyEntry(ctx context.Context, w io.Writer, e *zip.File) error {
 			return nil
 		}
 		if err != nil {
-			return refuse(e.Name, "%w", zipError(err))
+			return archive.RefuseEntry(e.Name, "%w", zipError(err))
 		}
 	}
 }
@@ -292,11 +294,11 @@ func copyEntry(ctx context.Context, w io.Writer, e *zip.File) error {
 func zipError(err error) error {
 	switch {
 	case errors.Is(err, zip.ErrFormat):
-		return refused("not a valid zip")
+		return archive.Refuse("not a valid zip")
 	case errors.Is(err, zip.ErrChecksum):
-		return refused("its checksum is wrong")
+		return archive.Refuse("its checksum is wrong")
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return refused("the zip is cut off")
+		return archive.Refuse("the zip is cut off")
 	}
-	return refused("the zip is damaged: %w", err)
+	return archive.Refuse("the zip is damaged: %w", err)
 }

@@ -7,6 +7,8 @@ import (
 	"errors"
 	"io"
 	"slices"
+
+	"holdfast/templates/archive"
 )
 
 // Signatures and sizes of PKWARE's APPNOTE.TXT 6.3.10, sections 4.3.7 to 4.3.16.
@@ -45,18 +47,18 @@ func (z *zipped) directory() error {
 	}
 	switch {
 	case from < 0 || from > to || to > z.size:
-		return refused("the zip's directory is said to be outside of the zip")
+		return archive.Refuse("the zip's directory is said to be outside of the zip")
 	case to-from > maxZipDirectory:
-		return refused("the zip's directory is larger than %d MiB: send a tar", maxZipDirectory>>20)
+		return archive.Refuse("the zip's directory is larger than %d MiB: send a tar", maxZipDirectory>>20)
 	case records > uint64(z.limits.Entries): //nolint:gosec // not negative
-		return refused("the zip has more than %d entries: send a tar", z.limits.Entries)
+		return archive.Refuse("the zip has more than %d entries: send a tar", z.limits.Entries)
 	}
 	r := bufio.NewReader(io.NewSectionReader(z.file, from, to-from))
 	at := from
 	for at < to {
 		var b [directorySize]byte
 		if _, err := io.ReadFull(r, b[:]); err != nil || binary.LittleEndian.Uint32(b[:]) != signDirectory {
-			return refused("the zip's directory is damaged at entry %d", len(z.entries)+1)
+			return archive.Refuse("the zip's directory is damaged at entry %d", len(z.entries)+1)
 		}
 		le := binary.LittleEndian
 		name := make([]byte, le.Uint16(b[28:]))
@@ -66,23 +68,23 @@ func (z *zipped) directory() error {
 		_, err2 := io.ReadFull(r, extra)
 		_, err3 := r.Discard(comment)
 		if err := errors.Join(err1, err2, err3); err != nil {
-			return refused("the zip's directory is cut off at entry %d (%s)", len(z.entries)+1, quote(string(name)))
+			return archive.Refuse("the zip's directory is cut off at entry %d (%s)", len(z.entries)+1, archive.Quote(string(name)))
 		}
 		if disk := le.Uint16(b[34:]); disk != 0 && disk != 1<<16-1 {
-			return refuse(string(name), "it is on another volume of a zip in parts")
+			return archive.RefuseEntry(string(name), "it is on another volume of a zip in parts")
 		}
 		s := span{from: localOffset(b[:], extra)}
 		if s.from < 0 || s.from >= from {
-			return refuse(string(name), "the zip has no place for it at byte %d", s.from)
+			return archive.RefuseEntry(string(name), "the zip has no place for it at byte %d", s.from)
 		}
 		z.entries = append(z.entries, s)
 		if int64(len(z.entries)) > z.limits.Entries {
-			return refuse(string(name), "the zip has more than %d entries: send a tar", z.limits.Entries)
+			return archive.RefuseEntry(string(name), "the zip has more than %d entries: send a tar", z.limits.Entries)
 		}
 		at += directorySize + int64(len(name)+len(extra)+comment)
 	}
 	if uint64(len(z.entries)) != records {
-		return refused("the zip's directory has %d entries, its end says %d", len(z.entries), records)
+		return archive.Refuse("the zip's directory has %d entries, its end says %d", len(z.entries), records)
 	}
 	z.dataEnd = from
 	return nil
@@ -97,15 +99,15 @@ func (z *zipped) end() (from, to int64, records uint64, err error) {
 	}
 	i := bytes.LastIndex(tail, []byte("PK\x05\x06"))
 	if i < 0 || i+endSize > len(tail) {
-		return 0, 0, 0, refused("the zip is cut off: it has no end")
+		return 0, 0, 0, archive.Refuse("the zip is cut off: it has no end")
 	}
 	le, b := binary.LittleEndian, tail[i:]
 	whole := endSize + int(le.Uint16(b[20:]))
 	if whole > len(b) || len(bytes.Trim(b[whole:], "\x00")) > 0 { // zeroes fill up the last block of a pipe
-		return 0, 0, 0, refused("the zip has something else behind its end")
+		return 0, 0, 0, archive.Refuse("the zip has something else behind its end")
 	}
 	if le.Uint16(b[4:])|le.Uint16(b[6:]) != 0 && le.Uint16(b[4:])&le.Uint16(b[6:]) != 1<<16-1 {
-		return 0, 0, 0, refused("the zip is one of several parts")
+		return 0, 0, 0, archive.Refuse("the zip is one of several parts")
 	}
 	to = z.size - int64(len(b))
 	records = uint64(le.Uint16(b[10:]))
@@ -116,7 +118,7 @@ func (z *zipped) end() (from, to int64, records uint64, err error) {
 		}
 	}
 	if offset > uint64(z.size) || size > uint64(z.size) || int64(offset+size) != to { //nolint:gosec // bounded just before
-		return 0, 0, 0, refused("the zip's directory does not lie where its end says: bytes were put before it or into it")
+		return 0, 0, 0, archive.Refuse("the zip's directory does not lie where its end says: bytes were put before it or into it")
 	}
 	return int64(offset), to, records, nil //nolint:gosec // bounded above
 }
@@ -131,10 +133,10 @@ func (z *zipped) end64(at int64, records, size, offset uint64) (int64, uint64, u
 	var b [end64Size]byte
 	where := le.Uint64(locator[8:])
 	if where != uint64(at-locator64Size-end64Size) { //nolint:gosec // a place in a file
-		return 0, 0, 0, 0, refused("the zip's Zip64 end is not before its locator")
+		return 0, 0, 0, 0, archive.Refuse("the zip's Zip64 end is not before its locator")
 	}
 	if _, err := z.file.ReadAt(b[:], int64(where)); err != nil || le.Uint32(b[:]) != signEnd64 || le.Uint64(b[4:]) != end64Size-12 { //nolint:gosec // within the file
-		return 0, 0, 0, 0, refused("the zip's Zip64 end is damaged")
+		return 0, 0, 0, 0, archive.Refuse("the zip's Zip64 end is damaged")
 	}
 	return int64(where), le.Uint64(b[32:]), le.Uint64(b[40:]), le.Uint64(b[48:]), nil //nolint:gosec // within the file
 }
@@ -174,11 +176,11 @@ func (z *zipped) overlaps() error {
 	for _, i := range order {
 		s := z.entries[i]
 		if s.from < end {
-			return refuse(z.File[i].Name, "it overlaps with another entry of the zip")
+			return archive.RefuseEntry(z.File[i].Name, "it overlaps with another entry of the zip")
 		}
 		end = s.to
 		if end > z.dataEnd {
-			return refuse(z.File[i].Name, "it overlaps with the zip's directory")
+			return archive.RefuseEntry(z.File[i].Name, "it overlaps with the zip's directory")
 		}
 	}
 	return nil

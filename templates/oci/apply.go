@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+
+	"holdfast/templates/archive"
 )
 
 // Whiteouts of image-spec, layer.md; the longer prefix marks what AUFS kept for
@@ -81,15 +83,15 @@ func (im *Image) eachOf(ctx context.Context, r *layerReader, entry *int64, fn fu
 		case r.err != nil:
 			return r.err
 		case err != nil:
-			return refused("layer %s: %w after %s", quote(r.what), err, quote(last))
+			return archive.Refuse("layer %s: %w after %s", archive.Quote(r.what), err, archive.Quote(last))
 		}
 		last = h.Name
 		*entry++
 		if *entry > im.o.Limits.Entries {
-			return refuse(h.Name, "the layers have more than %d entries", im.o.Limits.Entries)
+			return archive.RefuseEntry(h.Name, "the layers have more than %d entries", im.o.Limits.Entries)
 		}
 		if h.Size < 0 || h.Size > im.o.Limits.Bytes {
-			return refuse(h.Name, "a file of %d bytes: the most is %d", h.Size, im.o.Limits.Bytes)
+			return archive.RefuseEntry(h.Name, "a file of %d bytes: the most is %d", h.Size, im.o.Limits.Bytes)
 		}
 		if err := fn(h, in); err != nil {
 			if r.err != nil {
@@ -111,11 +113,11 @@ func (t *tree) apply(entry int64, h *tar.Header) error {
 	case tar.TypeSymlink:
 		i.kind, i.link = symlink, h.Linkname
 		if h.Linkname == "" || len(h.Linkname) >= maxPath {
-			return refuse(h.Name, "a symbolic link's target must have 1 to %d bytes", maxPath-1)
+			return archive.RefuseEntry(h.Name, "a symbolic link's target must have 1 to %d bytes", maxPath-1)
 		}
 	case tar.TypeReg, tar.TypeCont, tar.TypeGNUSparse, tar.TypeLink, tar.TypeChar, tar.TypeBlock, tar.TypeFifo:
 	default:
-		return refuse(h.Name, "entries of type %q are not known", h.Typeflag)
+		return archive.RefuseEntry(h.Name, "entries of type %q are not known", h.Typeflag)
 	}
 	parts, err := split(h.Name)
 	if err != nil {
@@ -123,7 +125,7 @@ func (t *tree) apply(entry int64, h *tar.Header) error {
 	}
 	if len(parts) == 0 {
 		if i.kind != directory {
-			return refuse(h.Name, "only a directory can be the root")
+			return archive.RefuseEntry(h.Name, "only a directory can be the root")
 		}
 		t.root.inode = &i
 		return nil
@@ -156,7 +158,7 @@ func (t *tree) apply(entry int64, h *tar.Header) error {
 func (t *tree) whiteout(full string, parent []string, name string) error {
 	hidden := strings.TrimPrefix(name, whiteout)
 	if hidden == "" || hidden == "." || hidden == ".." {
-		return refuse(full, "a whiteout of nothing")
+		return archive.RefuseEntry(full, "a whiteout of nothing")
 	}
 	dir, err := t.find(full, parent, nil)
 	switch {
@@ -174,10 +176,10 @@ func (t *tree) whiteout(full string, parent []string, name string) error {
 func (t *tree) target(h *tar.Header) (*node, error) {
 	parts, err := split(h.Linkname)
 	if err != nil {
-		return nil, refuse(h.Name, "target of a hard link: %w", err)
+		return nil, archive.RefuseEntry(h.Name, "target of a hard link: %w", err)
 	}
 	if len(parts) == 0 {
-		return nil, refuse(h.Name, "a hard link to the root")
+		return nil, archive.RefuseEntry(h.Name, "a hard link to the root")
 	}
 	dir, err := t.find(h.Name, parts[:len(parts)-1], nil)
 	if err != nil {
@@ -189,9 +191,9 @@ func (t *tree) target(h *tar.Header) (*node, error) {
 	}
 	switch {
 	case n == nil:
-		return nil, refuse(h.Name, "a hard link to %s, which is not an earlier entry", quote(h.Linkname))
+		return nil, archive.RefuseEntry(h.Name, "a hard link to %s, which is not an earlier entry", archive.Quote(h.Linkname))
 	case n.kind == directory:
-		return nil, refuse(h.Name, "a hard link to the directory %s", quote(h.Linkname))
+		return nil, archive.RefuseEntry(h.Name, "a hard link to the directory %s", archive.Quote(h.Linkname))
 	}
 	return n, nil
 }
@@ -251,7 +253,7 @@ func (w *writer) write(ctx context.Context, entry int64, h *tar.Header, r io.Rea
 // fault tells an entry that no tar can hold from a writer that failed.
 func (w *writer) fault(name string, err error) error {
 	if errors.Is(err, tar.ErrHeader) {
-		return refuse(name, "%w", err)
+		return archive.RefuseEntry(name, "%w", err)
 	}
 	return err
 }

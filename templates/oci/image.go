@@ -145,7 +145,7 @@ func parsePlatform(text string) (platform, error) {
 	}
 	parts := strings.Split(text, "/")
 	if len(parts) < 2 || len(parts) > 3 || len(text) > 64 || strings.Contains("/"+text+"/", "//") {
-		return platform{}, fmt.Errorf("%w: platform %s: must be OS/ARCH or OS/ARCH/VARIANT, as linux/amd64", ErrInvalid, quote(text))
+		return platform{}, fmt.Errorf("%w: platform %s: must be OS/ARCH or OS/ARCH/VARIANT, as linux/amd64", ErrInvalid, archive.Quote(text))
 	}
 	p := platform{os: parts[0], arch: parts[1]}
 	if len(parts) == 3 {
@@ -166,25 +166,4 @@ type layer struct {
 	desc   ocispec.Descriptor // without a digest for `docker save`
 	size   int64              // bytes as stored; -1: not known
 	format format.Format      // how it is packed
-}
-
-// refusal is an error that is the image's own fault.
-type refusal struct{ error }
-
-// Unwrap hides what was refused: an io.ErrUnexpectedEOF inside of an archive
-// would be taken for the archive's own end.
-func (r refusal) Unwrap() error { return archive.ErrRefused }
-
-func refused(format string, args ...any) error { return refusal{fmt.Errorf(format, args...)} }
-
-func refuse(name, format string, args ...any) error {
-	return refused("entry %s: %w", quote(name), fmt.Errorf(format, args...))
-}
-
-// quote shows a tenant's text in a message: escaped, and not too long.
-func quote(s string) string {
-	if len(s) > 120 {
-		return fmt.Sprintf("%q...", s[:120])
-	}
-	return fmt.Sprintf("%q", s)
 }

@@ -15,6 +15,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"holdfast/templates/archive"
 	"holdfast/templates/format"
 )
 
@@ -31,7 +32,7 @@ func OpenLayout(ctx context.Context, r io.Reader, o Options) (*Image, error) {
 	}
 	defer func() { _ = s.Close() }() // nothing was written
 	if s.Format == format.Zip {
-		return nil, refused("a layout in a zip: send it as a tar")
+		return nil, archive.Refuse("a layout in a zip: send it as a tar")
 	}
 	a, err := receive(ctx, s, o)
 	if err != nil {
@@ -112,11 +113,11 @@ func chooseTagged(list []ocispec.Descriptor, tag string, p platform) (ocispec.De
 	}
 	switch {
 	case len(list) == 0:
-		return ocispec.Descriptor{}, refused("the layout holds no image")
+		return ocispec.Descriptor{}, archive.Refuse("the layout holds no image")
 	case len(candidates) == 0:
-		return ocispec.Descriptor{}, refused("the layout holds no image %s; it has %s", quote(tag), quote(strings.Join(names, ", ")))
+		return ocispec.Descriptor{}, archive.Refuse("the layout holds no image %s; it has %s", archive.Quote(tag), archive.Quote(strings.Join(names, ", ")))
 	case tag == "" && len(names) > 1:
-		return ocispec.Descriptor{}, refused("the layout holds several images, %s: say which", quote(strings.Join(names, ", ")))
+		return ocispec.Descriptor{}, archive.Refuse("the layout holds several images, %s: say which", archive.Quote(strings.Join(names, ", ")))
 	}
 	return choose(candidates, p)
 }
@@ -132,7 +133,7 @@ type saved []struct {
 func (im *Image) readSaved(l layout) error {
 	b, err := small(l, "manifest.json")
 	if errors.Is(err, os.ErrNotExist) {
-		return refused("neither an OCI layout nor the output of docker save: it has no index.json and no manifest.json")
+		return archive.Refuse("neither an OCI layout nor the output of docker save: it has no index.json and no manifest.json")
 	}
 	if err != nil {
 		return err
@@ -149,7 +150,7 @@ func (im *Image) readSaved(l layout) error {
 		return im.o.Tag == "" || slices.Contains(s.RepoTags, im.o.Tag)
 	})
 	if at < 0 || im.o.Tag == "" && len(all) > 1 {
-		return refused("manifest.json holds %d images, and none or several of them are %s", len(all), quote(im.o.Tag))
+		return archive.Refuse("manifest.json holds %d images, and none or several of them are %s", len(all), archive.Quote(im.o.Tag))
 	}
 	config, err := small(l, all[at].Config)
 	if err != nil {
@@ -167,7 +168,7 @@ const fileName = "file"
 
 func missingFile(name string, err error) error {
 	if errors.Is(err, os.ErrNotExist) {
-		return refused("the layout has no file %s", quote(name))
+		return archive.Refuse("the layout has no file %s", archive.Quote(name))
 	}
 	return err
 }
@@ -180,7 +181,7 @@ func small(l layout, name string) ([]byte, error) {
 	}
 	defer r.Close()
 	if size > maxDocument {
-		return nil, refused("%s has %d bytes: the most is %d", quote(name), size, maxDocument)
+		return nil, archive.Refuse("%s has %d bytes: the most is %d", archive.Quote(name), size, maxDocument)
 	}
 	return io.ReadAll(io.LimitReader(r, maxDocument))
 }
@@ -217,7 +218,7 @@ func (l *layoutDir) file(name string) (io.ReadCloser, int64, error) {
 		return nil, 0, err
 	}
 	if !info.Mode().IsRegular() { // a pipe would be waited for
-		return nil, 0, refused("%s is not a file", quote(name))
+		return nil, 0, archive.Refuse("%s is not a file", archive.Quote(name))
 	}
 	f, err := l.root.Open(name)
 	return f, info.Size(), err
@@ -319,27 +320,27 @@ func (l *layoutTar) index(ctx context.Context, in *counted) error {
 		case in.err != nil:
 			return in.err
 		case err != nil:
-			return refused("the layout's tar: %w after %d bytes", err, in.n)
+			return archive.Refuse("the layout's tar: %w after %d bytes", err, in.n)
 		}
 		name := path.Clean(h.Name)
 		p := place{offset: in.n, size: h.Size}
 		switch h.Typeflag {
 		case tar.TypeReg:
 			if h.PAXRecords["GNU.sparse.major"] != "" || h.PAXRecords["GNU.sparse.map"] != "" {
-				return refuse(h.Name, "a sparse file in a layout")
+				return archive.RefuseEntry(h.Name, "a sparse file in a layout")
 			}
 		case tar.TypeSymlink: // as older docker save has for layers that come twice
 			p.link = path.Join(path.Dir(name), h.Linkname)
 		case tar.TypeDir, tar.TypeXGlobalHeader:
 			continue
 		default:
-			return refuse(h.Name, "a layout holds files and directories only")
+			return archive.RefuseEntry(h.Name, "a layout holds files and directories only")
 		}
 		if _, twice := l.files[name]; twice {
-			return refuse(h.Name, "it is in the layout twice")
+			return archive.RefuseEntry(h.Name, "it is in the layout twice")
 		}
 		if len(l.files) >= maxFiles {
-			return refuse(h.Name, "a layout of more than %d files", maxFiles)
+			return archive.RefuseEntry(h.Name, "a layout of more than %d files", maxFiles)
 		}
 		l.files[name] = p
 	}
@@ -356,7 +357,7 @@ func (l *layoutTar) file(name string) (io.ReadCloser, int64, error) {
 		}
 		name = p.link
 	}
-	return nil, 0, refused("%s is a link that leads nowhere", quote(name))
+	return nil, 0, archive.Refuse("%s is a link that leads nowhere", archive.Quote(name))
 }
 
 func (l *layoutTar) open(_ context.Context, d ocispec.Descriptor) (io.ReadCloser, error) {

@@ -22,6 +22,8 @@ import (
 	"oras.land/oras-go/v2/registry/remote/auth"
 	"oras.land/oras-go/v2/registry/remote/credentials"
 	"oras.land/oras-go/v2/registry/remote/errcode"
+
+	"holdfast/templates/archive"
 )
 
 // Sentinels of registries. Their errors name hosts and never an address with a
@@ -101,7 +103,7 @@ func (r *Registries) Open(ctx context.Context, reference string, o Options) (*Im
 	}
 	plain, listed := r.hosts[ref.Host()]
 	if !listed {
-		return nil, fmt.Errorf("%w: %s is not among the registries that this server may fetch from", ErrNotAllowed, quote(ref.Registry))
+		return nil, fmt.Errorf("%w: %s is not among the registries that this server may fetch from", ErrNotAllowed, archive.Quote(ref.Registry))
 	}
 	b := &remoteBlobs{host: ref.Registry, staging: o.Staging, places: map[string]place{}}
 	if b.repository, err = r.repository(ref, plain); err != nil {
@@ -124,7 +126,7 @@ func parseReference(text string) (registry.Reference, error) {
 	}
 	ref, err := registry.ParseReference(text)
 	if first, _, _ := strings.Cut(text, "/"); err != nil || !strings.ContainsAny(first, ".:") && first != "localhost" {
-		return registry.Reference{}, fmt.Errorf("%w: %s is not a reference: HOST[:PORT]/NAME[:TAG][@DIGEST], with the registry's host first", ErrInvalid, quote(text))
+		return registry.Reference{}, fmt.Errorf("%w: %s is not a reference: HOST[:PORT]/NAME[:TAG][@DIGEST], with the registry's host first", ErrInvalid, archive.Quote(text))
 	}
 	return ref, nil
 }
@@ -273,19 +275,19 @@ func (b *remoteBlobs) prepare(ctx context.Context, layers []layer) (err error) {
 func (b *remoteBlobs) fetch(ctx context.Context, l layer, at int64) error {
 	r, err := b.open(ctx, l.desc)
 	if err != nil {
-		return fmt.Errorf("layer %s: %w", quote(l.what), err)
+		return fmt.Errorf("layer %s: %w", archive.Quote(l.what), err)
 	}
 	defer r.Close()
 	w := bufio.NewWriterSize(io.NewOffsetWriter(b.file, at), 1<<20)
 	in := content.NewVerifyReader(r, l.desc)
 	if _, err := io.Copy(w, in); err != nil {
-		return blobError("layer "+quote(l.what), err)
+		return blobError("layer "+archive.Quote(l.what), err)
 	}
 	if err := w.Flush(); err != nil {
 		return fmt.Errorf("staging: %w", err)
 	}
 	if err := in.Verify(); err != nil {
-		return blobError("layer "+quote(l.what), err)
+		return blobError("layer "+archive.Quote(l.what), err)
 	}
 	return nil
 }

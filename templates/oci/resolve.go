@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"oras.land/oras-go/v2/content"
 
+	"holdfast/templates/archive"
 	"holdfast/templates/format"
 )
 
@@ -56,10 +57,10 @@ var layerFormats = map[string]format.Format{
 // document reads a blob of JSON, verified and at most 4 MiB long.
 func (im *Image) document(ctx context.Context, d ocispec.Descriptor, what string) ([]byte, error) {
 	if d.Size < 0 || d.Size > maxDocument {
-		return nil, refused("the %s is said to have %d bytes: the most is %d", what, d.Size, maxDocument)
+		return nil, archive.Refuse("the %s is said to have %d bytes: the most is %d", what, d.Size, maxDocument)
 	}
 	if err := d.Digest.Validate(); err != nil {
-		return nil, refused("the %s has the digest %s, which is none of sha256 and sha512", what, quote(string(d.Digest)))
+		return nil, archive.Refuse("the %s has the digest %s, which is none of sha256 and sha512", what, archive.Quote(string(d.Digest)))
 	}
 	r, err := im.blobs.open(ctx, d)
 	if err != nil {
@@ -77,11 +78,11 @@ func (im *Image) document(ctx context.Context, d ocispec.Descriptor, what string
 func blobError(what string, err error) error {
 	switch {
 	case errors.Is(err, content.ErrMismatchedDigest):
-		return refused("%s: the contents have another digest", what)
+		return archive.Refuse("%s: the contents have another digest", what)
 	case errors.Is(err, content.ErrTrailingData):
-		return refused("%s: it is longer than its descriptor says", what)
+		return archive.Refuse("%s: it is longer than its descriptor says", what)
 	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
-		return refused("%s: it is shorter than its descriptor says", what)
+		return archive.Refuse("%s: it is shorter than its descriptor says", what)
 	}
 	return fmt.Errorf("%s: %w", what, err)
 }
@@ -89,7 +90,7 @@ func blobError(what string, err error) error {
 // decode reads JSON of an image. Fields that we do not know are other people's.
 func decode(b []byte, what string, v any) error {
 	if err := json.Unmarshal(b, v); err != nil {
-		return refused("the %s is not the JSON that it should be", what)
+		return archive.Refuse("the %s is not the JSON that it should be", what)
 	}
 	return nil
 }
@@ -117,9 +118,9 @@ func (im *Image) resolve(ctx context.Context, d ocispec.Descriptor) error {
 		}
 		switch {
 		case probe.SchemaVersion == 1:
-			return refused("the image has a manifest of Docker's schema 1, which has no verified layers: push it again with a present tool")
+			return archive.Refuse("the image has a manifest of Docker's schema 1, which has no verified layers: push it again with a present tool")
 		case probe.Manifests != nil && probe.Layers != nil:
-			return refused("the manifest is an index as well") // CVE-2021-41190
+			return archive.Refuse("the manifest is an index as well") // CVE-2021-41190
 		case kind == ocispec.MediaTypeImageIndex, kind == dockerList:
 			if d, err = choose(probe.Manifests, im.platform); err != nil {
 				return err
@@ -128,10 +129,10 @@ func (im *Image) resolve(ctx context.Context, d ocispec.Descriptor) error {
 			im.Digest = string(d.Digest)
 			return im.manifest(ctx, b)
 		default:
-			return refused("media type %s is no image", quote(kind))
+			return archive.Refuse("media type %s is no image", archive.Quote(kind))
 		}
 	}
-	return refused("indexes inside of indexes, %d deep", maxNesting+1)
+	return archive.Refuse("indexes inside of indexes, %d deep", maxNesting+1)
 }
 
 // choose finds the manifest of a platform in an index.
@@ -151,7 +152,7 @@ func choose(list []ocispec.Descriptor, p platform) (ocispec.Descriptor, error) {
 	if len(have) > 20 {
 		have = append(have[:20], "...")
 	}
-	return ocispec.Descriptor{}, refused("the image is not there for %s; it has %s", p, quote(strings.Join(have, ", ")))
+	return ocispec.Descriptor{}, archive.Refuse("the image is not there for %s; it has %s", p, archive.Quote(strings.Join(have, ", ")))
 }
 
 // manifest takes the layers and the configuration out of a manifest.
@@ -161,7 +162,7 @@ func (im *Image) manifest(ctx context.Context, b []byte) error {
 		return err
 	}
 	if t := m.Config.MediaType; t != ocispec.MediaTypeImageConfig && t != dockerConfig {
-		return refused("the image's configuration is of the type %s: it is not a container image", quote(t))
+		return archive.Refuse("the image's configuration is of the type %s: it is not a container image", archive.Quote(t))
 	}
 	config, err := im.document(ctx, m.Config, "configuration")
 	if err != nil {
@@ -170,10 +171,10 @@ func (im *Image) manifest(ctx context.Context, b []byte) error {
 	for _, d := range m.Layers {
 		f, known := layerFormats[d.MediaType]
 		if !known {
-			return refused("layer %s: media type %s is not a layer of a kind that is known", quote(string(d.Digest)), quote(d.MediaType))
+			return archive.Refuse("layer %s: media type %s is not a layer of a kind that is known", archive.Quote(string(d.Digest)), archive.Quote(d.MediaType))
 		}
 		if err := d.Digest.Validate(); err != nil || d.Size < 0 {
-			return refused("layer %s: not a valid digest, or a negative size", quote(string(d.Digest)))
+			return archive.Refuse("layer %s: not a valid digest, or a negative size", archive.Quote(string(d.Digest)))
 		}
 		im.layers = append(im.layers, layer{what: string(d.Digest), desc: d, size: d.Size, format: f})
 	}
@@ -187,23 +188,23 @@ func (im *Image) configure(b []byte) error {
 		return err
 	}
 	if !im.platform.matches(c.OS, c.Architecture, c.Variant) {
-		return refused("the image is for %s, not for %s", quote(platform{c.OS, c.Architecture, c.Variant}.String()), im.platform)
+		return archive.Refuse("the image is for %s, not for %s", archive.Quote(platform{c.OS, c.Architecture, c.Variant}.String()), im.platform)
 	}
 	if len(im.layers) > im.o.Limits.Layers {
-		return refused("the image has %d layers: the most is %d", len(im.layers), im.o.Limits.Layers)
+		return archive.Refuse("the image has %d layers: the most is %d", len(im.layers), im.o.Limits.Layers)
 	}
 	if len(c.RootFS.DiffIDs) != len(im.layers) {
-		return refused("the image has %d layers, its configuration names %d", len(im.layers), len(c.RootFS.DiffIDs))
+		return archive.Refuse("the image has %d layers, its configuration names %d", len(im.layers), len(c.RootFS.DiffIDs))
 	}
 	var bytes int64
 	for i, l := range im.layers {
 		id := c.RootFS.DiffIDs[i]
 		if err := id.Validate(); err != nil {
-			return refused("the configuration's diff ID %s is no digest", quote(string(id)))
+			return archive.Refuse("the configuration's diff ID %s is no digest", archive.Quote(string(id)))
 		}
 		im.diffIDs = append(im.diffIDs, string(id))
 		if l.size > im.o.Limits.Bytes-bytes {
-			return refused("layer %s: with it, the image has more than %d bytes", quote(l.what), im.o.Limits.Bytes)
+			return archive.Refuse("layer %s: with it, the image has more than %d bytes", archive.Quote(l.what), im.o.Limits.Bytes)
 		}
 		bytes += max(l.size, 0)
 	}
@@ -221,7 +222,7 @@ func (im *Image) read(ctx context.Context, i int, unpacked *int64) (*layerReader
 	l := im.layers[i]
 	raw, err := im.blobs.open(ctx, l.desc)
 	if err != nil {
-		return nil, fmt.Errorf("layer %s: %w", quote(l.what), err)
+		return nil, fmt.Errorf("layer %s: %w", archive.Quote(l.what), err)
 	}
 	r := &layerReader{what: l.what, raw: raw, unpacked: unpacked, most: im.o.Limits.Bytes, diffID: digest.Digest(im.diffIDs[i])}
 	r.diff = r.diffID.Verifier()
@@ -256,7 +257,7 @@ func (r *layerReader) Read(p []byte) (int, error) {
 	*r.unpacked += int64(n)
 	switch {
 	case *r.unpacked > r.most:
-		err = refused("layer %s: with it, the image unpacks to more than %d bytes", quote(r.what), r.most)
+		err = archive.Refuse("layer %s: with it, the image unpacks to more than %d bytes", archive.Quote(r.what), r.most)
 	case errors.Is(err, io.EOF):
 		err = io.EOF
 	case err != nil:
@@ -268,7 +269,7 @@ func (r *layerReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
-func (r *layerReader) fail(err error) error { return blobError("layer "+quote(r.what), err) }
+func (r *layerReader) fail(err error) error { return blobError("layer "+archive.Quote(r.what), err) }
 
 // verify reads what is left of the layer and holds all of it against the digests.
 func (r *layerReader) verify() error {
@@ -284,7 +285,7 @@ func (r *layerReader) verify() error {
 		}
 	}
 	if !r.diff.Verified() {
-		return refused("layer %s: unpacked, it is not what the image's configuration says (%s)", quote(r.what), r.diffID)
+		return archive.Refuse("layer %s: unpacked, it is not what the image's configuration says (%s)", archive.Quote(r.what), r.diffID)
 	}
 	return nil
 }

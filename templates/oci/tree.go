@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"holdfast/templates/archive"
 )
 
 // Bounds of names, those of package archive, and of work.
@@ -60,19 +62,19 @@ func newTree() *tree {
 func split(name string) ([]string, error) {
 	switch {
 	case name == "":
-		return nil, refuse(name, "an empty name")
+		return nil, archive.RefuseEntry(name, "an empty name")
 	case len(name) > maxPath:
-		return nil, refuse(name, "a path longer than %d bytes", maxPath)
+		return nil, archive.RefuseEntry(name, "a path longer than %d bytes", maxPath)
 	case strings.IndexByte(name, 0) >= 0:
-		return nil, refuse(name, "a NUL byte in a name")
+		return nil, archive.RefuseEntry(name, "a NUL byte in a name")
 	}
 	parts := slices.DeleteFunc(strings.Split(name, "/"), func(p string) bool { return p == "" || p == "." })
 	for _, p := range parts {
 		switch {
 		case p == "..":
-			return nil, refuse(name, `a ".." in a path: paths must stay inside the image`)
+			return nil, archive.RefuseEntry(name, `a ".." in a path: paths must stay inside the image`)
 		case len(p) > maxName:
-			return nil, refuse(name, "a name longer than %d bytes", maxName)
+			return nil, archive.RefuseEntry(name, "a name longer than %d bytes", maxName)
 		}
 	}
 	return parts, nil
@@ -84,7 +86,7 @@ func (t *tree) find(name string, parts []string, missing *time.Time) (*node, err
 	at, links, depth := t.root, 0, 0
 	for len(parts) > 0 {
 		if t.steps++; t.steps > maxSteps {
-			return nil, refuse(name, "the image's names take too long to follow")
+			return nil, archive.RefuseEntry(name, "the image's names take too long to follow")
 		}
 		part := parts[0]
 		parts = parts[1:]
@@ -101,7 +103,7 @@ func (t *tree) find(name string, parts []string, missing *time.Time) (*node, err
 				return nil, nil
 			}
 			if len(part) > maxName || depth+1 > maxDepth {
-				return nil, refuse(name, "it leads to a name longer than %d bytes, or deeper than %d directories", maxName, maxDepth)
+				return nil, archive.RefuseEntry(name, "it leads to a name longer than %d bytes, or deeper than %d directories", maxName, maxDepth)
 			}
 			next = t.put(at, part, &inode{kind: directory, entry: -1, time: *missing})
 		}
@@ -110,7 +112,7 @@ func (t *tree) find(name string, parts []string, missing *time.Time) (*node, err
 			at, depth = next, depth+1
 		case symlink:
 			if links++; links > maxLinks {
-				return nil, refuse(name, "more than %d symbolic links on its way", maxLinks)
+				return nil, archive.RefuseEntry(name, "more than %d symbolic links on its way", maxLinks)
 			}
 			if strings.HasPrefix(next.link, "/") {
 				at, depth = t.root, 0
@@ -120,7 +122,7 @@ func (t *tree) find(name string, parts []string, missing *time.Time) (*node, err
 			if missing == nil {
 				return nil, nil
 			}
-			return nil, refuse(name, "it lies below %s, which is not a directory", quote(part))
+			return nil, archive.RefuseEntry(name, "it lies below %s, which is not a directory", archive.Quote(part))
 		}
 	}
 	return at, nil
@@ -161,7 +163,7 @@ func (t *tree) hide(dir *node, name string) error {
 func (t *tree) hideBelow(dir *node) error {
 	for name := range dir.children {
 		if t.steps++; t.steps > maxSteps {
-			return refuse(dir.path(), "the image's whiteouts take too long to follow")
+			return archive.RefuseEntry(dir.path(), "the image's whiteouts take too long to follow")
 		}
 		if err := t.hide(dir, name); err != nil {
 			return err
