@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -287,9 +288,9 @@ func (v *VM) awake(ctx context.Context) error {
 	}
 	defer seed.Close()
 	bytes := make([]byte, 512)
-	if _, err := seed.Read(bytes); err != nil {
+	if _, err := io.ReadFull(seed, bytes); err != nil {
 		return err
 	}
-	command := fmt.Sprintf("cat > /dev/urandom; date -s @%d.%09d >/dev/null 2>&1 || date -s @%d >/dev/null", time.Now().Unix(), time.Now().Nanosecond(), time.Now().Unix())
+	command := fmt.Sprintf("/init reseed && { date -s @%d.%09d >/dev/null 2>&1 || date -s @%d >/dev/null; }", time.Now().Unix(), time.Now().Nanosecond(), time.Now().Unix())
 	return v.agent.Run(ctx, agent.Command{Args: []string{"sh", "-c", command}}, strings.NewReader(string(bytes)), nil, nil)
 }

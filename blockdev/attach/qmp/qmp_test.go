@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -45,6 +46,10 @@ func dial(t *testing.T, socket string) *qmp.Monitor {
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	m, err := qmp.Dial(ctx, socket)
+	for errors.Is(err, syscall.ECONNREFUSED) { // the socket is there before it is listened on
+		time.Sleep(time.Millisecond)
+		m, err = qmp.Dial(ctx, socket)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

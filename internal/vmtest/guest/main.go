@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -16,8 +17,17 @@ import (
 )
 
 func main() {
-	if len(os.Args) > 1 && os.Args[1] == "agent" {
-		die(serve())
+	if len(os.Args) > 1 {
+		switch os.Args[1] {
+		case "agent":
+			die(serve())
+		case "reseed":
+			if err := reseed(os.Stdin); err != nil {
+				fmt.Fprintln(os.Stderr, err)
+				os.Exit(1)
+			}
+			return
+		}
 	}
 	for _, step := range []func() error{mountKernel, loadModules, mountRoot, enterRoot, mountVolatile} {
 		if err := step(); err != nil {
@@ -144,6 +154,32 @@ func reap() error {
 			return fmt.Errorf("the agent ended: %v", status)
 		}
 	}
+}
+
+// reseed gives the kernel's random numbers a new beginning from what it reads, at
+// once (random(4), RNDADDENTROPY and RNDRESEEDCRNG).
+func reseed(from io.Reader) error {
+	var seed struct {
+		bits, size int32
+		bytes      [512]byte
+	}
+	if _, err := io.ReadFull(from, seed.bytes[:]); err != nil {
+		return err
+	}
+	seed.bits, seed.size = 8*int32(len(seed.bytes)), int32(len(seed.bytes))
+	f, err := os.OpenFile("/dev/urandom", os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), unix.RNDADDENTROPY, uintptr(unsafe.Pointer(&seed))); errno != 0 {
+		return fmt.Errorf("RNDADDENTROPY: %w", errno)
+	}
+	const reseedNow = 0x5207 // RNDRESEEDCRNG, include/uapi/linux/random.h
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), reseedNow, 0); errno != 0 {
+		return fmt.Errorf("RNDRESEEDCRNG: %w", errno)
+	}
+	return nil
 }
 
 // serve finds the port by its name and runs the agent on it.
