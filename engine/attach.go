@@ -11,7 +11,6 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
-	"holdfast/blockdev/filesystem"
 )
 
 // Attach returns when the volume is visible in the sandbox. One writer or many
@@ -37,7 +36,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if a := v.sameAttachment(r); a != nil && a.Phase == Attached {
 			return *a, r.sameLimits(*a)
 		}
-		if err := v.admits(r); err != nil {
+		if err := v.admits(r, attacher.Needs()); err != nil {
 			return Attachment{}, err
 		}
 		target, err := stepOf(ctx, e, v.ID, stepResolve, func(ctx context.Context) (attach.Target, error) {
@@ -53,7 +52,8 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if err := e.makeWay(ctx, &v, r); err != nil {
 			return Attachment{}, err
 		}
-		if v, err = e.prepare(ctx, v, r.ReadOnly); err != nil {
+		recovered := r.ReadOnly && v.mayMount() == nil
+		if v, err = e.prepare(ctx, v, recovered); err != nil {
 			return Attachment{}, attachError(v, err)
 		}
 		return e.attach(ctx, v, r, target)
@@ -99,14 +99,12 @@ func (v Volume) sameAttachment(r AttachVolume) *Attachment {
 }
 
 // admits checks the state of the volume against a request: one writer or many readers.
-func (v Volume) admits(r AttachVolume) error {
+func (v Volume) admits(r AttachVolume, needs attach.Needs) error {
 	switch {
 	case v.Phase != Ready || v.Failure != "":
 		return notReady(v)
-	case v.Filesystem == filesystem.None:
-		return problem(ErrUnsupported, "", "volume %q has no filesystem to mount: targets host and runc need ext4, xfs or btrfs", v.Name)
-	case v.Tainted:
-		return problem(ErrUnsupported, "", "volume %q was writable as raw blocks by a tenant: this host does not mount it", v.Name)
+	case needs.Mount && v.mayMount() != nil:
+		return v.mayMount()
 	case len(v.Attachments) >= maxAttachments:
 		return problem(ErrConflict, "", "volume %q has its maximum of %d attachments", v.Name, maxAttachments)
 	}
@@ -132,9 +130,9 @@ func (v Volume) inTheWay(r AttachVolume) *Attachment {
 }
 
 // prepare finishes what the volume waits for before it is used: growth that is
-// pending, and the recovery of a dirty journal, which a read-only device cannot
-// do. It gives the volume as it is then.
-func (e *Engine) prepare(ctx context.Context, v Volume, readOnly bool) (Volume, error) {
+// pending, and, if it must be recovered, what a dirty journal has, which a
+// read-only device cannot do. It gives the volume as it is then.
+func (e *Engine) prepare(ctx context.Context, v Volume, recovered bool) (Volume, error) {
 	if len(v.Attachments) > 0 {
 		return v, nil
 	}
@@ -149,7 +147,7 @@ func (e *Engine) prepare(ctx context.Context, v Volume, readOnly bool) (Volume, 
 		if v.Failure != "" {
 			return v, notReady(v)
 		}
-		if !readOnly {
+		if !recovered {
 			return v, nil
 		}
 		_, err := e.activate(ctx, v, false)
@@ -174,6 +172,7 @@ func (e *Engine) attach(ctx context.Context, v Volume, r AttachVolume, target at
 		Since: now, Deadline: e.deadline(now), CreatedAt: now, CreatedBy: r.Actor,
 	}
 	v.Attachments = append(v.Attachments, a)
+	e.expose(&v, target, r.ReadOnly)
 	e.happened(&v, "attach", "Attached to %s", a.Holder)
 	saved, err := stepOf(ctx, e, v.ID, stepDescribe, func(ctx context.Context) (Volume, error) {
 		v := v.clone()
@@ -223,9 +222,12 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 		return fmt.Errorf("attachments of type %q are not configured", a.Target.Type)
 	}
 	at := *v
-	err := e.step(ctx, v.ID, stepOpen, func(ctx context.Context) error {
+	endpoint, err := stepOf(ctx, e, v.ID, stepOpen, func(ctx context.Context) (blockdev.Endpoint, error) {
+		if e.isRaw(a.Target) {
+			return e.endpointOf(ctx, at, a)
+		}
 		_, err := e.activate(ctx, at, a.ReadOnly)
-		return err
+		return blockdev.Endpoint{}, err
 	})
 	if err != nil {
 		return err
@@ -254,6 +256,9 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 		}
 		*v = changed
 	}
+	if len(v.Attachments) == 1 && e.mustTell(*v.attachment(id)) {
+		e.setTold(v.ID, endpoint.Size)
+	}
 	e.guard(*v)
 	e.watchFrom(v.ID, e.nextLook(*v))
 	return nil
@@ -265,9 +270,10 @@ func (e *Engine) request(ctx context.Context, v Volume, a Attachment) (attach.Re
 	if err != nil {
 		return attach.Request{}, err
 	}
-	e.mu.Lock()
-	endpoint := e.endpoints[v.ID]
-	e.mu.Unlock()
+	endpoint, err := e.endpointOf(ctx, v, a)
+	if err != nil {
+		return attach.Request{}, err
+	}
 	return attach.Request{
 		Volume: v.ID, Endpoint: endpoint, Mounted: dir,
 		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly,

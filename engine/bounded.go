@@ -18,6 +18,7 @@ const (
 	stepDescribe   = "writing the volume's description"
 	stepProbe      = "asking the sandbox"
 	stepDetach     = "unmounting in the sandbox"
+	stepResize     = "telling the sandbox of the new size"
 	stepClose      = "flushing and releasing the device"
 	stepShutdown   = "shutting the filesystem down"
 	stepAbandon    = "letting the shut down filesystem go"

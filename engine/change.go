@@ -156,7 +156,10 @@ func (e *Engine) Sizes(ctx context.Context, v Volume) (Sizes, error) {
 		return s, err
 	}
 	s.Device, s.Allocated, s.Shared = info.Size, info.Allocated, info.Shared
-	if v.Filesystem == filesystem.None || v.Phase != Ready || v.Failure != "" {
+	if s.Pending == "" {
+		s.Pending = v.guestGrows()
+	}
+	if v.Filesystem == filesystem.None || v.Phase != Ready || v.Failure != "" || v.Tainted || e.rawOnly(v) {
 		return s, nil
 	}
 	release, free := e.locks.try(v.ID)

@@ -58,9 +58,12 @@ func resizeOp(name string, size int64) op {
 
 func attachOp(name, kind, where string, readOnly bool) op {
 	r := AttachVolume{Holder: "sandbox:" + where, Target: attach.Target{Type: kind}, ReadOnly: readOnly}
-	if kind == "host" {
+	switch kind {
+	case "host":
 		r.Target.Path = "/" + where
-	} else {
+	case "vm":
+		r.Target.Container = where
+	default:
 		r.Target.Container, r.MountPath = where, "/data"
 	}
 	return op{
@@ -96,7 +99,7 @@ func detachOp(name, where string) op {
 		},
 		want: func(m *model) {
 			m.attached[name] = slices.DeleteFunc(m.attached[name], func(p string) bool {
-				return p == "/"+where+"||" || p == "|"+where+"|/data"
+				return p == "/"+where+"||" || p == "|"+where+"|/data" || p == "|"+where+"|"
 			})
 		},
 	}
@@ -138,7 +141,7 @@ func deleteOp(name string) op {
 }
 
 // lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
-var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife}
+var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife}
 
 // life is the whole life of volumes of each kind.
 func life() []op {
@@ -445,7 +448,11 @@ func (w *world) verifyVolume(t *testing.T, v Volume) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if used := len(v.Attachments) > 0; used != (mounted != "") || used != info.Open {
+	used, raw := len(v.Attachments) > 0, w.engine.rawOnly(v)
+	if raw {
+		w.verifyMachines(t, v, info)
+	}
+	if used && !raw != (mounted != "") || used != info.Open {
 		t.Errorf("%s: %d attachments, mounted %q, open %v", v.Name, len(v.Attachments), mounted, info.Open)
 	}
 	if v.Filesystem == filesystem.None {
@@ -459,7 +466,7 @@ func (w *world) verifyVolume(t *testing.T, v Volume) {
 	if s.uuid != v.UUID || s.from != string(v.Revision) {
 		t.Errorf("%s: filesystem is %+v", v.Name, s)
 	}
-	if s.size != info.Size && w.engine.pendingReason(v.ID) == "" {
+	if s.size != info.Size && !v.Tainted && w.engine.pendingReason(v.ID) == "" {
 		t.Errorf("%s: filesystem has %d bytes, device %d, and nothing is pending", v.Name, s.size, info.Size)
 	}
 }

@@ -35,7 +35,7 @@ func (e *Engine) detach(ctx context.Context, v Volume, id, actor string, way fun
 	gone := *a
 	v.UpdatedBy = actor
 	if err := way(ctx, &v, id); err != nil {
-		return Attachment{}, detachError(v, id, err)
+		return Attachment{}, e.detachError(v, id, err)
 	}
 	if v.hasPendingGrowth(e) {
 		e.watch(v.ID)
@@ -50,7 +50,8 @@ func (v Volume) hasPendingGrowth(e *Engine) bool {
 }
 
 // release takes an attachment away: out of the sandbox, and with the last one
-// flush, unmount and close. On ErrBusy in the sandbox it stays attached; when
+// flush, unmount and close. On ErrBusy in the sandbox it stays attached (in a
+// virtual machine: detaching, for the guest was asked and may answer late); when
 // only the host still holds the device it stays detaching, and Run tries again.
 // What was begun by force goes on by force.
 func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
@@ -70,7 +71,7 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 		err = e.leaveSandbox(ctx, *v, *a, false)
 	}
 	if err != nil {
-		if hangs(err) != nil {
+		if hangs(err) != nil || e.isRaw(a.Target) { // a guest that was asked may still let go
 			before = Detaching
 		}
 		if before == Attached && !a.Limits.None() { // it goes on being used
@@ -157,7 +158,7 @@ func (e *Engine) stay(ctx context.Context, v *Volume, id string, phase Attachmen
 	switch {
 	case h != nil:
 		a.Failure = h.Error() + ": it goes on as soon as that ends"
-	case phase != Detaching && errors.Is(cause, blockdev.ErrBusy):
+	case (phase != Detaching || e.isRaw(a.Target)) && errors.Is(cause, blockdev.ErrBusy):
 		a.Failure = innermost(cause) // which processes of the sandbox: for who has to close their files
 	case phase != Detaching:
 		a.Failure = "making it visible again failed and is tried again: the operator's log has the reason"
@@ -187,7 +188,7 @@ func (e *Engine) nextTry(since, now time.Time) time.Time {
 	return now.Add(min(max(now.Sub(since), e.o.ProbeInterval), lastTry)).Truncate(time.Millisecond)
 }
 
-func detachError(v Volume, id string, err error) error {
+func (e *Engine) detachError(v Volume, id string, err error) error {
 	switch {
 	case isProblem(err):
 		return firstProblem(err)
@@ -197,7 +198,10 @@ func detachError(v Volume, id string, err error) error {
 	if !errors.Is(err, blockdev.ErrBusy) {
 		return userError(err)
 	}
-	if a := v.attachment(id); a != nil && a.Phase == Detaching {
+	switch a := v.attachment(id); {
+	case a != nil && a.Phase == Detaching && e.isRaw(a.Target):
+		return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q is still in the virtual machine: %s. Detaching goes on by itself", v.Name, innermost(err)), Err: err}
+	case a != nil && a.Phase == Detaching:
 		return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q has left the sandbox, but something still holds it: detaching is tried again until it lets go", v.Name), Err: err}
 	}
 	return &Problem{Kind: ErrConflict, Message: fmt.Sprintf("volume %q is in use in the sandbox: close its files there first (%s)", v.Name, innermost(err)), Err: err}

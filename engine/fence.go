@@ -18,7 +18,8 @@ import (
 //  2. the filesystem is flushed and shut down, and the image cut off from the
 //     device: the sandbox lives on, its open files answer EIO. What it had written
 //     by then is kept;
-//  3. where the filesystem or the pool cannot (btrfs; a pool without reflinks), the
+//  3. where the filesystem or the pool cannot (btrfs; a pool without reflinks; a
+//     virtual machine, which has the device itself), the
 //     sandbox is ended and proven dead, then an ordinary detach. A target that is
 //     no sandbox (a directory of the host) is refused, and nothing has changed.
 //
@@ -46,7 +47,7 @@ func (e *Engine) makeWay(ctx context.Context, v *Volume, r AttachVolume) error {
 			return nil
 		}
 		if err := e.expel(ctx, v, a.ID); err != nil {
-			return detachError(*v, a.ID, err)
+			return e.detachError(*v, a.ID, err)
 		}
 	}
 }
@@ -86,6 +87,8 @@ func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) error
 	err := e.lift(ctx, *v, a)
 	switch {
 	case err != nil:
+	case e.isRaw(a.Target): // there is no filesystem of ours to shut down, and what has the image open goes on with it
+		err = errors.ErrUnsupported
 	case a.ReadOnly && len(v.Attachments) > 1:
 		// A reader among others: its device takes no writes from anybody.
 		if err = e.leaveSandbox(ctx, *v, a, true); err == nil {
@@ -173,7 +176,7 @@ func (e *Engine) letGo(ctx context.Context, v Volume, readOnly bool) (held bool,
 		if err != nil || !info.Open {
 			return err
 		}
-		endpoint, err := e.open(ctx, v.ID, readOnly)
+		endpoint, err := e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
 		if err != nil {
 			return err
 		}
@@ -239,7 +242,7 @@ func (e *Engine) lockForced(ctx context.Context, workspace, name string, ids ...
 	for _, a := range known.Attachments {
 		if len(ids) == 0 || a.ID == ids[0] {
 			if err := e.unhang(ctx, known.ID, a.ID); err != nil {
-				return Volume{}, nil, detachError(known, a.ID, err)
+				return Volume{}, nil, e.detachError(known, a.ID, err)
 			}
 		}
 	}

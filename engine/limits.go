@@ -68,6 +68,9 @@ func (e *Engine) mayLimit(v Volume, id string, t attach.Target, readOnly bool, l
 	if e.o.Limiter == nil {
 		return problem(ErrUnsupported, "limits", "this server does not limit rates")
 	}
+	if e.isRaw(t) {
+		return problem(ErrUnsupported, "limits", "cannot be enforced here: what a virtual machine does is not limited")
+	}
 	if _, err := e.o.Limiter.Explain(t, readOnly); err != nil {
 		return noLimits(err)
 	}
@@ -157,7 +160,7 @@ func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string,
 		return "", nil
 	}
 	if err == nil {
-		endpoint, err = e.open(ctx, v.ID, readOnly)
+		endpoint, err = e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
 	}
 	return endpoint.Path, err
 }

@@ -23,7 +23,7 @@ func (e *Engine) settle(ctx context.Context, v *Volume) error {
 		}
 		next := step(*v, f)
 		if next == actNothing {
-			e.setPending(v.ID, "")
+			e.setPending(v.ID, waiting(*v, f))
 			e.forgetRetry(v.ID)
 			return nil
 		}
@@ -42,6 +42,14 @@ func (e *Engine) settle(ctx context.Context, v *Volume) error {
 	return fmt.Errorf("volume %s does not settle", v.ID)
 }
 
+// waiting says what growth waits for when nothing can be done for it now.
+func waiting(v Volume, f facts) string {
+	if f.raw && !v.Tainted && v.Filesystem != filesystem.None && v.SizeMiB > v.GuestMiB {
+		return "the filesystem grows when the volume is detached: it is attached read-only to a virtual machine"
+	}
+	return ""
+}
+
 // take performs one action. again is false when the volume is as far as it can
 // get now: gone, failed, or pending.
 func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (again bool, err error) {
@@ -58,6 +66,8 @@ func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (aga
 		return false, nil
 	case actDevice:
 		return true, e.o.Pool.Grow(ctx, v.ID, v.bytes())
+	case actTell:
+		return true, e.inform(ctx, *v, f.device)
 	case actOffline:
 		return e.growOffline(ctx, v, f)
 	case actMounted:
@@ -81,7 +91,8 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 	}
 	f.published, f.device = !info.Draft, info.Size
 	f.filled = e.filledTo(v.ID) == info.Size
-	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published {
+	f.raw, f.untold = e.rawOnly(v), e.untold(v, info.Size)
+	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published || v.Tainted || f.raw {
 		return f, nil
 	}
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
@@ -268,15 +279,15 @@ func (e *Engine) setPending(id blockdev.ID, why string) {
 
 // activate opens the volume as a block device and mounts it on the stage.
 func (e *Engine) activate(ctx context.Context, v Volume, readOnly bool) (dir string, err error) {
-	endpoint, err := e.open(ctx, v.ID, readOnly)
+	endpoint, err := e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
 	if err != nil {
 		return "", err
 	}
 	return e.o.Stage.Mount(ctx, v.ID, endpoint, v.Filesystem)
 }
 
-func (e *Engine) open(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Endpoint, error) {
-	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
+func (e *Engine) open(ctx context.Context, id blockdev.ID, kinds []blockdev.Kind, readOnly bool) (blockdev.Endpoint, error) {
+	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: kinds, ReadOnly: readOnly})
 	if err != nil {
 		return endpoint, err
 	}

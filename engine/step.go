@@ -12,6 +12,7 @@ const (
 	actRemove   action = "remove"   // take mounts, device and image away, then the record
 	actMissing  action = "missing"  // a ready volume without an image: failed, never dropped
 	actDevice   action = "device"   // grow the device to the wanted size
+	actTell     action = "tell"     // tell sandboxes that do not see it by themselves how large the device is
 	actOffline  action = "offline"  // grow the unmounted filesystem to the device
 	actMounted  action = "mounted"  // grow the mounted filesystem to the device
 )
@@ -22,6 +23,8 @@ type facts struct {
 	device     int64 // bytes
 	filesystem int64 // bytes; meaningful for published images with a filesystem
 	mounted    bool
+	raw        bool // in use by sandboxes that have the device itself, and by nobody else
+	untold     bool // one of them does not know the device's size
 	filled     bool // growing to this device size has already been done: what is left over is of no use to the filesystem
 }
 
@@ -30,6 +33,7 @@ type facts struct {
 //
 //	Allocating ─► Hydrating ─► Ready ─► Deleting ─► (gone)
 //	                             │ wanted > device     ⇒ grow the device
+//	                             │ device > told       ⇒ tell the virtual machines
 //	                             │ device > filesystem ⇒ grow the filesystem
 func step(v Volume, f facts) action {
 	switch v.Phase {
@@ -46,7 +50,9 @@ func step(v Volume, f facts) action {
 		return actMissing
 	case f.device < v.bytes():
 		return actDevice
-	case v.Filesystem == filesystem.None || v.Tainted:
+	case f.untold:
+		return actTell
+	case v.Filesystem == filesystem.None || v.Tainted || f.raw:
 		return actNothing
 	case v.CheckFirst && !f.mounted:
 		return actOffline

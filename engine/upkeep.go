@@ -153,6 +153,10 @@ func (e *Engine) Stats(ctx context.Context, workspace, name string) (Stats, erro
 		s.Unknown = "the volume has no filesystem"
 		return s, nil
 	}
+	if e.rawOnly(v) {
+		s.Unknown = "the filesystem is in use by a virtual machine: ask there"
+		return s, nil
+	}
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
 	if err != nil {
 		return s, err

@@ -49,6 +49,7 @@ type Volume struct {
 	Failure     string            `json:"failure,omitempty"`    // a permanent error: shows as FAILED
 	Epoch       uint64            `json:"epoch,omitempty"`      // of the newest writable attachment
 	Tainted     bool              `json:"tainted,omitempty"`    // raw blocks were writable by a tenant
+	GuestMiB    int64             `json:"guestMiB,omitempty"`   // of the device when a sandbox last got it as it is
 	CheckFirst  bool              `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
 	Frozen      *Freeze           `json:"frozen,omitempty"`     // set before the filesystem is frozen
 	Trim        *TrimNote         `json:"trim,omitempty"`
@@ -130,7 +131,7 @@ type Event struct {
 type Sizes struct {
 	Wanted     int64
 	Device     int64
-	Filesystem int64 // 0 for filesystem "none"
+	Filesystem int64 // 0 for filesystem "none", and where only a virtual machine may look
 	Allocated  int64
 	Shared     int64
 	Pending    string // what growth waits for, and why; empty when all three agree

@@ -307,6 +307,7 @@ func (m *Memory) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (e b
 			if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
 				return fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
 			}
+			o.endpoint.Size = image.data.size // a crash may have left the device behind
 			e = o.endpoint
 			return nil
 		}

@@ -23,8 +23,8 @@ func (m *Memory) Restart(r Restarted) {
 	m.crashed = false
 	m.restarts++
 	for id, image := range m.images {
-		if r.LoseOpenings {
-			image.opening = nil
+		if r.LoseOpenings || image.opening != nil && image.opening.endpoint.Kind == blockdev.File {
+			image.opening = nil // that of a file ends with the process
 		}
 		if image.opening != nil {
 			image.opening.inherited = true

@@ -1,0 +1,268 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+	"testing"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/filesystem"
+)
+
+// machine is an attacher whose sandboxes get the device itself. They know of its
+// size only what they were told.
+type machine struct{ attacher }
+
+func (m machine) Needs() attach.Needs {
+	return attach.Needs{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, Raw: true}
+}
+
+// Attach checks what must be durable by now: that of a writer the image says so.
+func (m machine) Attach(ctx context.Context, r attach.Request) error {
+	if m.gone(r.Target) {
+		return blockdev.ErrGone
+	}
+	info, err := m.w.pool.Stat(ctx, r.Volume)
+	if err != nil {
+		return err
+	}
+	said, err := parseDescription(info.Description)
+	if err != nil || !said.Tainted && !r.ReadOnly {
+		m.w.t.Errorf("volume %s is exposed to a writer and its image does not say so (%v)", r.Volume, err)
+	}
+	if r.Endpoint.Path == "" || r.Endpoint.ReadOnly != r.ReadOnly || r.Mounted != "" && !r.ReadOnly {
+		m.w.t.Errorf("volume %s comes as %+v, mounted at %q", r.Volume, r.Endpoint, r.Mounted)
+	}
+	k := m.w.kernel
+	return m.w.effect("plug", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if _, there := k.visible[place(r)]; !there {
+			k.visible[place(r)], k.told[place(r)] = r.Volume, r.Endpoint.Size
+		}
+	})
+}
+
+func (m machine) Resized(_ context.Context, r attach.Request) error {
+	k := m.w.kernel
+	return m.w.effect("tell", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		k.told[place(r)] = r.Endpoint.Size
+	})
+}
+
+// verifyMachines: those that have the volume know its size.
+func (w *world) verifyMachines(t *testing.T, v Volume, info blockdev.Info) {
+	t.Helper()
+	w.kernel.mu.Lock()
+	defer w.kernel.mu.Unlock()
+	for _, a := range v.Attachments {
+		p := place(attach.Request{Target: a.Target, MountPath: a.MountPath})
+		if w.kernel.visible[p] == v.ID && w.kernel.told[p] != info.Size {
+			t.Errorf("%s: %s knows of %d bytes, the device has %d", v.Name, a.Holder, w.kernel.told[p], info.Size)
+		}
+		if !a.ReadOnly && !v.Tainted {
+			t.Errorf("%s: %s can write every block of it, and it is not tainted", v.Name, a.Holder)
+		}
+	}
+}
+
+// machineLife is what virtual machines do with volumes.
+func machineLife() []op {
+	return []op{
+		createOp("v", "", "ext4", 16),
+		attachOp("v", "vm", "first", false),
+		resizeOp("v", 32),
+		detachOp("v", "first"),
+		resizeOp("v", 40),
+		attachOp("v", "vm", "second", false),
+		forceOp("v", "second"), // the machine is ended
+		createOp("raw", "", "none", 4),
+		attachOp("raw", "vm", "third", false),
+		resizeOp("raw", 8),
+		detachOp("raw", "third"),
+		createOp("read", "", "ext4", 16),
+		attachOp("read", "vm", "one", true),
+		resizeOp("read", 24), // its filesystem grows when it is detached
+		attachOp("read", "host", "two", true),
+		detachOp("read", "one"),
+		detachOp("read", "two"),
+		deleteOp("v"), deleteOp("raw"), deleteOp("read"),
+		createOp("b2", "", "ext4", 16),
+	}
+}
+
+func attachTo(t *testing.T, w *world, name, kind, where string, readOnly bool) Attachment {
+	t.Helper()
+	if err := attachOp(name, kind, where, readOnly).do(w); err != nil {
+		t.Fatal(err)
+	}
+	v, err := w.engine.Volume(space, name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v.Attachments[len(v.Attachments)-1]
+}
+
+func do1(t *testing.T, w *world, ops ...op) {
+	t.Helper()
+	for _, o := range ops {
+		if err := o.do(w); err != nil {
+			t.Fatalf("%s: %v", o.name, err)
+		}
+	}
+}
+
+// TestTaintIsForEver: who was in a machine writable is never mounted by the host
+// again, whatever is asked for, and can go to a machine again.
+func TestTaintIsForEver(t *testing.T) {
+	w := newWorld(t)
+	ctx := t.Context()
+	do1(t, w, createOp("v", "", "ext4", 16), attachOp("v", "vm", "box", true), detachOp("v", "box"))
+	if v, _ := w.engine.Volume(space, "v"); v.Tainted {
+		t.Fatal("a reader has tainted the volume")
+	}
+	do1(t, w, attachOp("v", "host", "here", false), detachOp("v", "here"), attachOp("v", "vm", "box", false))
+	refused := func(when string) {
+		t.Helper()
+		_, freeze := w.engine.FreezeVolume(ctx, space, "v", 0, "")
+		_, trim := w.engine.TrimVolume(ctx, space, "v")
+		_, capture := w.engine.CaptureVolume(ctx, space, "v", CaptureVolume{Template: "t"})
+		for what, err := range map[string]error{"freeze": freeze, "trim": trim, "capture": capture} {
+			if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "raw blocks") {
+				t.Errorf("%s, %s: %v", when, what, err)
+			}
+		}
+	}
+	refused("attached")
+	if s, err := w.engine.Stats(ctx, space, "v"); err != nil || s.Filesystem != nil || !strings.Contains(s.Unknown, "virtual machine") {
+		t.Errorf("stats %+v, %v", s, err)
+	}
+	do1(t, w, detachOp("v", "box"))
+	w.restart(true)
+	refused("detached")
+	for _, kind := range []string{"host", "runc"} {
+		for _, readOnly := range []bool{false, true} {
+			err := attachOp("v", kind, "here", readOnly).do(w)
+			if !errors.Is(err, ErrUnsupported) || !strings.Contains(err.Error(), "Attach it to a virtual machine") {
+				t.Errorf("%s: %v", kind, err)
+			}
+		}
+	}
+	w.kernel.mu.Lock()
+	mounts := len(w.kernel.mounts)
+	w.kernel.mu.Unlock()
+	if mounts > 0 {
+		t.Error("it is mounted")
+	}
+	do1(t, w, attachOp("v", "vm", "again", true), detachOp("v", "again"), attachOp("v", "vm", "again", false))
+	if err := attachOp("v", "vm", "other", true).do(w); !errors.Is(err, ErrAttached) {
+		t.Errorf("a reader beside the writer: %v", err)
+	}
+}
+
+// TestGrowthInAMachine: the device grows and the machine knows, also when the
+// daemon dies in between; the filesystem is said to be the guest's.
+func TestGrowthInAMachine(t *testing.T) {
+	w := newWorld(t)
+	do1(t, w, createOp("v", "", "ext4", 16), attachOp("v", "vm", "box", false))
+	pending := func() string {
+		t.Helper()
+		v, err := w.engine.Volume(space, "v")
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := w.engine.Sizes(t.Context(), v)
+		if err != nil || s.Filesystem != 0 || s.Device != v.bytes() {
+			t.Fatalf("%+v, %v", s, err)
+		}
+		return s.Pending
+	}
+	if p := pending(); p != "" {
+		t.Errorf("before: %q", p)
+	}
+	do1(t, w, resizeOp("v", 32))
+	if p := pending(); !strings.Contains(p, "16 MB") || !strings.Contains(p, "in the guest") {
+		t.Errorf("after: %q", p)
+	}
+	w.restart(false)
+	w.verifyConsistent(t)
+	if p := pending(); !strings.Contains(p, "in the guest") {
+		t.Errorf("after a restart: %q", p)
+	}
+	do1(t, w, detachOp("v", "box"), resizeOp("v", 40))
+	if p := pending(); !strings.Contains(p, "16 MB") {
+		t.Errorf("detached: %q", p)
+	}
+	do1(t, w, attachOp("v", "vm", "box", false))
+	if p := pending(); p != "" {
+		t.Errorf("attached anew: %q", p)
+	}
+}
+
+// TestGuestThatDoesNotAnswer: the attachment stays detaching, says why, and ends
+// as soon as the guest lets go.
+func TestGuestThatDoesNotAnswer(t *testing.T) {
+	w := newWorld(t)
+	do1(t, w, createOp("v", "", "none", 4))
+	a := attachTo(t, w, "v", "vm", "box", false)
+	p := place(attach.Request{Target: a.Target})
+	w.kernel.mu.Lock()
+	w.kernel.busy[p] = true
+	w.kernel.mu.Unlock()
+	_, err := w.engine.Detach(t.Context(), space, "v", a.ID, "")
+	if !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "goes on by itself") {
+		t.Fatalf("%v", err)
+	}
+	if v, _ := w.engine.Volume(space, "v"); v.Attachments[0].Phase != Detaching || v.Attachments[0].RetryAt.IsZero() {
+		t.Fatalf("%+v", v.Attachments[0])
+	}
+	w.restart(false)
+	if v, _ := w.engine.Volume(space, "v"); len(v.Attachments) != 1 || v.Attachments[0].Phase != Detaching {
+		t.Fatalf("after a restart: %+v", v.Attachments)
+	}
+	w.kernel.mu.Lock()
+	delete(w.kernel.busy, p)
+	w.kernel.mu.Unlock()
+	if err := w.engine.tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if v, _ := w.engine.Volume(space, "v"); len(v.Attachments) != 0 {
+		t.Fatalf("%+v", v.Attachments)
+	}
+}
+
+// TestMachineIsGone: what a machine that ended had is released, and said.
+func TestMachineIsGone(t *testing.T) {
+	w := newWorld(t)
+	do1(t, w, createOp("v", "", "ext4", 16), attachOp("v", "vm", "box", false))
+	w.kernel.mu.Lock()
+	w.kernel.dead["box"] = true
+	delete(w.kernel.visible, "|box|")
+	w.kernel.mu.Unlock()
+	if err := w.engine.tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	v, err := w.engine.Volume(space, "v")
+	if err != nil || len(v.Attachments) != 0 || !v.Tainted {
+		t.Fatalf("%+v, %v", v, err)
+	}
+	if !slices.ContainsFunc(v.Events, func(e Event) bool { return e.Message == "sandbox:box is gone" }) {
+		t.Errorf("%+v", v.Events)
+	}
+	w.verifyConsistent(t)
+}
+
+func TestMachinesHaveNoLimits(t *testing.T) {
+	w := newWorld(t)
+	do1(t, w, createOp("v", "", "ext4", 16))
+	_, err := w.engine.Attach(t.Context(), space, "v", AttachVolume{Holder: "sandbox:box", Target: attach.Target{Type: "vm", Container: "box"}, Limits: blockdev.Limits{ReadIOPS: 100}})
+	wants(t, err, ErrUnsupported, "limits")
+	if v, _ := w.engine.Volume(space, "v"); v.Tainted || v.Filesystem != filesystem.Ext4 {
+		t.Errorf("what was refused has changed the volume: %+v", v)
+	}
+}
