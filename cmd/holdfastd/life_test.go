@@ -334,9 +334,14 @@ func (n *node) listing() string {
 		volumes = append(volumes, full)
 	}
 	all["volumes"] = volumes
-	var err error
-	all["templates"], err = n.Templates(ctx)
+	kept, err := n.Templates(ctx)
 	must(n.t, err)
+	for _, tpl := range kept {
+		for i := range tpl.Versions {
+			tpl.Versions[i].VerifiedAt = time.Time{} // goes on by itself
+		}
+	}
+	all["templates"] = kept
 	all["keys"], err = n.Keys(ctx)
 	must(n.t, err)
 	all["workspaces"], err = n.Workspaces(ctx)
