@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/api/client"
 	"holdfast/blockdev/attach/runc/runctest"
