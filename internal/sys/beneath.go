@@ -4,7 +4,9 @@ import (
 	"errors"
 	"os"
 	"path"
+	"strconv"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -86,4 +88,59 @@ func openat2(at int, name string, how *unix.OpenHow, fd *int) error {
 		*fd, err = unix.Openat2(at, name, how)
 		return err
 	})
+}
+
+// OpenSocketBeneath opens (O_PATH) a socket by its name in dir. It follows no
+// symbolic link (ELOOP); ENOTSOCK for anything but a socket. SocketPath names what
+// was opened to connect(2), whoever changes names meanwhile.
+func OpenSocketBeneath(dir *os.File, name string) (*os.File, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_NOFOLLOW | unix.O_CLOEXEC,
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
+	}
+	var fd int
+	err := control(dir, func(at uintptr) error { return openat2(int(at), name, &how, &fd) })
+	if err != nil {
+		return nil, &os.PathError{Op: "openat2", Path: name, Err: err}
+	}
+	f := os.NewFile(uintptr(fd), name)
+	var status unix.Stat_t
+	err = control(f, func(fd uintptr) error { return unix.Fstat(int(fd), &status) })
+	if err == nil && status.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		err = unix.ENOTSOCK
+	}
+	if err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "open", Path: name, Err: err}
+	}
+	return f, nil
+}
+
+// SocketPath is a name of an opened socket; it holds for as long as that is open.
+func SocketPath(socket *os.File) (path string, err error) {
+	err = control(socket, func(fd uintptr) error {
+		path = "/proc/self/fd/" + strconv.FormatUint(uint64(fd), 10)
+		return nil
+	})
+	return path, err
+}
+
+// PeerPid is the process that listened on the unix socket which this one is
+// connected to (SO_PEERCRED, unix(7)), by its number in this pid namespace; 0 for
+// one of another.
+func PeerPid(conn syscall.Conn) (pid int, err error) {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var failed error
+	err = raw.Control(func(fd uintptr) { cred, failed = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err == nil {
+		err = failed
+	}
+	if err != nil {
+		return 0, os.NewSyscallError("SO_PEERCRED", err)
+	}
+	return int(cred.Pid), nil
 }

@@ -1,0 +1,209 @@
+package vmsocket
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"unicode"
+	"unicode/utf8"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/internal/sys"
+)
+
+// longest is the kernel's bound on a path (PATH_MAX, with its final NUL).
+const longest = 4095
+
+// Door leads to the sockets that an operator allows. It is safe for concurrent use.
+type Door struct {
+	prefixes []string
+	boot     string
+	log      *slog.Logger
+}
+
+// New allows sockets below prefixes: absolute, clean directories other than "/".
+// None means that no target is allowed. blockdev.ErrInvalid names the rule.
+func New(prefixes []string, log *slog.Logger) (*Door, error) {
+	for _, p := range prefixes {
+		if err := validPath(p); err != nil {
+			return nil, fmt.Errorf("directory %q: %w", p, err)
+		}
+	}
+	boot, err := sys.BootID()
+	if err != nil {
+		return nil, err
+	}
+	return &Door{prefixes: prefixes, boot: boot, log: log}, nil
+}
+
+// Resolve checks a caller's target of a type and completes it with the process
+// that listens on its socket now. blockdev.ErrInvalid for a target that can never
+// work, blockdev.ErrGone when nobody listens.
+func (d *Door) Resolve(ctx context.Context, kind string, t attach.Target, mountPath string) (attach.Target, error) {
+	switch {
+	case t.Path != "" || t.Container != "" || t.Root != "":
+		return t, invalid("a %s target has a socket only", kind)
+	case mountPath != "":
+		return t, invalid("mountPath does not apply to a %s target: the guest mounts the device", kind)
+	}
+	conn, pid, err := d.connect(ctx, t.Socket)
+	if err != nil {
+		return t, err
+	}
+	defer conn.Close()
+	if pid == os.Getpid() || pid == 1 {
+		return t, invalid("target.socket is not a VMM's: process %d listens on it", pid)
+	}
+	p, err := openProcess(pid)
+	if errors.Is(err, blockdev.ErrGone) {
+		return t, fmt.Errorf("%w: the process that made the socket has left it to another one, which cannot be told", blockdev.ErrGone)
+	}
+	if err != nil {
+		return t, err
+	}
+	defer p.Close()
+	return attach.Target{Type: kind, Socket: t.Socket, Pid: pid, StartTime: p.startTime, Boot: d.boot}, nil
+}
+
+// Dial connects to the socket of a resolved target, and to nobody but the process
+// that was found there. blockdev.ErrGone when that has ended.
+func (d *Door) Dial(ctx context.Context, t attach.Target) (net.Conn, error) {
+	p, err := d.Open(t)
+	if err != nil {
+		return nil, err
+	}
+	defer p.Close()
+	conn, pid, err := d.connect(ctx, t.Socket)
+	if err == nil && pid != t.Pid {
+		conn.Close()
+		err = fmt.Errorf("%w: process %d listens on the VMM's socket, and the VMM is process %d", blockdev.ErrBusy, pid, t.Pid)
+	}
+	if err != nil {
+		if gone := p.Alive(); gone != nil {
+			return nil, gone
+		}
+		if errors.Is(err, blockdev.ErrGone) { // it lives, and cannot be asked
+			err = fmt.Errorf("%w: the VMM (process %d) lives, and does not listen on its socket", blockdev.ErrBusy, t.Pid)
+		}
+		return nil, err
+	}
+	return conn, nil
+}
+
+// connect opens a connection to a socket, and tells who listens.
+func (d *Door) connect(ctx context.Context, socket string) (net.Conn, int, error) {
+	prefix, rest, err := d.split(socket)
+	if err != nil {
+		return nil, 0, err
+	}
+	node, err := openSocket(prefix, rest)
+	if err != nil {
+		return nil, 0, explain(err)
+	}
+	defer node.Close()
+	// By descriptor: nobody can put another node in its place, and a path may be
+	// longer than the 108 bytes of an address.
+	name, err := sys.SocketPath(node)
+	if err != nil {
+		return nil, 0, err
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", name)
+	if err != nil {
+		return nil, 0, explain(err)
+	}
+	pid, err := sys.PeerPid(conn.(*net.UnixConn)) //nolint:forcetypeassert // of network "unix"
+	if err == nil && pid <= 0 {
+		err = fmt.Errorf("%w: the process that listens is not visible from this one's pid namespace", blockdev.ErrInvalid)
+	}
+	if err != nil {
+		conn.Close()
+		return nil, 0, err
+	}
+	return conn, pid, nil
+}
+
+func openSocket(prefix, rest string) (*os.File, error) {
+	prefix, err := filepath.EvalSymlinks(prefix) // links in it are the operator's
+	if err != nil {
+		return nil, err
+	}
+	top, err := sys.OpenPath(prefix)
+	if err != nil {
+		return nil, err
+	}
+	defer top.Close()
+	dir, err := sys.OpenBeneath(top, path.Dir(rest), sys.Walk{})
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return sys.OpenSocketBeneath(dir, path.Base(rest))
+}
+
+// split finds the longest allowed prefix of a socket's path, and the rest.
+func (d *Door) split(socket string) (prefix, rest string, err error) {
+	if err := validPath(socket); err != nil {
+		return "", "", fmt.Errorf("target.socket: %w", err)
+	}
+	for _, p := range d.prefixes {
+		if below, ok := strings.CutPrefix(socket, p+"/"); ok && len(p) > len(prefix) {
+			prefix, rest = p, below
+		}
+	}
+	if prefix == "" {
+		return "", "", invalid("target.socket must be below one of the directories that the operator allows (vm_sockets)")
+	}
+	return prefix, rest, nil
+}
+
+func validPath(p string) error {
+	switch {
+	case !path.IsAbs(p):
+		return invalid("the path must be absolute")
+	case p != path.Clean(p):
+		return invalid("the path must be clean: no %q, %q, double or final slash", ".", "..")
+	case p == "/":
+		return invalid("the path must not be /")
+	case len(p) > longest:
+		return invalid("the path is longer than %d bytes", longest)
+	case !utf8.ValidString(p), strings.ContainsFunc(p, unicode.IsControl):
+		return invalid("the path must be UTF-8 without control characters")
+	}
+	return nil
+}
+
+// explain says why a socket cannot be reached.
+func explain(err error) error {
+	switch {
+	case errors.Is(err, syscall.ELOOP):
+		return invalid("target.socket leads through a symbolic link, and none is followed")
+	case errors.Is(err, syscall.ENOTSOCK):
+		return invalid("target.socket is not a unix socket")
+	case errors.Is(err, syscall.ENOTDIR):
+		return invalid("target.socket leads through something that is not a directory, or through a symbolic link")
+	case errors.Is(err, syscall.ENAMETOOLONG):
+		return invalid("target.socket has a name that is too long")
+	case errors.Is(err, syscall.EPROTOTYPE):
+		return invalid("target.socket is not a stream socket")
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("%w: there is no such socket", blockdev.ErrGone)
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return fmt.Errorf("%w: nobody listens on the socket", blockdev.ErrGone)
+	case errors.Is(err, syscall.EAGAIN):
+		return fmt.Errorf("%w: the VMM does not take connections from its socket", blockdev.ErrBusy)
+	}
+	return err
+}
+
+func invalid(format string, args ...any) error {
+	return fmt.Errorf("%w: %w", blockdev.ErrInvalid, fmt.Errorf(format, args...))
+}
