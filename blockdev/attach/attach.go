@@ -8,13 +8,13 @@ import (
 
 // Target says where a volume goes. It is stored with the attachment as it is.
 type Target struct {
-	Type      string `json:"type"`                // names the Attacher: "host", "runc"
+	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu"
 	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix
 	Container string `json:"container,omitempty"` // runc: container id
 	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default
 	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix
 	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
-	StartTime uint64 `json:"startTime,omitempty"` // runc: of that process (field 22 of /proc/pid/stat), against pid reuse
+	StartTime uint64 `json:"startTime,omitempty"` // of that process (field 22 of /proc/pid/stat), against pid reuse
 	Boot      string `json:"boot,omitempty"`      // boot id at attach time: a pid of another boot is gone
 }
 
@@ -33,6 +33,12 @@ type Resizer interface {
 	// Resized tells the sandbox the size of the request's endpoint, and returns when
 	// it has been told. Told already is success.
 	Resized(ctx context.Context, r Request) error
+}
+
+// Named is an Attacher whose sandboxes know a device by a serial number.
+type Named interface {
+	// Serial is that of a volume's device in any sandbox.
+	Serial(id blockdev.ID) string
 }
 
 // Request is one attachment to make or take away.

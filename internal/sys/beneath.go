@@ -91,7 +91,7 @@ func openat2(at int, name string, how *unix.OpenHow, fd *int) error {
 }
 
 // OpenSocketBeneath opens (O_PATH) a socket by its name in dir. It follows no
-// symbolic link (ELOOP); ENOTSOCK for anything but a socket. SocketPath names what
+// symbolic link: ENOTSOCK for anything but a socket. SocketPath names what
 // was opened to connect(2), whoever changes names meanwhile.
 func OpenSocketBeneath(dir *os.File, name string) (*os.File, error) {
 	how := unix.OpenHow{

@@ -10,6 +10,8 @@ import (
 	"net"
 	"sync"
 	"time"
+
+	"holdfast/internal/sys"
 )
 
 // Error is a command that the monitor refused.
@@ -298,4 +300,15 @@ func (m *Monitor) Close() error {
 		return nil
 	}
 	return err
+}
+
+// Pid is the process that listens on the monitor's socket, 0 for one of another
+// pid namespace. It is what the kernel says; that of a process which was handed a
+// listening socket is the one that made it.
+func (m *Monitor) Pid() (int, error) {
+	conn, ok := m.conn.(*net.UnixConn)
+	if !ok {
+		return 0, errors.ErrUnsupported
+	}
+	return sys.PeerPid(conn)
 }

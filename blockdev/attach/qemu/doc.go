@@ -1,0 +1,19 @@
+// Package qemu attaches volumes to running QEMU virtual machines by QMP: target
+// {type: "qemu", socket}, a monitor's socket below one of a few prefixes that the
+// operator allows.
+//
+// A machine is named once, by the socket, in Resolve; from then on it is a process:
+// the one that the kernel says listens there, with its start time and boot. "Gone"
+// is said only with proof: that process has ended. A monitor of another process is
+// never spoken to.
+//
+// The volume is a block node and a device, whose names have our mark and the
+// volume's id, so each step finds what an earlier life of the daemon has made. The
+// device is virtio-blk on a free pcie-root-port, or a disk of a virtio-scsi
+// controller when no port is free. The guest finds it by its serial number, see
+// Serial. The format is always raw and never probed.
+//
+// A monitor has one client at a time, and connections are short: the operator gives
+// the machine a monitor for this daemon. QEMU opens the image itself, so it must be
+// able to reach the pool by the daemon's paths.
+package qemu

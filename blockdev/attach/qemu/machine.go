@@ -1,0 +1,330 @@
+package qemu
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"regexp"
+	"strings"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/qmp"
+)
+
+// Serial is the serial number that a volume's device has in the guest: the last 20
+// characters of the volume's id, which are as many as virtio-blk has room for
+// (VIRTIO_BLK_ID_BYTES) and all of the id's randomness. There it is
+// /dev/disk/by-id/virtio-SERIAL, or scsi-0QEMU_QEMU_HARDDISK_SERIAL, and
+// /sys/block/*/serial.
+func Serial(id blockdev.ID) string { return string(id[max(len(id)-20, 0):]) }
+
+// The names of what is ours in a machine. A node's has room for 31 characters
+// (BlockDriverState.node_name).
+func nodeName(id blockdev.ID) string { return "hf-" + strings.TrimPrefix(string(id), "vol-") }
+
+func deviceName(id blockdev.ID) string { return "holdfast-" + string(id) }
+
+// machine is a virtual machine's monitor.
+type machine struct {
+	*qmp.Monitor
+	process *vmm
+	wait    time.Duration
+}
+
+func (m *machine) close() {
+	_ = m.Close()
+	if m.process != nil {
+		m.process.close()
+	}
+}
+
+func (m *machine) ask(ctx context.Context, command string, args qmp.Args, into any) error {
+	answer, err := m.Do(ctx, command, args)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(answer, into); err != nil {
+		return fmt.Errorf("%s: %w", command, err)
+	}
+	return nil
+}
+
+// peripherals tells the devices that have names, and their types.
+func (m *machine) peripherals(ctx context.Context) ([]peripheral, error) {
+	var all []peripheral
+	return all, m.ask(ctx, "qom-list", qmp.Args{"path": "/machine/peripheral"}, &all)
+}
+
+type peripheral struct{ Name, Type string } // Type: "child<virtio-blk-pci>"
+
+func (m *machine) hasDevice(ctx context.Context, name string) (bool, error) {
+	all, err := m.peripherals(ctx)
+	for _, p := range all {
+		if p.Name == name {
+			return true, err
+		}
+	}
+	return false, err
+}
+
+// node is a block node; nil for none of that name.
+type node struct {
+	Name     string `json:"node-name"`
+	ReadOnly bool   `json:"ro"`
+}
+
+func (m *machine) node(ctx context.Context, name string) (*node, error) {
+	var all []node
+	if err := m.ask(ctx, "query-named-block-nodes", qmp.Args{"flat": true}, &all); err != nil {
+		return nil, err
+	}
+	for _, n := range all {
+		if n.Name == name {
+			return &n, nil
+		}
+	}
+	return nil, nil
+}
+
+// place is where a device can be plugged in.
+type place struct{ driver, bus string }
+
+// places tells where there is room: first free root ports, whose devices are the
+// faster ones, then virtio-scsi controllers. blockdev.ErrBusy for nowhere.
+func (m *machine) places(ctx context.Context) ([]place, error) {
+	all, err := m.peripherals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	taken, err := m.takenPorts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var ports, controllers []place
+	for _, p := range all {
+		switch {
+		case p.Type == "child<pcie-root-port>" && !taken[p.Name]:
+			ports = append(ports, place{"virtio-blk-pci", p.Name})
+		case strings.HasPrefix(p.Type, "child<virtio-scsi-pci"):
+			controllers = append(controllers, place{"scsi-hd", p.Name + ".0"})
+		}
+	}
+	if found := append(ports, controllers...); len(found) > 0 {
+		return found, nil
+	}
+	return nil, busy("the virtual machine has no room for another disk: no free pcie-root-port with an id, and no virtio-scsi controller with one. " +
+		"Detach another volume, or start it with more (-device pcie-root-port,id=NAME or -device virtio-scsi-pci,id=NAME)")
+}
+
+// takenPorts tells the bridges that have devices behind them.
+func (m *machine) takenPorts(ctx context.Context) (map[string]bool, error) {
+	type device struct {
+		ID     string `json:"qdev_id"`
+		Bridge *struct {
+			Devices []json.RawMessage
+		} `json:"pci_bridge"`
+	}
+	var buses []struct{ Devices []device }
+	if err := m.ask(ctx, "query-pci", nil, &buses); err != nil {
+		return nil, err
+	}
+	taken := map[string]bool{}
+	for _, bus := range buses {
+		for _, d := range bus.Devices {
+			if d.Bridge != nil && len(d.Bridge.Devices) > 0 {
+				taken[d.ID] = true
+			}
+		}
+	}
+	return taken, nil
+}
+
+// plug makes the node and the device. It takes back what it made when it fails.
+func (m *machine) plug(ctx context.Context, r attach.Request) error {
+	n, err := m.node(ctx, nodeName(r.Volume))
+	if err != nil {
+		return err
+	}
+	if n != nil && n.ReadOnly != r.ReadOnly {
+		return busy("the virtual machine has the volume in another mode")
+	}
+	there, err := m.hasDevice(ctx, deviceName(r.Volume))
+	if err != nil || there {
+		return err
+	}
+	if n == nil {
+		if err := m.addNode(ctx, r); err != nil {
+			return err
+		}
+	}
+	if err := m.addDevice(ctx, r.Volume); err != nil {
+		return errors.Join(err, m.closeNode(context.WithoutCancel(ctx), r.Volume))
+	}
+	return nil
+}
+
+// addNode opens the image: with io_uring where QEMU and its kernel have it, else
+// with threads, which always work.
+func (m *machine) addNode(ctx context.Context, r attach.Request) error {
+	driver := "file"
+	if r.Endpoint.Kind == blockdev.Block {
+		driver = "host_device"
+	}
+	var failures error
+	for _, aio := range []string{"io_uring", "threads"} {
+		options := func(more qmp.Args) qmp.Args {
+			more["read-only"], more["discard"] = r.ReadOnly, "unmap"
+			more["cache"] = qmp.Args{"direct": true, "no-flush": false}
+			return more
+		}
+		_, err := m.Do(ctx, "blockdev-add", options(qmp.Args{
+			"driver": "raw", "node-name": nodeName(r.Volume),
+			"file": options(qmp.Args{"driver": driver, "filename": r.Endpoint.Path, "aio": aio, "locking": "on"}),
+		}))
+		if err == nil {
+			return nil
+		}
+		var refused *qmp.Error
+		if !errors.As(err, &refused) {
+			return err
+		}
+		failures = refusal(err)
+	}
+	return failures
+}
+
+// addDevice plugs the node in at the first place that takes it: one that was free a
+// moment ago may be taken by now.
+func (m *machine) addDevice(ctx context.Context, id blockdev.ID) error {
+	places, err := m.places(ctx)
+	if err != nil {
+		return err
+	}
+	var failures error
+	for _, p := range places {
+		_, err := m.Do(ctx, "device_add", qmp.Args{
+			"driver": p.driver, "id": deviceName(id), "bus": p.bus, "drive": nodeName(id), "serial": Serial(id),
+			// A write that finds no space stops the guest, which loses nothing and goes on
+			// (cont) when there is some; other errors are the guest's to handle.
+			"werror": "enospc", "rerror": "report",
+		})
+		if err == nil {
+			return nil
+		}
+		var refused *qmp.Error
+		if !errors.As(err, &refused) {
+			return err
+		}
+		failures = refusal(err)
+	}
+	return failures
+}
+
+// hostPath is an absolute path in a sentence, quoted as a rule.
+var hostPath = regexp.MustCompile(`(^|[^\pL\pN])/[^'"]*`)
+
+// refusal says what a command that QEMU refused means. Paths of the host that its
+// words name are left out.
+func refusal(err error) error {
+	var refused *qmp.Error
+	if !errors.As(err, &refused) {
+		return err
+	}
+	switch text := refused.Desc; {
+	case strings.Contains(text, "Failed to get"), strings.Contains(text, "lock"):
+		return busy("another program has the image locked (%s)", refused.Command)
+	case strings.Contains(text, "Permission denied"), strings.Contains(text, "No such file"):
+		return busy("the virtual machine's process may not open the image: it needs access to the pool's files")
+	}
+	return busy("the virtual machine refused %s: %s (%s)", refused.Command, hostPath.ReplaceAllString(refused.Desc, "${1}(path)"), refused.Class)
+}
+
+// unplug asks the guest to let the device go, waits for it, and closes the image.
+func (m *machine) unplug(ctx context.Context, id blockdev.ID) error {
+	waiting, cancel := context.WithTimeout(ctx, m.wait)
+	defer cancel()
+	there, err := m.hasDevice(ctx, deviceName(id))
+	if err == nil && there {
+		err = m.removeDevice(ctx, waiting, deviceName(id))
+	}
+	if err != nil {
+		return err
+	}
+	return m.closeNode(ctx, id)
+}
+
+func (m *machine) removeDevice(ctx, waiting context.Context, name string) error {
+	mark := m.Mark()
+	_, err := m.Do(ctx, "device_del", qmp.Args{"id": name})
+	var refused *qmp.Error
+	switch {
+	case errors.As(err, &refused) && refused.Class == "DeviceNotFound":
+		return nil
+	case errors.As(err, &refused) && strings.Contains(refused.Desc, "already in the process of unplug"):
+	case err != nil:
+		return err
+	}
+	event, err := m.Wait(waiting, mark, func(e qmp.Event) bool {
+		var about struct{ Device string }
+		return (e.Name == "DEVICE_DELETED" || e.Name == "DEVICE_UNPLUG_GUEST_ERROR") &&
+			json.Unmarshal(e.Data, &about) == nil && about.Device == name
+	})
+	switch {
+	case err != nil && ctx.Err() == nil && waiting.Err() != nil:
+		return m.silent(ctx)
+	case err != nil:
+		return err
+	case event.Name != "DEVICE_DELETED":
+		return busy("the guest refuses to let the device go")
+	}
+	return nil
+}
+
+// silent says why a guest may not have answered.
+func (m *machine) silent(ctx context.Context) error {
+	var status struct {
+		Running bool
+		Status  string
+	}
+	if err := m.ask(ctx, "query-status", nil, &status); err != nil {
+		return err
+	}
+	if !status.Running {
+		return busy("the guest was asked to let the device go and is not running (%s)", status.Status)
+	}
+	return busy("the guest was asked to let the device go and has not answered within %s", m.wait)
+}
+
+// closeNode closes the image. A device that was deleted a moment ago may hold it
+// for a moment more.
+func (m *machine) closeNode(ctx context.Context, id blockdev.ID) error {
+	waiting, cancel := context.WithTimeout(ctx, m.wait)
+	defer cancel()
+	for {
+		n, err := m.node(ctx, nodeName(id))
+		if err != nil || n == nil {
+			return err
+		}
+		if _, err = m.Do(ctx, "blockdev-del", qmp.Args{"node-name": nodeName(id)}); err == nil {
+			return nil
+		}
+		var refused *qmp.Error
+		if !errors.As(err, &refused) {
+			return err
+		}
+		select {
+		case <-waiting.Done():
+			return busy("the virtual machine keeps the image open: %s", refusal(refused).Error())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
+// resize tells the guest the size that the image has.
+func (m *machine) resize(ctx context.Context, r attach.Request) error {
+	_, err := m.Do(ctx, "block_resize", qmp.Args{"node-name": nodeName(r.Volume), "size": r.Endpoint.Size})
+	return refusal(err)
+}
