@@ -171,6 +171,9 @@ func (e *Engine) attach(ctx context.Context, v Volume, r AttachVolume, target at
 		MountPath: r.MountPath, ReadOnly: r.ReadOnly, Epoch: v.Epoch, Phase: Attaching, Limits: r.Limits,
 		Since: now, Deadline: e.deadline(now), CreatedAt: now, CreatedBy: r.Actor,
 	}
+	if named, ok := e.o.Attachers[target.Type].(attach.Named); ok {
+		a.Serial = named.Serial(v.ID)
+	}
 	v.Attachments = append(v.Attachments, a)
 	e.expose(&v, target, r.ReadOnly)
 	e.happened(&v, "attach", "Attached to %s", a.Holder)

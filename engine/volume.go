@@ -106,6 +106,7 @@ type Attachment struct {
 	Target    attach.Target   `json:"target"`
 	Asked     attach.Target   `json:"asked"` // as the caller gave it: the same request twice gets the same answer
 	MountPath string          `json:"mountPath,omitempty"`
+	Serial    string          `json:"serial,omitempty"` // of the device, where the sandbox finds it by that
 	ReadOnly  bool            `json:"readOnly"`
 	Epoch     uint64          `json:"epoch"` // of the volume when this was made
 	Phase     AttachmentPhase `json:"phase"`
