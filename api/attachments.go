@@ -13,6 +13,7 @@ type Attachment struct {
 	Holder    string `json:"holder"` // "sandbox:NAME" or "agent:NAME"
 	Target    Target `json:"target"` // as it was asked for
 	MountPath string `json:"mountPath,omitempty"`
+	Serial    string `json:"serial,omitempty"` // of the device that a guest gets
 	ReadOnly  bool   `json:"readOnly"`
 	Epoch     uint64 `json:"epoch"`
 	Phase     string `json:"phase"`              // attaching, attached, detaching
@@ -35,6 +36,7 @@ type Target struct {
 	Path      string `json:"path,omitempty"`      // host: the directory
 	Container string `json:"container,omitempty"` // runc: its id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
+	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP)
 }
 
 // AttachmentRequest is the body of POST.
@@ -50,8 +52,8 @@ type AttachmentRequest struct {
 
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
-		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
-		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root},
+		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
+		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root, Socket: a.Asked.Socket},
 		Limits:  limitsBody(a.Limits),
 		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
@@ -81,7 +83,7 @@ func createAttachment(c *call) error {
 	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
 		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Limits: b.Limits.limits(), Actor: c.principal.actor(),
-		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root},
+		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root, Socket: b.Target.Socket},
 	})
 	if err != nil {
 		return err

@@ -13,6 +13,7 @@ type Attachment struct {
 	Holder    string    `json:"holder"` // "sandbox:NAME" or "agent:NAME"
 	Target    Target    `json:"target"`
 	MountPath string    `json:"mountPath,omitempty"`
+	Serial    string    `json:"serial,omitempty"` // by which a guest finds the device: /dev/disk/by-id/virtio-SERIAL
 	ReadOnly  bool      `json:"readOnly"`
 	Epoch     uint64    `json:"epoch,omitempty"`
 	Phase     string    `json:"phase,omitempty"`   // attaching, attached, detaching
@@ -32,10 +33,11 @@ type Attachment struct {
 
 // Target says where a volume goes.
 type Target struct {
-	Type      string `json:"type"`                // "host" or "runc"
+	Type      string `json:"type"`                // "host", "runc" or "qemu"
 	Path      string `json:"path,omitempty"`      // host: directory
 	Container string `json:"container,omitempty"` // runc: id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
+	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP)
 }
 
 // RateLimits bound what an attachment reads and writes, per second; 0 is no limit.

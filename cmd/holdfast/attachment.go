@@ -17,18 +17,14 @@ func (a *app) attachmentCreate() *cobra.Command {
 	var at client.Attachment
 	var limits limitFlags
 	c := &cobra.Command{
-		Use: "create VOLUME", Short: "Attach a volume to a running container or to a path of the host", Args: cobra.ExactArgs(1),
+		Use: "create VOLUME", Short: "Attach a volume to a running container or virtual machine, or to a path of the host", Args: cobra.ExactArgs(1),
 		Example: "  holdfast attachment create data --holder sandbox:web --container web1 --mount-path /data\n" +
-			"  holdfast attachment create data --holder sandbox:job --path /srv/volumes/data --read-only",
+			"  holdfast attachment create data --holder sandbox:job --path /srv/volumes/data --read-only\n" +
+			"  holdfast attachment create data --holder sandbox:vm1 --qemu-socket /run/vms/vm1/qmp.sock",
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			switch {
-			case (at.Target.Container == "") == (at.Target.Path == ""):
-				return usageError{"give one target: --container ID (runc) or --path DIR (on the host)"}
-			case at.Target.Container != "":
-				at.Target.Type = "runc"
-			default:
-				at.Target.Type = "host"
+			if at.Target.Type = targetType(at.Target); at.Target.Type == "" {
+				return usageError{"give one target: --container ID (runc), --path DIR (on the host) or --qemu-socket PATH (a virtual machine's monitor)"}
 			}
 			l, err := limits.read()
 			if err != nil {
@@ -53,6 +49,7 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&at.Target.Container, "container", "", "id of a running runc container")
 	f.StringVar(&at.Target.Root, "runc-root", "", "runc's state directory (default: the server's)")
 	f.StringVar(&at.Target.Path, "path", "", "directory of the server's host, below an allowed prefix")
+	f.StringVar(&at.Target.Socket, "qemu-socket", "", "socket of a monitor (QMP) of a running virtual machine, below an allowed prefix")
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
@@ -107,7 +104,7 @@ func (a *app) attachmentDelete() *cobra.Command {
 		Long: "Detach a volume. While the sandbox has files of it open this is refused, and nothing has changed.\n\n" +
 			"With --force it is taken away all the same, and on return the old holder provably cannot write any more: the filesystem is\n" +
 			"flushed and shut down, so that its open files answer with errors; where that is not possible (btrfs, a pool without\n" +
-			"reflinks) the container is killed. A directory of the host is refused then.",
+			"reflinks, a virtual machine) the container or virtual machine is killed. A directory of the host is refused then.",
 		ValidArgsFunction: a.completeAttachments,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := a.client()
@@ -135,6 +132,9 @@ func (a *app) showAttachment(at client.Attachment) error {
 		r.add("Holder", at.Holder)
 		r.add("Target", targetText(at.Target))
 		r.add("Mount path", at.MountPath)
+		if at.Serial != "" {
+			r.add("Serial", at.Serial)
+		}
 		r.add("Access", access(at.ReadOnly))
 		r.add("Phase", at.Phase)
 		limitRows(r, at)
@@ -151,12 +151,22 @@ func (a *app) showAttachment(at client.Attachment) error {
 	})
 }
 
-func targetText(t client.Target) string {
-	if t.Container != "" {
-		return t.Type + ":" + t.Container
+// targetType names the one target that is given, "" for none or several.
+func targetType(t client.Target) string {
+	found := ""
+	for kind, where := range map[string]string{"runc": t.Container, "host": t.Path, "qemu": t.Socket} {
+		switch {
+		case where == "":
+		case found != "":
+			return ""
+		default:
+			found = kind
+		}
 	}
-	return t.Type + ":" + t.Path
+	return found
 }
+
+func targetText(t client.Target) string { return t.Type + ":" + t.Container + t.Path + t.Socket }
 
 func access(readOnly bool) string {
 	if readOnly {

@@ -18,6 +18,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/host"
+	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/runc"
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
@@ -321,8 +322,12 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
+	inQemu, err := qemu.New(qemu.Options{Prefixes: n.c.QemuSockets})
+	if err != nil {
+		return nil, err
+	}
 	// Also when they are not enabled: an earlier run may have left some.
-	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox)}, nil
+	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc, qemu.Type: inQemu, api.SandboxTarget: sandbox.NewAttacher(inSandbox)}, nil
 }
 
 // openSandboxes opens the runtime of sandboxes where it is enabled.
