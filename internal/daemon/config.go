@@ -44,7 +44,7 @@ type Config struct {
 	HostPrefixes  []string
 	RuncRoot      string
 	RuncRoots     []string
-	QemuSockets   []string
+	VMSockets     []string
 	TenantsAttach bool // with --dev always
 
 	Cage       string // "required", "off"
@@ -140,7 +140,7 @@ func (c *Config) settings() []setting {
 		{"host_prefixes", "directories below which volumes may be attached on this host", listValue{&c.HostPrefixes}},
 		{"runc_root", "runc's state directory for containers whose target names none", textValue{&c.RuncRoot}},
 		{"runc_roots", "further state directories of runc that a target may name", listValue{&c.RuncRoots}},
-		{"qemu_sockets", "directories below which targets may name sockets of monitors (QMP) of virtual machines", listValue{&c.QemuSockets}},
+		{"vm_sockets", "directories below which targets may name sockets of virtual machines: of monitors (QMP) of QEMU", listValue{&c.VMSockets}},
 		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
 		{"cage", "where filesystem tools read what tenants have written: in a cage (runc, user namespaces), or, off, as root on this host", choiceValue{&c.Cage, []string{cageRequired, cageOff}}},
 		{"cage_warm", "cages that wait ready: a grow that finds none waits for one to be made", intValue{&c.CageWarm}},
@@ -341,9 +341,9 @@ func (c *Config) check() []error {
 	if len(c.Regions) > 0 && !slices.Contains(c.Regions, c.DefaultRegion) {
 		bad("default_region: %q is not in regions", c.DefaultRegion)
 	}
-	for _, p := range slices.Concat(c.HostPrefixes, c.RuncRoots, c.QemuSockets) {
+	for _, p := range slices.Concat(c.HostPrefixes, c.RuncRoots, c.VMSockets) {
 		if !filepath.IsAbs(p) || filepath.Clean(p) != p || p == "/" {
-			bad("host_prefixes, runc_roots, qemu_sockets: %q must be an absolute, clean path below /", p)
+			bad("host_prefixes, runc_roots, vm_sockets: %q must be an absolute, clean path below /", p)
 		}
 	}
 	errs = append(errs, c.checkSandbox()...)

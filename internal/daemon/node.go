@@ -20,6 +20,7 @@ import (
 	"holdfast/blockdev/attach/host"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/runc"
+	"holdfast/blockdev/attach/vmsocket"
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/limit"
@@ -322,12 +323,12 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
-	inQemu, err := qemu.New(qemu.Options{Prefixes: n.c.QemuSockets})
+	door, err := vmsocket.New(n.c.VMSockets, n.log)
 	if err != nil {
 		return nil, err
 	}
 	// Also when they are not enabled: an earlier run may have left some.
-	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc, qemu.Type: inQemu, api.SandboxTarget: sandbox.NewAttacher(inSandbox)}, nil
+	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc, qemu.Type: qemu.New(qemu.Options{Door: door}), api.SandboxTarget: sandbox.NewAttacher(inSandbox)}, nil
 }
 
 // openSandboxes opens the runtime of sandboxes where it is enabled.

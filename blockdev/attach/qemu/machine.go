@@ -30,15 +30,7 @@ func deviceName(id blockdev.ID) string { return "holdfast-" + string(id) }
 // machine is a virtual machine's monitor.
 type machine struct {
 	*qmp.Monitor
-	process *vmm
-	wait    time.Duration
-}
-
-func (m *machine) close() {
-	_ = m.Close()
-	if m.process != nil {
-		m.process.close()
-	}
+	wait time.Duration
 }
 
 func (m *machine) ask(ctx context.Context, command string, args qmp.Args, into any) error {

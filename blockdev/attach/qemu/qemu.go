@@ -8,7 +8,8 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
-	"holdfast/internal/sys"
+	"holdfast/blockdev/attach/qmp"
+	"holdfast/blockdev/attach/vmsocket"
 )
 
 // Type is the target type that this attacher serves.
@@ -16,22 +17,13 @@ const Type = "qemu"
 
 // Options configure an Attacher.
 type Options struct {
-	// Prefixes are the directories below which targets may name monitors: absolute,
-	// clean, other than "/". None means that no target is allowed.
-	Prefixes []string
-	Wait     time.Duration // for a guest to let a device go; 0: 5 s
-	Answer   time.Duration // for a monitor to greet; 0: 5 s
+	Door   *vmsocket.Door // to the monitors that the operator allows
+	Wait   time.Duration  // for a guest to let a device go; 0: 5 s
+	Answer time.Duration  // for a monitor to greet; 0: 5 s
 }
-
-// killTime bounds how long Fence waits for a killed process to end: one that hangs
-// in the kernel does not.
-const killTime = 10 * time.Second
 
 // Attacher is an attach.Attacher, attach.Resizer and attach.Sentry.
-type Attacher struct {
-	o    Options
-	boot string
-}
+type Attacher struct{ o Options }
 
 var (
 	_ attach.Attacher = (*Attacher)(nil)
@@ -40,24 +32,15 @@ var (
 	_ attach.Named    = (*Attacher)(nil)
 )
 
-// New checks the configuration. blockdev.ErrInvalid names the rule.
-func New(o Options) (*Attacher, error) {
-	for _, p := range o.Prefixes {
-		if err := validPath(p); err != nil {
-			return nil, blockdev.Op("qemu.New", "", err)
-		}
-	}
+// New gives an Attacher.
+func New(o Options) *Attacher {
 	if o.Wait <= 0 {
 		o.Wait = 5 * time.Second
 	}
 	if o.Answer <= 0 {
 		o.Answer = 5 * time.Second
 	}
-	boot, err := sys.BootID()
-	if err != nil {
-		return nil, blockdev.Op("qemu.New", "", err)
-	}
-	return &Attacher{o: o, boot: boot}, nil
+	return &Attacher{o}
 }
 
 // Needs is the image itself: QEMU does its own I/O, and a file spares it the loop
@@ -79,46 +62,42 @@ func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath strin
 }
 
 func (a *Attacher) resolve(ctx context.Context, t attach.Target, mountPath string) (attach.Target, error) {
-	switch {
-	case mountPath != "":
-		return t, invalid("mountPath does not apply to a qemu target: the guest mounts the device itself")
-	case t.Path != "" || t.Container != "" || t.Root != "":
-		return t, invalid("target.path, target.container and target.root do not apply to a qemu target")
-	}
-	monitor, err := a.dial(ctx, t.Socket)
+	t, err := a.o.Door.Resolve(ctx, Type, t, mountPath)
 	if err != nil {
 		return t, err
 	}
-	m := &machine{Monitor: monitor, wait: a.o.Wait}
-	defer m.close()
-	pid, err := monitor.Pid()
-	if err != nil {
-		return t, err
-	}
-	if pid == 0 {
-		return t, invalid("the virtual machine runs in a pid namespace that this server cannot see")
-	}
-	if m.process, err = openProcess(pid); err != nil {
-		return t, err
-	}
-	if _, err := m.places(ctx); err != nil {
-		return t, err
-	}
-	return attach.Target{Type: Type, Socket: t.Socket, Pid: pid, StartTime: m.process.startTime, Boot: a.boot}, nil
+	return t, a.with(ctx, t, func(m *machine) error {
+		_, err := m.places(ctx)
+		return err
+	})
 }
 
 // Attach plugs the volume in. It is there already is success; blockdev.ErrBusy when
 // there is no place for it, or it is there in the other mode. What fails leaves
 // nothing in the machine.
 func (a *Attacher) Attach(ctx context.Context, r attach.Request) error {
-	return blockdev.Op("qemu.Attach", r.Volume, a.with(ctx, r.Target, func(m *machine) error { return m.plug(ctx, r) }))
+	return blockdev.Op("qemu.Attach", r.Volume, a.with(ctx, r.Target, func(m *machine) error {
+		if err := a.o.Door.SeesImage(r); err != nil {
+			return err
+		}
+		return m.plug(ctx, r)
+	}))
 }
 
 // Detach asks the guest to let the device go and closes the image: on nil QEMU has
 // it open no more. blockdev.ErrBusy when the guest does not answer in Options.Wait;
 // it was asked then, and may let go later.
 func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
-	err := a.with(ctx, r.Target, func(m *machine) error { return m.unplug(ctx, r.Volume) })
+	err := a.with(ctx, r.Target, func(m *machine) error {
+		if err := m.unplug(ctx, r.Volume); err != nil {
+			return err
+		}
+		held, err := a.o.Door.HoldsImage(r)
+		if err == nil && held {
+			err = busy("the virtual machine has closed the volume and still has its image open, by other means")
+		}
+		return err
+	})
 	if errors.Is(err, blockdev.ErrGone) {
 		return nil
 	}
@@ -149,68 +128,59 @@ func (a *Attacher) Probe(ctx context.Context, r attach.Request) (state attach.St
 
 // AwaitEnd implements attach.Sentry by the process's descriptor.
 func (a *Attacher) AwaitEnd(ctx context.Context, t attach.Target) error {
-	p, err := a.open(t)
-	if errors.Is(err, blockdev.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return blockdev.Op("qemu.AwaitEnd", "", err)
-	}
-	defer p.close()
-	return blockdev.Op("qemu.AwaitEnd", "", sys.AwaitEnd(ctx, p.pidfd))
+	return blockdev.Op("qemu.AwaitEnd", "", a.o.Door.AwaitEnd(ctx, t))
 }
 
 // Fence kills the machine's process and waits until it has ended. Gone already is
 // success.
 func (a *Attacher) Fence(ctx context.Context, r attach.Request) error {
-	return blockdev.Op("qemu.Fence", r.Volume, a.fence(ctx, r.Target))
+	return blockdev.Op("qemu.Fence", r.Volume, a.o.Door.Kill(ctx, r.Target))
 }
 
-func (a *Attacher) fence(ctx context.Context, t attach.Target) error {
-	p, err := a.open(t)
-	if errors.Is(err, blockdev.ErrGone) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	defer p.close()
-	if err := sys.KillProcess(p.pidfd); err != nil {
-		return err
-	}
-	bounded, cancel := context.WithTimeout(ctx, killTime)
-	defer cancel()
-	if err := sys.AwaitEnd(bounded, p.pidfd); err != nil {
-		return fmt.Errorf("%w: process %d of the virtual machine was killed and does not end: %w", attach.ErrCannotFence, p.pid, err)
-	}
-	return nil
-}
-
-// with runs do with the machine's monitor. An error of a machine that has ended
+// with runs do with the machine's monitor. Any error of a machine that has ended
 // meanwhile is blockdev.ErrGone.
 func (a *Attacher) with(ctx context.Context, t attach.Target, do func(*machine) error) error {
-	m, err := a.connect(ctx, t)
-	if errors.Is(err, blockdev.ErrGone) && !a.ended(t) {
-		// Its socket is gone, or refuses: that proves nothing of the process.
-		return busy("the virtual machine runs and its monitor is not there: %s", err.Error())
-	}
+	process, err := a.o.Door.Open(t)
 	if err != nil {
 		return err
 	}
-	defer m.close()
-	err = do(m)
+	defer process.Close()
+	m, err := a.monitor(ctx, t)
+	if err == nil {
+		err = do(&machine{m, a.o.Wait})
+		_ = m.Close()
+	}
 	if err != nil {
-		if ended := m.process.alive(); ended != nil {
-			return ended
+		if gone := process.Alive(); gone != nil {
+			return gone
 		}
 	}
 	return err
 }
 
-func (a *Attacher) ended(t attach.Target) bool {
-	p, err := a.open(t)
-	if err == nil {
-		p.close()
+func (a *Attacher) monitor(ctx context.Context, t attach.Target) (*qmp.Monitor, error) {
+	conn, err := a.o.Door.Dial(ctx, t)
+	if err != nil {
+		return nil, err
 	}
-	return errors.Is(err, blockdev.ErrGone)
+	bounded, cancel := context.WithTimeout(ctx, a.o.Answer)
+	defer cancel()
+	m, err := qmp.Open(bounded, conn)
+	switch {
+	case errors.Is(err, qmp.ErrNotQMP):
+		return nil, fmt.Errorf("%w: what listens on the socket is not a monitor (QMP) of QEMU", blockdev.ErrInvalid)
+	case err != nil && ctx.Err() == nil && bounded.Err() != nil:
+		return nil, busy("the monitor does not answer within %s: it has another client, or its process is stopped", a.o.Answer)
+	}
+	return m, err
 }
+
+// hindered is a blockdev.ErrBusy of a virtual machine, in its own words.
+type hindered string
+
+func (h hindered) Error() string { return string(h) }
+
+// Is lets it be told as blockdev.ErrBusy.
+func (h hindered) Is(target error) bool { return target == blockdev.ErrBusy }
+
+func busy(format string, args ...any) error { return hindered(fmt.Sprintf(format, args...)) }

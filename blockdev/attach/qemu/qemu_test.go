@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -20,6 +22,7 @@ import (
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/qmp"
+	"holdfast/blockdev/attach/vmsocket"
 	"holdfast/blockdev/blockdevtest"
 )
 
@@ -30,11 +33,11 @@ const (
 
 func attacher(t *testing.T, prefixes ...string) *qemu.Attacher {
 	t.Helper()
-	a, err := qemu.New(qemu.Options{Prefixes: prefixes, Wait: 200 * time.Millisecond, Answer: 500 * time.Millisecond})
+	door, err := vmsocket.New(prefixes, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a
+	return qemu.New(qemu.Options{Door: door, Wait: 200 * time.Millisecond, Answer: 500 * time.Millisecond})
 }
 
 // process starts a QEMU without a machine, stopped.
@@ -57,128 +60,116 @@ func process(t *testing.T, socket string) *exec.Cmd {
 	}
 }
 
-func TestTargets(t *testing.T) {
+// TestWrongMonitors: what a socket must be is vmsocket's; what listens there is this
+// package's.
+func TestWrongMonitors(t *testing.T) {
 	dir := t.TempDir()
-	good, other := filepath.Join(dir, "allowed"), filepath.Join(dir, "other")
-	for _, d := range []string{good, other} {
-		if err := os.Mkdir(d, 0o700); err != nil {
-			t.Fatal(err)
-		}
+	process(t, filepath.Join(dir, "bare"))
+	for name, greet := range map[string]string{"http": "HTTP/1.1 400 Bad Request\r\n\r\n", "silent": ""} {
+		relay(t, filepath.Join(dir, name), func(c net.Conn) { fmt.Fprint(c, greet) })
 	}
-	listen := func(path string, greet string) {
-		l, err := net.Listen("unix", path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { l.Close() })
-		go func() {
-			for {
-				c, err := l.Accept()
-				if err != nil {
-					return
-				}
-				fmt.Fprint(c, greet)
-				t.Cleanup(func() { c.Close() })
-			}
-		}()
-	}
-	listen(filepath.Join(other, "q"), "hello\n")
-	listen(filepath.Join(good, "http"), "HTTP/1.1 400 Bad Request\r\n\r\n")
-	listen(filepath.Join(good, "silent"), "")
-	dead, err := net.ListenUnix("unix", &net.UnixAddr{Name: filepath.Join(good, "dead")})
+	taken, err := net.Dial("unix", filepath.Join(dir, "bare"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	dead.SetUnlinkOnClose(false)
-	err = errors.Join(dead.Close(), os.WriteFile(filepath.Join(good, "file"), nil, 0o600),
-		os.Symlink(filepath.Join(other, "q"), filepath.Join(good, "link")), os.Symlink(other, filepath.Join(good, "dir")))
-	if err != nil {
-		t.Fatal(err)
-	}
-	process(t, filepath.Join(good, "bare"))
-	a := attacher(t, good)
-	for name, c := range map[string]struct {
-		target    attach.Target
-		mountPath string
-		want      error
-		text      string
-	}{
-		"relative":      {attach.Target{Socket: "q"}, "", blockdev.ErrInvalid, "absolute"},
-		"unclean":       {attach.Target{Socket: good + "/../other/q"}, "", blockdev.ErrInvalid, "clean"},
-		"elsewhere":     {attach.Target{Socket: other + "/q"}, "", blockdev.ErrInvalid, "operator allows"},
-		"the prefix":    {attach.Target{Socket: good}, "", blockdev.ErrInvalid, "operator allows"},
-		"empty":         {attach.Target{}, "", blockdev.ErrInvalid, "absolute"},
-		"control":       {attach.Target{Socket: good + "/a\nb"}, "", blockdev.ErrInvalid, "control"},
-		"long":          {attach.Target{Socket: good + strings.Repeat("/a", 2100)}, "", blockdev.ErrInvalid, "longer"},
-		"link":          {attach.Target{Socket: good + "/link"}, "", blockdev.ErrInvalid, "not a socket"},
-		"through link":  {attach.Target{Socket: good + "/dir/q"}, "", blockdev.ErrInvalid, "not a directory"},
-		"file":          {attach.Target{Socket: good + "/file"}, "", blockdev.ErrInvalid, "not a socket"},
-		"missing":       {attach.Target{Socket: good + "/none"}, "", blockdev.ErrGone, "no such socket"},
-		"dead":          {attach.Target{Socket: good + "/dead"}, "", blockdev.ErrGone, "nobody listens"},
-		"not QMP":       {attach.Target{Socket: good + "/http"}, "", blockdev.ErrInvalid, "not a monitor"},
-		"silent":        {attach.Target{Socket: good + "/silent"}, "", blockdev.ErrBusy, "another client"},
-		"no room":       {attach.Target{Socket: good + "/bare"}, "", blockdev.ErrBusy, "pcie-root-port"},
-		"a mount path":  {attach.Target{Socket: good + "/bare"}, "/data", blockdev.ErrInvalid, "mountPath"},
-		"another field": {attach.Target{Socket: good + "/bare", Container: "c"}, "", blockdev.ErrInvalid, "do not apply"},
-	} {
-		c.target.Type = qemu.Type
-		_, err := a.Resolve(t.Context(), c.target, c.mountPath)
-		if !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {
+	a := attacher(t, dir)
+	resolve := func(name string, want error, text string) {
+		t.Helper()
+		_, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: filepath.Join(dir, name)}, "")
+		if !errors.Is(err, want) || !strings.Contains(err.Error(), text) {
 			t.Errorf("%s: %v", name, err)
 		}
 	}
-	for _, bad := range []string{"relative", "/", "/a/../b", "/a/"} {
-		if _, err := qemu.New(qemu.Options{Prefixes: []string{bad}}); !errors.Is(err, blockdev.ErrInvalid) {
-			t.Errorf("prefix %q: %v", bad, err)
+	resolve("http", blockdev.ErrInvalid, "not a monitor")
+	resolve("silent", blockdev.ErrBusy, "another client")
+	resolve("none", blockdev.ErrGone, "no such socket")
+	resolve("bare", blockdev.ErrBusy, "")
+	if err := taken.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(patience); ; { // until QEMU has noticed
+		_, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: filepath.Join(dir, "bare")}, "")
+		if errors.Is(err, blockdev.ErrBusy) && strings.Contains(err.Error(), "pcie-root-port") {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal(err)
 		}
 	}
 }
 
-// TestAnotherMachineOnTheSocket: a machine that was started again is not the one
-// that has the volume, and neither is spoken to for the other.
-func TestAnotherMachineOnTheSocket(t *testing.T) {
-	dir := t.TempDir()
-	socket := filepath.Join(dir, "q")
-	f := fakeMonitor(t, socket)
-	a := attacher(t, dir)
-	target, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: socket}, "")
+// relayed tells a copy of this program where to listen and where to.
+const relayed = "HOLDFAST_TEST_RELAY"
+
+func TestMain(m *testing.M) {
+	if from, to, found := strings.Cut(os.Getenv(relayed), "|"); found {
+		relays(from, to)
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// relays passes every connection on, until this process is killed.
+func relays(from, to string) {
+	l, err := net.Listen("unix", from)
 	if err != nil {
-		t.Fatal(err)
+		return
 	}
-	f.close()
-	cmd := process(t, socket)
-	r := attach.Request{Volume: id, Target: target}
-	if state, err := a.Probe(t.Context(), r); !errors.Is(err, blockdev.ErrBusy) || !strings.Contains(err.Error(), "another process") {
-		t.Errorf("%s, %v", state, err)
-	}
-	if err := a.Detach(t.Context(), r); !errors.Is(err, blockdev.ErrBusy) {
-		t.Errorf("%v", err)
-	}
-	target.Pid = cmd.Process.Pid // with the start time of another
-	if err := a.Fence(t.Context(), attach.Request{Volume: id, Target: target}); err != nil {
-		t.Error(err)
-	}
-	if state, err := a.Probe(t.Context(), attach.Request{Volume: id, Target: target}); err != nil || state != attach.StateGone {
-		t.Errorf("%s, %v", state, err)
-	}
-	m, err := qmp.Dial(t.Context(), socket)
-	if err != nil {
-		t.Fatalf("the wrong machine was killed: %v", err)
-	}
-	m.Close()
-	target.Boot = "another"
-	if state, err := a.Probe(t.Context(), attach.Request{Volume: id, Target: target}); err != nil || state != attach.StateGone {
-		t.Errorf("of another boot: %s, %v", state, err)
-	}
-	if _, err := a.Probe(t.Context(), attach.Request{Volume: id, Target: attach.Target{Type: qemu.Type, Socket: socket}}); !errors.Is(err, blockdev.ErrInvalid) {
-		t.Errorf("never resolved: %v", err)
+	for {
+		in, err := l.Accept()
+		if err != nil {
+			return
+		}
+		go func() {
+			defer in.Close()
+			out, err := net.Dial("unix", to)
+			if err != nil {
+				return
+			}
+			defer out.Close()
+			go func() { _, _ = io.Copy(out, in) }()
+			_, _ = io.Copy(in, out)
+		}()
 	}
 }
 
-// fake is a monitor that answers what a real one cannot be made to: this process
-// is its machine.
+// relay serves a socket that another process listens on: as a machine's, whose
+// process is never this one.
+func relay(t *testing.T, socket string, serve func(net.Conn)) {
+	t.Helper()
+	inner := filepath.Join(t.TempDir(), "inner")
+	l, err := net.Listen("unix", inner)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), relayed+"="+socket+"|"+inner)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); l.Close() })
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			go serve(c)
+		}
+	}()
+	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
+		if c, err := net.Dial("unix", socket); err == nil {
+			c.Close()
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nobody listens")
+		}
+	}
+}
+
+// fake is a monitor that answers what a real one cannot be made to.
 type fake struct {
-	l       net.Listener
 	mu      sync.Mutex
 	nodes   []string
 	devices []string
@@ -189,25 +180,10 @@ type fake struct {
 
 func fakeMonitor(t *testing.T, socket string) *fake {
 	t.Helper()
-	l, err := net.Listen("unix", socket)
-	if err != nil {
-		t.Fatal(err)
-	}
-	f := &fake{l: l, refuse: func(string, string) string { return "" }}
-	t.Cleanup(f.close)
-	go func() {
-		for {
-			c, err := l.Accept()
-			if err != nil {
-				return
-			}
-			go f.serve(c)
-		}
-	}()
+	f := &fake{refuse: func(string, string) string { return "" }}
+	relay(t, socket, f.serve)
 	return f
 }
-
-func (f *fake) close() { f.l.Close() }
 
 func (f *fake) serve(c net.Conn) {
 	defer c.Close()
@@ -293,7 +269,11 @@ func TestRefusedCommands(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r := attach.Request{Volume: id, Endpoint: blockdev.Endpoint{Kind: blockdev.File, Path: "/pool/image", Size: 1 << 20}, Target: target}
+	image := filepath.Join(dir, "image")
+	if err := os.WriteFile(image, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r := attach.Request{Volume: id, Endpoint: blockdev.Endpoint{Kind: blockdev.File, Path: image, Size: 1 << 20}, Target: target}
 	set := func(refuse func(command, args string) string) {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -10,8 +10,6 @@ import (
 	"net"
 	"sync"
 	"time"
-
-	"holdfast/internal/sys"
 )
 
 // Error is a command that the monitor refused.
@@ -86,6 +84,12 @@ func Dial(ctx context.Context, socket string) (*Monitor, error) {
 	if err != nil {
 		return nil, err
 	}
+	return Open(ctx, conn)
+}
+
+// Open is Dial on a connection that is there, which it takes over: it is closed
+// when that fails.
+func Open(ctx context.Context, conn net.Conn) (*Monitor, error) {
 	m := &Monitor{conn: conn, answers: map[uint64]chan message{}, told: make(chan struct{})}
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -300,15 +304,4 @@ func (m *Monitor) Close() error {
 		return nil
 	}
 	return err
-}
-
-// Pid is the process that listens on the monitor's socket, 0 for one of another
-// pid namespace. It is what the kernel says; that of a process which was handed a
-// listening socket is the one that made it.
-func (m *Monitor) Pid() (int, error) {
-	conn, ok := m.conn.(*net.UnixConn)
-	if !ok {
-		return 0, errors.ErrUnsupported
-	}
-	return sys.PeerPid(conn)
 }

@@ -38,7 +38,7 @@ func start(t *testing.T, guests ...*vmtest.VM) *localdaemon.Daemon {
 	for _, g := range guests {
 		prefixes = append(prefixes, g.Dir)
 	}
-	d, err := localdaemon.Start(t.Context(), program, filepath.Join(dir, "state"), "--pool-size", "2GiB", "--qemu-sockets", strings.Join(prefixes, ","))
+	d, err := localdaemon.Start(t.Context(), program, filepath.Join(dir, "state"), "--pool-size", "2GiB", "--vm-sockets", strings.Join(prefixes, ","))
 	must(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
@@ -100,8 +100,8 @@ func TestVolumeInMachines(t *testing.T) {
 
 	for what, bad := range map[string]client.Target{
 		"below one of the directories": {Type: "qemu", Socket: "/run/other/monitor"},
-		"not a socket":                 {Type: "qemu", Socket: filepath.Join(one.Dir, "qemu.log")},
-		"do not apply":                 {Type: "qemu", Socket: one.Monitor, Path: "/x"},
+		"not a unix":                   {Type: "qemu", Socket: filepath.Join(one.Dir, "qemu.log")},
+		"a socket only":                {Type: "qemu", Socket: one.Monitor, Path: "/x"},
 	} {
 		_, err := c.Attach(ctx, "v", client.Attachment{Holder: "sandbox:one", Target: bad})
 		refused(t, err, "INVALID_REQUEST", what)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/qmp"
+	"holdfast/blockdev/attach/vmsocket"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/loop"
 	"holdfast/internal/vmtest"
@@ -56,11 +58,11 @@ func (v *volume) resize(t *testing.T, size int64) {
 
 func attacher(t *testing.T, v *vmtest.VM, wait time.Duration) *qemu.Attacher {
 	t.Helper()
-	a, err := qemu.New(qemu.Options{Prefixes: []string{v.Dir}, Wait: wait})
+	door, err := vmsocket.New([]string{v.Dir}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return a
+	return qemu.New(qemu.Options{Door: door, Wait: wait})
 }
 
 func resolve(t *testing.T, a *qemu.Attacher, v *vmtest.VM) attach.Target {
@@ -306,21 +308,14 @@ func TestPlaces(t *testing.T) {
 	plug(t, a, request(all[3], target))
 	disk(t, guest, all[3].id) // on the port that became free
 
-	missing := newVolume(t, 30, 16*mib)
-	missing.at.Path += ".gone"
-	if err := a.Attach(t.Context(), request(missing, target)); !errors.Is(err, blockdev.ErrBusy) || strings.Contains(err.Error(), missing.at.Path) {
-		t.Errorf("an image that is not there: %v", err)
-	}
 	other := newVolume(t, 31, 16*mib) // a node that nobody can plug in any more: QEMU has the image locked
 	other.at.Path = all[0].path
 	if err := a.Attach(t.Context(), request(other, target)); !errors.Is(err, blockdev.ErrBusy) || !strings.Contains(err.Error(), "locked") {
 		t.Errorf("an image that is in use: %v", err)
 	}
-	for _, v := range []*volume{missing, other} {
-		expect(t, a, request(v, target), attach.StateMissing)
-		if nodes := query(t, guest, "query-named-block-nodes"); strings.Contains(nodes, strings.TrimPrefix(string(v.id), "vol-")) {
-			t.Errorf("a node of what was refused is left: %s", nodes)
-		}
+	expect(t, a, request(other, target), attach.StateMissing)
+	if nodes := query(t, guest, "query-named-block-nodes"); strings.Contains(nodes, strings.TrimPrefix(string(other.id), "vol-")) {
+		t.Errorf("a node of what was refused is left: %s", nodes)
 	}
 }
 
