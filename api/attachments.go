@@ -36,7 +36,7 @@ type Target struct {
 	Path      string `json:"path,omitempty"`      // host: the directory
 	Container string `json:"container,omitempty"` // runc: its id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
-	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP)
+	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
 }
 
 // AttachmentRequest is the body of POST.

@@ -33,11 +33,11 @@ type Attachment struct {
 
 // Target says where a volume goes.
 type Target struct {
-	Type      string `json:"type"`                // "host", "runc" or "qemu"
+	Type      string `json:"type"`                // "host", "runc", "qemu", "firecracker" or "cloud-hypervisor"
 	Path      string `json:"path,omitempty"`      // host: directory
 	Container string `json:"container,omitempty"` // runc: id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
-	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP)
+	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
 }
 
 // RateLimits bound what an attachment reads and writes, per second; 0 is no limit.

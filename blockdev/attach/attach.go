@@ -8,7 +8,7 @@ import (
 
 // Target says where a volume goes. It is stored with the attachment as it is.
 type Target struct {
-	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu"
+	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu", "firecracker", "cloud-hypervisor"
 	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix
 	Container string `json:"container,omitempty"` // runc: container id
 	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default

@@ -16,15 +16,17 @@ func (a *app) attachmentCommand() *cobra.Command {
 func (a *app) attachmentCreate() *cobra.Command {
 	var at client.Attachment
 	var limits limitFlags
+	sockets := vmSockets{}
 	c := &cobra.Command{
 		Use: "create VOLUME", Short: "Attach a volume to a running container or virtual machine, or to a path of the host", Args: cobra.ExactArgs(1),
 		Example: "  holdfast attachment create data --holder sandbox:web --container web1 --mount-path /data\n" +
 			"  holdfast attachment create data --holder sandbox:job --path /srv/volumes/data --read-only\n" +
-			"  holdfast attachment create data --holder sandbox:vm1 --qemu-socket /run/vms/vm1/qmp.sock",
+			"  holdfast attachment create data --holder sandbox:vm1 --qemu-socket /run/vms/vm1/qmp.sock\n" +
+			"  holdfast attachment create data --holder sandbox:vm2 --firecracker-socket /run/vms/vm2/api.sock",
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if at.Target.Type = targetType(at.Target); at.Target.Type == "" {
-				return usageError{"give one target: --container ID (runc), --path DIR (on the host) or --qemu-socket PATH (a virtual machine's monitor)"}
+			if !setTarget(&at.Target, sockets) {
+				return usageError{"give one target: --container ID (runc), --path DIR (on the host), or the socket of a virtual machine: --qemu-socket, --firecracker-socket or --cloud-hypervisor-socket PATH"}
 			}
 			l, err := limits.read()
 			if err != nil {
@@ -49,7 +51,9 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&at.Target.Container, "container", "", "id of a running runc container")
 	f.StringVar(&at.Target.Root, "runc-root", "", "runc's state directory (default: the server's)")
 	f.StringVar(&at.Target.Path, "path", "", "directory of the server's host, below an allowed prefix")
-	f.StringVar(&at.Target.Socket, "qemu-socket", "", "socket of a monitor (QMP) of a running virtual machine, below an allowed prefix")
+	f.StringVar(&sockets.qemu, "qemu-socket", "", "socket of a monitor (QMP) of a running virtual machine, below an allowed prefix")
+	f.StringVar(&sockets.firecracker, "firecracker-socket", "", "API socket of a microVM that has not been started, below an allowed prefix")
+	f.StringVar(&sockets.cloudHypervisor, "cloud-hypervisor-socket", "", "API socket of a VMM with a virtual machine, below an allowed prefix")
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
@@ -151,19 +155,26 @@ func (a *app) showAttachment(at client.Attachment) error {
 	})
 }
 
-// targetType names the one target that is given, "" for none or several.
-func targetType(t client.Target) string {
-	found := ""
-	for kind, where := range map[string]string{"runc": t.Container, "host": t.Path, "qemu": t.Socket} {
+// vmSockets are the flags that name a virtual machine.
+type vmSockets struct{ qemu, firecracker, cloudHypervisor string }
+
+// setTarget completes a target by what it or a socket names, and reports whether
+// that is exactly one.
+func setTarget(t *client.Target, s vmSockets) bool {
+	for kind, where := range map[string]string{
+		"runc": t.Container, "host": t.Path,
+		"qemu": s.qemu, "firecracker": s.firecracker, "cloud-hypervisor": s.cloudHypervisor,
+	} {
 		switch {
 		case where == "":
-		case found != "":
-			return ""
+		case t.Type != "":
+			return false
 		default:
-			found = kind
+			t.Type = kind
 		}
 	}
-	return found
+	t.Socket = s.qemu + s.firecracker + s.cloudHypervisor
+	return t.Type != ""
 }
 
 func targetText(t client.Target) string { return t.Type + ":" + t.Container + t.Path + t.Socket }

@@ -85,6 +85,7 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"volume", "update", "a"}, "nothing to change"},
 		{[]string{"attachment", "create", "a", "--holder", "sandbox:x"}, "one target"},
 		{[]string{"attachment", "create", "a", "--holder", "sandbox:x", "--path", "/x", "--qemu-socket", "/y"}, "one target"},
+		{[]string{"attachment", "create", "a", "--holder", "sandbox:x", "--firecracker-socket", "/x", "--cloud-hypervisor-socket", "/y"}, "one target"},
 		{[]string{"attachment", "create", "a", "--path", "/x"}, "holder"},
 		{[]string{"key", "create", "--expires", "soon"}, "--expires"},
 		{[]string{"--server", "ftp://x", "volume", "list"}, "http"},

@@ -15,13 +15,17 @@ import (
 	"time"
 
 	"holdfast/api/client"
+	"holdfast/blockdev/attach/vmmtest"
 	"holdfast/blockdev/blockdevtest"
 )
 
 // The programs under test, built once.
 var holdfastd, holdfast string
 
-func TestMain(m *testing.M) { os.Exit(testMain(m)) }
+func TestMain(m *testing.M) {
+	vmmtest.Main() // a VMM of a test is this program, too
+	os.Exit(testMain(m))
+}
 
 func testMain(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "holdfast-e2e-")

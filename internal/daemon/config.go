@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/BurntSushi/toml"
+
+	"holdfast/blockdev/attach/firecracker"
 )
 
 // Config is what an operator can set. Sizes are bytes. Every setting has one
@@ -45,7 +47,8 @@ type Config struct {
 	RuncRoot      string
 	RuncRoots     []string
 	VMSockets     []string
-	TenantsAttach bool // with --dev always
+	FirecrackerIO string // "Sync", "Async"
+	TenantsAttach bool   // with --dev always
 
 	Cage       string // "required", "off"
 	CageWarm   int
@@ -94,8 +97,8 @@ func DefaultConfig() Config {
 		LogFormat: "text", LogLevel: "info",
 		PoolMode: "auto", Overprovision: 1.0,
 		DefaultRegion: "local", MaxSize: 64 << 40,
-		RuncRoot: "/run/runc",
-		Cage:     cageRequired, CageWarm: 2, CageMemory: 1 << 30,
+		RuncRoot: "/run/runc", FirecrackerIO: firecracker.Sync,
+		Cage: cageRequired, CageWarm: 2, CageMemory: 1 << 30,
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30, MaxEntries: 2_000_000,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
 		IdleLimit: 2 * time.Minute, DrainLimit: 30 * time.Second, StepLimit: 20 * time.Second,
@@ -140,7 +143,8 @@ func (c *Config) settings() []setting {
 		{"host_prefixes", "directories below which volumes may be attached on this host", listValue{&c.HostPrefixes}},
 		{"runc_root", "runc's state directory for containers whose target names none", textValue{&c.RuncRoot}},
 		{"runc_roots", "further state directories of runc that a target may name", listValue{&c.RuncRoots}},
-		{"vm_sockets", "directories below which targets may name sockets of virtual machines: of monitors (QMP) of QEMU", listValue{&c.VMSockets}},
+		{"vm_sockets", "directories below which targets may name sockets of virtual machines: of monitors (QMP) of QEMU, of the APIs of Firecracker and Cloud Hypervisor", listValue{&c.VMSockets}},
+		{"firecracker_io_engine", "how Firecracker does a volume's I/O: Sync, or Async (io_uring)", choiceValue{&c.FirecrackerIO, []string{firecracker.Sync, firecracker.Async}}},
 		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
 		{"cage", "where filesystem tools read what tenants have written: in a cage (runc, user namespaces), or, off, as root on this host", choiceValue{&c.Cage, []string{cageRequired, cageOff}}},
 		{"cage_warm", "cages that wait ready: a grow that finds none waits for one to be made", intValue{&c.CageWarm}},

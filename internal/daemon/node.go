@@ -17,6 +17,8 @@ import (
 	"holdfast/api/auth"
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/cloudhypervisor"
+	"holdfast/blockdev/attach/firecracker"
 	"holdfast/blockdev/attach/host"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/runc"
@@ -327,8 +329,16 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
+	inFirecracker, err := firecracker.New(door, n.c.FirecrackerIO)
+	if err != nil {
+		return nil, err
+	}
 	// Also when they are not enabled: an earlier run may have left some.
-	return map[string]attach.Attacher{host.Type: onHost, runc.Type: inRunc, qemu.Type: qemu.New(qemu.Options{Door: door}), api.SandboxTarget: sandbox.NewAttacher(inSandbox)}, nil
+	return map[string]attach.Attacher{
+		host.Type: onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox),
+		qemu.Type: qemu.New(qemu.Options{Door: door}), firecracker.Type: inFirecracker,
+		cloudhypervisor.Type: cloudhypervisor.New(door, cloudhypervisor.Options{}),
+	}, nil
 }
 
 // openSandboxes opens the runtime of sandboxes where it is enabled.

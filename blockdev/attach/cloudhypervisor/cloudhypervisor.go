@@ -43,6 +43,7 @@ var (
 	_ attach.Attacher = (*Attacher)(nil)
 	_ attach.Resizer  = (*Attacher)(nil)
 	_ attach.Sentry   = (*Attacher)(nil)
+	_ attach.Named    = (*Attacher)(nil)
 )
 
 // New takes the door to the sockets.
@@ -57,6 +58,9 @@ func New(door *vmsocket.Door, o Options) *Attacher {
 func (a *Attacher) Needs() attach.Needs {
 	return attach.Needs{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, Raw: true}
 }
+
+// Serial implements attach.Named.
+func (a *Attacher) Serial(id blockdev.ID) string { return Serial(id) }
 
 // Serial is the serial number that a volume's disk has in the guest: the last 20
 // characters of the volume's id, as many as virtio-blk has room for

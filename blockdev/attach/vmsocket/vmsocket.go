@@ -160,7 +160,7 @@ func (d *Door) split(socket string) (prefix, rest string, err error) {
 		}
 	}
 	if prefix == "" {
-		return "", "", invalid("target.socket must be below one of the directories that the operator allows (vm_sockets)")
+		return "", "", invalid("target.socket must be below one of the directories that the operator allows")
 	}
 	return prefix, rest, nil
 }
