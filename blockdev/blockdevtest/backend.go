@@ -31,6 +31,9 @@ type Place struct {
 	Access func(t *testing.T, e blockdev.Endpoint) File
 	// Kinds are the kinds of endpoint that the backend gives.
 	Kinds []blockdev.Kind
+	// Grain is what sizes are rounded up to, in bytes; a divisor of 1 MiB. 0: they
+	// are not.
+	Grain int64
 	// Clones says whether Clone works here; if not it must answer
 	// errors.ErrUnsupported and leave nothing.
 	Clones bool
@@ -124,6 +127,14 @@ func (s *suite) is(err, sentinel error, what string) {
 	if err == sentinel { //nolint:errorlint // this is what is tested
 		s.Errorf("%s: a bare sentinel, without operation and image", what)
 	}
+}
+
+// rounded is the size of an image of which size bytes were asked for.
+func (s *suite) rounded(size int64) int64 {
+	if s.place.Grain == 0 {
+		return size
+	}
+	return (size + s.place.Grain - 1) / s.place.Grain * s.place.Grain
 }
 
 func (s *suite) restart() {
@@ -341,7 +352,7 @@ func grow(s *suite) {
 	missing := NewID(blockdev.PrefixVolume)
 	s.is(s.b.Grow(s.ctx(), missing, mib), blockdev.ErrNotFound, "grow nothing")
 	id := s.published("old")
-	for _, step := range []struct{ to, want int64 }{{3 * mib, 3 * mib}, {3 * mib, 3 * mib}, {mib, 3 * mib}, {3*mib + 512, 3*mib + 512}} {
+	for _, step := range []struct{ to, want int64 }{{3 * mib, 3 * mib}, {3 * mib, 3 * mib}, {mib, 3 * mib}, {3*mib + 512, s.rounded(3*mib + 512)}} {
 		s.ok(s.b.Grow(s.ctx(), id, step.to))
 		if info := s.stat(id); info.Size != step.want {
 			s.Errorf("grown to %d: %d bytes, want %d", step.to, info.Size, step.want)

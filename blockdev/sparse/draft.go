@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/envelope"
 	"holdfast/internal/sys"
 )
 
@@ -154,7 +155,7 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 
 // flushDraft makes a draft's bytes, its description and its directory durable.
 func (p *Pool) flushDraft(id blockdev.ID, description []byte) error {
-	sealed, err := seal(string(id), description)
+	sealed, err := envelope.Seal(string(id), description)
 	if err != nil {
 		return err
 	}

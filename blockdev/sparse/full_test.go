@@ -11,6 +11,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/envelope"
 	"holdfast/internal/run"
 )
 
@@ -74,7 +75,7 @@ func TestFullPool(t *testing.T) {
 			if !errors.Is(err, blockdev.ErrNoSpace) || errors.Is(err, blockdev.ErrFailed) {
 				t.Errorf("create in a full pool: %v, want ErrNoSpace", err)
 			}
-			if err := p.Describe(ctx, small, make([]byte, MaxDescription)); !errors.Is(err, blockdev.ErrNoSpace) {
+			if err := p.Describe(ctx, small, make([]byte, envelope.MaxPayload)); !errors.Is(err, blockdev.ErrNoSpace) {
 				t.Errorf("describe in a full pool: %v", err)
 			}
 			if info, err := p.Stat(ctx, small); err != nil || string(info.Description) != "before" {

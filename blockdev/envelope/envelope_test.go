@@ -1,4 +1,4 @@
-package sparse
+package envelope
 
 import (
 	"bytes"
@@ -11,7 +11,7 @@ import (
 
 func sealed(t testing.TB, of, payload string) []byte {
 	t.Helper()
-	b, err := seal(of, []byte(payload))
+	b, err := Seal(of, []byte(payload))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -19,13 +19,13 @@ func sealed(t testing.TB, of, payload string) []byte {
 }
 
 func TestEnvelope(t *testing.T) {
-	for _, payload := range []string{"", "x", "\n", `{"a": 1}`, "\x00\xff\n\n", strings.Repeat("y", MaxDescription)} {
-		got, err := unseal("vol-x", sealed(t, "vol-x", payload))
+	for _, payload := range []string{"", "x", "\n", `{"a": 1}`, "\x00\xff\n\n", strings.Repeat("y", MaxPayload)} {
+		got, err := Unseal("vol-x", sealed(t, "vol-x", payload))
 		if err != nil || string(got) != payload {
 			t.Errorf("%.20q came back as %.20q, %v", payload, got, err)
 		}
 	}
-	if _, err := seal("vol-x", make([]byte, MaxDescription+1)); !errors.Is(err, blockdev.ErrInvalid) {
+	if _, err := Seal("vol-x", make([]byte, MaxPayload+1)); !errors.Is(err, blockdev.ErrInvalid) {
 		t.Errorf("too long: %v", err)
 	}
 }
@@ -36,11 +36,11 @@ func TestEnvelopeNoticesDamage(t *testing.T) {
 		for bit := range 8 {
 			bad := bytes.Clone(good)
 			bad[i] ^= 1 << bit
-			if _, err := unseal("vol-x", bad); !errors.Is(err, blockdev.ErrCorrupt) {
+			if _, err := Unseal("vol-x", bad); !errors.Is(err, blockdev.ErrCorrupt) {
 				t.Fatalf("bit %d of byte %d flipped: %v", bit, i, err)
 			}
 		}
-		if _, err := unseal("vol-x", good[:i]); !errors.Is(err, blockdev.ErrCorrupt) {
+		if _, err := Unseal("vol-x", good[:i]); !errors.Is(err, blockdev.ErrCorrupt) {
 			t.Fatalf("cut at %d: %v", i, err)
 		}
 	}
@@ -51,7 +51,7 @@ func TestEnvelopeNoticesDamage(t *testing.T) {
 		"no header":       []byte("\n\n"),
 		"a later version": bytes.Replace(good, []byte(`"version":1`), []byte(`"version":2`), 1),
 	} {
-		if _, err := unseal("vol-x", bad); !errors.Is(err, blockdev.ErrCorrupt) {
+		if _, err := Unseal("vol-x", bad); !errors.Is(err, blockdev.ErrCorrupt) {
 			t.Errorf("%s: %v", what, err)
 		}
 	}
@@ -65,7 +65,7 @@ func FuzzUnseal(f *testing.F) {
 	f.Add(bytes.Replace(sealed(f, "vol-x", "x"), []byte(`"length":1`), []byte(`"length":-1`), 1))
 	f.Add(bytes.Replace(sealed(f, "vol-x", "x"), []byte(`"length":1`), []byte(`"length":9223372036854775807`), 1))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		payload, err := unseal("vol-x", b)
+		payload, err := Unseal("vol-x", b)
 		if err != nil {
 			if !errors.Is(err, blockdev.ErrCorrupt) {
 				t.Fatalf("%v", err)
@@ -73,7 +73,7 @@ func FuzzUnseal(f *testing.F) {
 			return
 		}
 		// What is accepted is exactly what seal makes.
-		if again, err := seal("vol-x", payload); err != nil || !bytes.Equal(again, b) {
+		if again, err := Seal("vol-x", payload); err != nil || !bytes.Equal(again, b) {
 			t.Fatalf("%q is accepted as %q", b, payload)
 		}
 	})

@@ -1,0 +1,30 @@
+// Package lvm keeps images as thin volumes of an LVM thin pool that the operator
+// has made (lvmthin(7)). It is a blockdev.Backend and Cloner: a clone is a thin
+// snapshot.
+//
+// What is ours is told by two marks together: a name of our form and the tag of
+// this pool. Logical volumes without both are never touched.
+//
+//	hfd-ID        a draft
+//	hfi-ID        an image
+//	hft-ID.RAND   removed; its space is being reclaimed
+//	hfq-ID.RAND   in quarantine
+//	hf-meta-POOL  descriptions: a small ext4 of ours, on a thin volume too, written
+//	              full when it is made, so that a pool without space can take away
+//	              images and change descriptions
+//
+// Descriptions lie there and not in tags, because a volume group's metadata
+// is one small text that is written anew at each change, and a tag is too short.
+// They move with the disks. A description is written before its image gets its
+// name, so an image without a valid one is damaged, and one without an image is
+// left over and removed at Open.
+//
+// LVM is asked by its JSON reports and told by its commands, each with a filter
+// that shows it no devices but those of the volume group. Commands that change the
+// group's metadata run one after the other, and the devices' caches are flushed
+// after each: LVM does not. How full pool and volumes are is asked of the kernel
+// (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
+//
+// Nothing is active that is not open: an opening is an active volume. Sizes are
+// rounded up to the group's extents.
+package lvm

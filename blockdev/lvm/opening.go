@@ -1,0 +1,167 @@
+package lvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"holdfast/blockdev"
+	"holdfast/internal/sys"
+)
+
+// Open implements blockdev.Backend: it activates the volume.
+func (p *Pool) Open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
+	e, err := p.openImage(ctx, id, w)
+	return e, blockdev.Op("lvm.Open", id, err)
+}
+
+func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (e blockdev.Endpoint, err error) {
+	if err := check(ctx, id); err != nil {
+		return e, err
+	}
+	switch {
+	case len(w.Kinds) == 0:
+		return e, fmt.Errorf("%w: no kind of endpoint is wanted", blockdev.ErrInvalid)
+	case !slices.Contains(w.Kinds, blockdev.Block):
+		return e, fmt.Errorf("a thin volume is a block device, not %v: %w", w.Kinds, errors.ErrUnsupported)
+	}
+	f, err := p.find(ctx, id)
+	if err != nil {
+		return e, err
+	}
+	if !f.draft {
+		if _, err := p.meta.description(id); err != nil {
+			return e, err
+		}
+	}
+	if !f.active() {
+		if err := p.activate(ctx, f.Name, w.ReadOnly); err != nil {
+			return e, err
+		}
+	}
+	readOnly, err := p.readOnly(f.Name)
+	if err != nil {
+		return e, err
+	}
+	if readOnly != w.ReadOnly {
+		return e, fmt.Errorf("%w: it is open read-only=%t, not %t", blockdev.ErrBusy, readOnly, w.ReadOnly)
+	}
+	lease, err := p.lease(f.Name)
+	if err != nil {
+		return e, err
+	}
+	p.own(id, true)
+	return blockdev.Endpoint{Kind: blockdev.Block, Path: p.node(f.Name), Size: f.size, ReadOnly: readOnly, Lease: lease}, nil
+}
+
+// activate makes a volume's device. A volume that is to be read-only is so before
+// its caller hears of it.
+func (p *Pool) activate(ctx context.Context, name string, readOnly bool) error {
+	if _, err := p.lvm(ctx, "lvchange", "-qq", "-ay", "-K", p.lv(name)); err != nil {
+		return err
+	}
+	if !readOnly {
+		return nil
+	}
+	if err := p.setReadOnly(name, true); err != nil {
+		return errors.Join(err, p.deactivate(context.WithoutCancel(ctx), name))
+	}
+	return nil
+}
+
+func (p *Pool) deactivate(ctx context.Context, name string) error {
+	_, err := p.lvm(ctx, "lvchange", "-qq", "-an", p.lv(name))
+	return err
+}
+
+func (p *Pool) withNode(name string, fn func(*os.File) error) error {
+	f, err := os.OpenFile(p.node(name), os.O_RDONLY, 0)
+	if err != nil {
+		return err
+	}
+	return errors.Join(fn(f), f.Close())
+}
+
+func (p *Pool) setReadOnly(name string, readOnly bool) error {
+	return p.withNode(name, func(f *os.File) error { return sys.SetDeviceReadOnly(f, readOnly) })
+}
+
+func (p *Pool) readOnly(name string) (is bool, err error) {
+	err = p.withNode(name, func(f *os.File) error { is, err = sys.DeviceReadOnly(f); return err })
+	return is, err
+}
+
+// lease names one activation: the kernel numbers block devices as they are made,
+// and never gives a number twice until the next boot (Documentation/ABI/stable/
+// sysfs-block, diskseq).
+func (p *Pool) lease(name string) (string, error) {
+	target, err := filepath.EvalSymlinks(p.node(name))
+	if err != nil {
+		return "", err
+	}
+	place, err := sys.PlaceBehind(target)
+	if err != nil {
+		return "", err
+	}
+	major, minor := sys.MajorMinor(place.RDevice)
+	number, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/diskseq", major, minor))
+	if err != nil {
+		return "", err
+	}
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", err
+	}
+	return "dm:" + strings.TrimSpace(string(boot)) + ":" + strings.TrimSpace(string(number)), nil
+}
+
+// Close implements blockdev.Backend: it flushes and deactivates the volume.
+func (p *Pool) Close(ctx context.Context, id blockdev.ID, lease string) error {
+	return blockdev.Op("lvm.Close", id, p.closeImage(ctx, id, lease))
+}
+
+func (p *Pool) closeImage(ctx context.Context, id blockdev.ID, lease string) error {
+	if !id.Valid() {
+		return fmt.Errorf("image id %q: %w", string(id), blockdev.ErrInvalid)
+	}
+	f, err := p.find(ctx, id)
+	if errors.Is(err, blockdev.ErrNotFound) || err == nil && !f.active() {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	now, err := p.lease(f.Name)
+	if err != nil || now != lease {
+		return err
+	}
+	if err := syncDevice(p.node(f.Name)); err != nil {
+		return err
+	}
+	if err := p.deactivate(ctx, f.Name); err != nil {
+		return err
+	}
+	p.own(id, false)
+	return nil
+}
+
+// own remembers whether this process has an image open.
+func (p *Pool) own(id blockdev.ID, open bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if open {
+		p.mine[id] = true
+	} else {
+		delete(p.mine, id)
+	}
+}
+
+func (p *Pool) isMine(id blockdev.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.mine[id]
+}

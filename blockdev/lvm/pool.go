@@ -1,0 +1,262 @@
+package lvm
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"regexp"
+	"strings"
+	"sync"
+
+	"holdfast/blockdev"
+)
+
+// The first parts of our names, before an ID.
+const (
+	draftPrefix      = "hfd-"
+	imagePrefix      = "hfi-"
+	trashPrefix      = "hft-"
+	quarantinePrefix = "hfq-"
+	metaPrefix       = "hf-meta-" // before the name of its pool
+)
+
+const (
+	poolVersion = 1
+	sector      = 512
+	markTag     = "holdfast"
+	poolTag     = "holdfast.pool." // and the pool's UUID
+	// defaultMeta is room for the descriptions of some 50,000 images, in bytes.
+	defaultMeta = 256 << 20
+)
+
+// Options of a pool.
+type Options struct {
+	Host string       // id of this host, noted when the pool is made
+	Log  *slog.Logger // nil: none
+	// MetaBytes is the size of the volume for descriptions when it is made; 0: 256 MiB.
+	MetaBytes int64
+}
+
+// Identity is what the pool's own file says.
+type Identity struct {
+	Version int    `json:"version"`
+	UUID    string `json:"uuid"`
+	Host    string `json:"host"` // where it was made
+}
+
+// Pool is a thin pool of LVM with images in it. It is a blockdev.Backend and Cloner.
+type Pool struct {
+	group, thin string // names of the volume group and of the thin pool in it
+	extent      int64  // bytes
+	identity    Identity
+	log         *slog.Logger
+	meta        *meta
+
+	devicesMu sync.RWMutex
+	devices   []string // of the group
+
+	changing sync.Mutex // of the group's metadata
+	usage    sync.Mutex // of the pool's one metadata snapshot
+
+	mu   sync.Mutex
+	mine map[blockdev.ID]bool // openings that this process made or was asked for
+
+	wake chan struct{}
+	stop context.CancelFunc
+	done chan struct{}
+}
+
+var (
+	_ blockdev.Backend = (*Pool)(nil)
+	_ blockdev.Cloner  = (*Pool)(nil)
+)
+
+var nameForm = regexp.MustCompile(`^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,63}$`)
+
+// Open opens the thin pool "group/pool" and makes it ours when it is not: the
+// volume for descriptions is made. blockdev.ErrInvalid, with what to do, for a
+// pool that is unfit: not there, not thin, or one that shows old data (zeroing
+// off). blockdev.ErrBusy when another process uses it.
+func Open(ctx context.Context, name string, o Options) (*Pool, error) {
+	p, err := open(ctx, name, o)
+	return p, blockdev.Op("lvm.Open", "", err)
+}
+
+func open(ctx context.Context, name string, o Options) (*Pool, error) {
+	group, thin, ok := strings.Cut(name, "/")
+	if !ok || !nameForm.MatchString(group) || !nameForm.MatchString(thin) {
+		return nil, fmt.Errorf("%w: %q is not of the form group/pool", blockdev.ErrInvalid, name)
+	}
+	p := &Pool{group: group, thin: thin, log: o.Log, mine: map[blockdev.ID]bool{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if p.log == nil {
+		p.log = slog.New(slog.DiscardHandler)
+	}
+	if o.MetaBytes == 0 {
+		o.MetaBytes = defaultMeta
+	}
+	var err error
+	if p.devices, p.extent, err = groupDevices(ctx, group); err != nil {
+		return nil, invalid(err)
+	}
+	if err := p.fit(ctx); err != nil {
+		return nil, invalid(err)
+	}
+	if p.meta, err = p.openMeta(ctx, o); err != nil {
+		return nil, err
+	}
+	if err := p.tidy(ctx); err != nil {
+		return nil, errors.Join(err, p.meta.close())
+	}
+	background, stop := context.WithCancel(context.Background())
+	p.stop = stop
+	go p.reclaim(background)
+	p.wakeReclaim()
+	return p, nil
+}
+
+// invalid gives a group or pool that is not there its sentinel.
+func invalid(err error) error {
+	if errors.Is(err, errNoGroup) && !errors.Is(err, blockdev.ErrInvalid) {
+		return fmt.Errorf("%w: %w", blockdev.ErrInvalid, err)
+	}
+	return err
+}
+
+// fit checks that the pool is one that images are safe in, and activates it.
+func (p *Pool) fit(ctx context.Context) error {
+	rows, err := p.rows(ctx, "lv_name="+p.thin)
+	if err != nil {
+		return err
+	}
+	if len(rows) != 1 {
+		return fmt.Errorf("%w: there is no %s in volume group %s", errNoGroup, p.thin, p.group)
+	}
+	switch r := rows[0]; {
+	case !strings.Contains(r.Layout, "pool") || !strings.Contains(r.Layout, "thin"):
+		return fmt.Errorf("%w: %s/%s is no thin pool but %q: lvcreate --type thin-pool", blockdev.ErrInvalid, p.group, p.thin, r.Layout)
+	case r.Zero != "zero":
+		return fmt.Errorf("%w: thin pool %s/%s does not zero new blocks, a volume would show what others have deleted: lvchange --zero y", blockdev.ErrInvalid, p.group, p.thin)
+	case r.active():
+		return nil
+	}
+	_, err = p.lvm(ctx, "lvchange", "-qq", "-ay", p.lv(p.thin))
+	return err
+}
+
+// lv is a volume as LVM's commands name it.
+func (p *Pool) lv(name string) string { return p.group + "/" + name }
+
+// metaName is the volume for descriptions.
+func (p *Pool) metaName() string { return metaPrefix + p.thin }
+
+// node is a volume's device.
+func (p *Pool) node(name string) string { return "/dev/" + p.group + "/" + name }
+
+// tag marks what is ours in this pool.
+func (p *Pool) tag() string { return poolTag + p.identity.UUID }
+
+// ours selects our volumes.
+func (p *Pool) ours() string { return fmt.Sprintf("pool_lv=%s && lv_tags=%s", p.thin, p.tag()) }
+
+// Identity tells what the pool's own file says.
+func (p *Pool) Identity() Identity { return p.identity }
+
+// Name is the pool as LVM names it.
+func (p *Pool) Name() string { return p.group + "/" + p.thin }
+
+// Shutdown stops the pool's background work and lets another process use it.
+// Devices stay open, so that their users notice nothing.
+func (p *Pool) Shutdown() {
+	p.stop()
+	<-p.done
+	if err := p.meta.close(); err != nil {
+		p.log.Warn("the volume of descriptions was not let go", "pool", p.Name(), "err", err)
+	}
+}
+
+// tidy removes descriptions that no image has: a crash came between the two.
+func (p *Pool) tidy(ctx context.Context) error {
+	rows, err := p.rows(ctx, p.ours())
+	if err != nil {
+		return err
+	}
+	images := map[string]bool{}
+	for _, r := range rows {
+		images[strings.TrimPrefix(r.Name, imagePrefix)] = true
+	}
+	described, err := p.meta.described()
+	if err != nil {
+		return err
+	}
+	for _, id := range described {
+		if images[string(id)] {
+			continue
+		}
+		if err := p.meta.forget(id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// check is what every call checks first.
+func check(ctx context.Context, ids ...blockdev.ID) error {
+	for _, id := range ids {
+		if !id.Valid() {
+			return fmt.Errorf("image id %q: %w", string(id), blockdev.ErrInvalid)
+		}
+	}
+	return ctx.Err()
+}
+
+func (p *Pool) checkSize(size int64) (int64, error) {
+	if size <= 0 || size%sector != 0 {
+		return 0, fmt.Errorf("size %d is not a positive multiple of %d: %w", size, sector, blockdev.ErrInvalid)
+	}
+	return p.roundUp(size), nil
+}
+
+// roundUp gives whole extents.
+func (p *Pool) roundUp(size int64) int64 { return (size + p.extent - 1) / p.extent * p.extent }
+
+// unique makes a name that nothing has.
+func unique(prefix string, id blockdev.ID) string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return prefix + string(id) + "." + hex.EncodeToString(b[:])
+}
+
+func newUUID() string {
+	var id [16]byte
+	_, _ = rand.Read(id[:]) // never fails
+	id[6], id[8] = id[6]&0x0f|0x40, id[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", id[:4], id[4:6], id[6:8], id[8:10], id[10:])
+}
+
+// loadIdentity reads the pool's own file, or makes it.
+func (m *meta) loadIdentity(host, uuid string) (Identity, error) {
+	var i Identity
+	payload, err := m.read(poolFile, poolFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		i = Identity{Version: poolVersion, UUID: uuid, Host: host}
+		if payload, err = json.Marshal(i); err != nil {
+			return i, err
+		}
+		return i, m.replace(poolFile, poolFile, payload)
+	}
+	if err != nil {
+		return i, err
+	}
+	if err := json.Unmarshal(payload, &i); err != nil {
+		return i, fmt.Errorf("%w: %s: %w", blockdev.ErrCorrupt, poolFile, err)
+	}
+	if i.Version != poolVersion {
+		return i, fmt.Errorf("%w: format version %d, this program knows %d", blockdev.ErrCorrupt, i.Version, poolVersion)
+	}
+	return i, nil
+}

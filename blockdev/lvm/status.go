@@ -1,0 +1,327 @@
+package lvm
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"strconv"
+	"strings"
+
+	"holdfast/blockdev"
+	"holdfast/internal/run"
+)
+
+// Stat implements blockdev.Backend.
+func (p *Pool) Stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) {
+	info, err := p.stat(ctx, id)
+	return info, blockdev.Op("lvm.Stat", id, err)
+}
+
+func (p *Pool) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) {
+	f, err := p.find(ctx, id)
+	if err != nil {
+		return blockdev.Info{}, err
+	}
+	used, err := p.used(ctx)
+	if err != nil {
+		return blockdev.Info{}, err
+	}
+	return p.info(f, used)
+}
+
+func (p *Pool) info(f found, used map[string]space) (info blockdev.Info, err error) {
+	s := used[f.ThinID]
+	info = blockdev.Info{ID: f.id, Draft: f.draft, Size: f.size, Allocated: s.mapped, Shared: s.mapped - s.exclusive, Open: f.active()}
+	if !f.draft {
+		info.Description, err = p.meta.description(f.id)
+	}
+	return info, err
+}
+
+// List implements blockdev.Backend.
+func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
+	infos, err := p.list(ctx)
+	return infos, blockdev.Op("lvm.List", "", err)
+}
+
+func (p *Pool) list(ctx context.Context) ([]blockdev.Info, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	rows, err := p.rows(ctx, p.ours())
+	if err != nil {
+		return nil, err
+	}
+	used, err := p.used(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var infos []blockdev.Info
+	for _, r := range rows {
+		f, ok := imageOf(r)
+		if !ok {
+			continue
+		}
+		info, err := p.info(f, used)
+		switch {
+		case errors.Is(err, blockdev.ErrCorrupt):
+			if err := p.putAside(ctx, f, err); err != nil {
+				return nil, err
+			}
+		case err != nil:
+			return nil, err
+		default:
+			infos = append(infos, info)
+		}
+	}
+	return infos, nil
+}
+
+// imageOf reads a volume's name; false for what is neither image nor draft.
+func imageOf(r row) (found, bool) {
+	f := found{row: r}
+	name, isDraft := strings.CutPrefix(r.Name, draftPrefix)
+	if !isDraft {
+		var isImage bool
+		if name, isImage = strings.CutPrefix(r.Name, imagePrefix); !isImage {
+			return f, false
+		}
+	}
+	f.id, f.draft = blockdev.ID(name), isDraft
+	var err error
+	f.size, err = r.bytes()
+	return f, err == nil && f.id.Valid()
+}
+
+// putAside gives an image that nothing explains a name in quarantine, its reason
+// first.
+func (p *Pool) putAside(ctx context.Context, f found, cause error) error {
+	// Removed while we looked? Then its description went after it.
+	now, err := p.find(ctx, f.id)
+	if errors.Is(err, blockdev.ErrNotFound) || err == nil && now.draft {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	name := unique(quarantinePrefix, f.id)
+	if err := p.meta.write(quarantineDir+"/"+name, []byte(cause.Error()+"\n")); err != nil {
+		return err
+	}
+	if err := p.meta.syncDir(quarantineDir); err != nil {
+		return err
+	}
+	p.log.Error("an image is put into quarantine", "pool", p.Name(), "image", f.id, "name", name, "cause", cause)
+	if err := p.change(ctx, "lvrename", p.group, f.Name, name); err != nil {
+		return err
+	}
+	return p.meta.forget(f.id)
+}
+
+// Quarantined implements blockdev.Backend.
+func (p *Pool) Quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
+	list, err := p.quarantined(ctx)
+	return list, blockdev.Op("lvm.Quarantined", "", err)
+}
+
+func (p *Pool) quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
+	rows, err := p.rows(ctx, p.ours())
+	if err != nil {
+		return nil, err
+	}
+	var list []blockdev.Quarantine
+	for _, r := range rows {
+		if !strings.HasPrefix(r.Name, quarantinePrefix) {
+			continue
+		}
+		size, err := r.bytes()
+		if err != nil {
+			return nil, err
+		}
+		reason, err := p.meta.root.ReadFile(quarantineDir + "/" + r.Name)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		list = append(list, blockdev.Quarantine{Name: r.Name, Reason: strings.TrimSpace(string(reason)), Bytes: size})
+	}
+	return list, nil
+}
+
+// has reports whether an image has a description, whatever is in it.
+func (m *meta) has(id blockdev.ID) (bool, error) {
+	_, err := m.root.Stat(describedName(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// space is what a thin volume occupies, in bytes.
+type space struct{ mapped, exclusive int64 }
+
+// dmName is a volume's name in device mapper: dashes are doubled.
+func (p *Pool) dmName(lv string) string {
+	double := func(s string) string { return strings.ReplaceAll(s, "-", "--") }
+	return double(p.group) + "-" + double(lv)
+}
+
+// used tells what each thin volume, by its number in the pool, occupies. The
+// kernel makes a snapshot of the pool's metadata for readers; there is only one,
+// and one that a crash left is given back first.
+func (p *Pool) used(ctx context.Context) (map[string]space, error) {
+	p.usage.Lock()
+	defer p.usage.Unlock()
+	pool := p.dmName(p.thin) + "-tpool"
+	message := func(text string) error {
+		_, err := run.Run(ctx, run.Cmd{Args: []string{"dmsetup", "message", pool, "0", text}})
+		return err
+	}
+	if err := message("reserve_metadata_snap"); err != nil {
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if err := errors.Join(message("release_metadata_snap"), message("reserve_metadata_snap")); err != nil {
+			return nil, fmt.Errorf("the thin pool's metadata cannot be read: %w", err)
+		}
+	}
+	r, err := run.Run(ctx, run.Cmd{
+		Args:        []string{"thin_ls", "--no-headers", "--format", "DEV,MAPPED_BYTES,EXCLUSIVE_BYTES", "-m", "/dev/mapper/" + p.dmName(p.thin) + "_tmeta"},
+		OutputLimit: 64 << 20,
+	})
+	if err := errors.Join(err, p.release(pool)); err != nil {
+		return nil, err
+	}
+	return parseUsed(r.Stdout)
+}
+
+// release gives the snapshot back, whatever became of its reader.
+func (p *Pool) release(pool string) error {
+	ctx := context.Background()
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"dmsetup", "message", pool, "0", "release_metadata_snap"}})
+	return err
+}
+
+func parseUsed(text []byte) (map[string]space, error) {
+	used := map[string]space{}
+	for line := range bytes.Lines(text) {
+		f := strings.Fields(string(line))
+		if len(f) == 0 {
+			continue
+		}
+		if len(f) != 3 {
+			return nil, fmt.Errorf("thin_ls: %.100q", line)
+		}
+		mapped, err1 := strconv.ParseInt(f[1], 10, 64)
+		exclusive, err2 := strconv.ParseInt(f[2], 10, 64)
+		if err := errors.Join(err1, err2); err != nil {
+			return nil, fmt.Errorf("thin_ls: %.100q: %w", line, err)
+		}
+		used[f[0]] = space{mapped, exclusive}
+	}
+	return used, nil
+}
+
+// Health is the state of a thin pool, as the kernel tells it.
+type Health struct {
+	State        string // "rw", "ro", "out_of_data_space", "Fail"
+	NeedsCheck   bool   // thin_check and thin_repair are needed before it can be written
+	ErrorsOnFull bool   // writes fail at once when it is full; else they wait for space
+	Data, Meta   Use
+	MetaBlock    int64 // bytes
+}
+
+// Use is how much of something is used, in blocks.
+type Use struct{ Used, Total int64 }
+
+// Health asks the kernel for the pool's state.
+func (p *Pool) Health(ctx context.Context) (Health, error) {
+	h, err := p.health(ctx)
+	return h, blockdev.Op("lvm.Health", "", err)
+}
+
+func (p *Pool) health(ctx context.Context) (Health, error) {
+	r, err := run.Run(ctx, run.Cmd{Args: []string{"dmsetup", "status", p.dmName(p.thin) + "-tpool"}})
+	if err != nil {
+		return Health{}, err
+	}
+	return parseHealth(string(r.Stdout))
+}
+
+// parseHealth reads the status line of the thin-pool target (Documentation/
+// admin-guide/device-mapper/thin-provisioning.rst, "Status").
+func parseHealth(line string) (Health, error) {
+	f := strings.Fields(line)
+	if len(f) >= 4 && f[2] == "thin-pool" && f[3] == "Fail" {
+		return Health{State: "Fail"}, nil
+	}
+	if len(f) < 11 || f[2] != "thin-pool" {
+		return Health{}, fmt.Errorf("dmsetup status: %.200q", line)
+	}
+	h := Health{State: f[7], NeedsCheck: f[10] == "needs_check", ErrorsOnFull: f[9] == "error_if_no_space", MetaBlock: 4096}
+	for _, u := range []struct {
+		text string
+		to   *Use
+	}{{f[4], &h.Meta}, {f[5], &h.Data}} {
+		if _, err := fmt.Sscanf(u.text, "%d/%d", &u.to.Used, &u.to.Total); err != nil {
+			return Health{}, fmt.Errorf("dmsetup status: %.200q: %w", line, err)
+		}
+	}
+	return h, nil
+}
+
+// Capacity implements blockdev.Backend.
+func (p *Pool) Capacity(ctx context.Context) (blockdev.Capacity, error) {
+	c, err := p.capacity(ctx)
+	return c, blockdev.Op("lvm.Capacity", "", err)
+}
+
+func (p *Pool) capacity(ctx context.Context) (c blockdev.Capacity, err error) {
+	rows, err := p.rows(ctx, "lv_name="+p.thin)
+	if err != nil {
+		return c, err
+	}
+	if len(rows) != 1 {
+		return c, errNoGroup
+	}
+	h, err := p.health(ctx)
+	if err != nil {
+		return c, err
+	}
+	if c.Total, err = rows[0].bytes(); err != nil {
+		return c, err
+	}
+	if h.Data.Total > 0 {
+		c.Allocated = c.Total / h.Data.Total * h.Data.Used
+	}
+	c.Free = c.Total - c.Allocated
+	c.Trash, err = p.trash(ctx)
+	return c, err
+}
+
+// trash is what the volumes that are being removed occupy.
+func (p *Pool) trash(ctx context.Context) (int64, error) {
+	rows, err := p.rows(ctx, p.ours())
+	if err != nil {
+		return 0, err
+	}
+	var removed []string
+	for _, r := range rows {
+		if strings.HasPrefix(r.Name, trashPrefix) {
+			removed = append(removed, r.ThinID)
+		}
+	}
+	if len(removed) == 0 {
+		return 0, nil
+	}
+	used, err := p.used(ctx)
+	if err != nil {
+		return 0, err
+	}
+	var sum int64
+	for _, id := range removed {
+		sum += used[id].exclusive
+	}
+	return sum, nil
+}
