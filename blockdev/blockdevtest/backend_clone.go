@@ -67,8 +67,10 @@ func cloneGrown(s *suite) {
 		return
 	}
 	src, dst := s.published("original"), NewID(blockdev.PrefixVolume)
-	s.is(c.Clone(s.ctx(), dst, src, mib/2), blockdev.ErrInvalid, "clone smaller than its source")
-	s.absent(dst)
+	if s.rounded(mib/2) < mib {
+		s.is(c.Clone(s.ctx(), dst, src, mib/2), blockdev.ErrInvalid, "clone smaller than its source")
+		s.absent(dst)
+	}
 	s.ok(c.Clone(s.ctx(), dst, src, 4*mib))
 	if info := s.stat(dst); info.Size != 4*mib {
 		s.Errorf("a grown clone: %+v", info)

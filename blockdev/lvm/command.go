@@ -98,6 +98,7 @@ func classify(err error) error {
 		{"contains a filesystem in use", blockdev.ErrBusy},
 		{"already exists in volume group", blockdev.ErrExists},
 		{"Failed to find logical volume", blockdev.ErrNotFound},
+		{"Existing logical volume", blockdev.ErrNotFound}, // "… not found in volume group"
 		{"Volume group \"", errNoGroup}, // "… not found"
 		{"not found in Volume group", errNoGroup},
 		{"insufficient free space", blockdev.ErrNoSpace},
@@ -127,35 +128,21 @@ type row struct {
 	Name   string `json:"lv_name"`
 	Size   string `json:"lv_size"`
 	Tags   string `json:"lv_tags"`
-	Active string `json:"lv_active"`
+	Active string `json:"lv_active"` // when it was asked
 	Pool   string `json:"pool_lv"`
 	ThinID string `json:"thin_id"`
-	Major  string `json:"lv_kernel_major"`
-	Minor  string `json:"lv_kernel_minor"`
 	Zero   string `json:"zero"`
-	Attr   string `json:"lv_attr"`
+	Chunk  string `json:"chunk_size"`
 	Layout string `json:"lv_layout"`
-	Full   string `json:"lv_when_full"`
-	Health string `json:"lv_health_status"`
 }
 
-const columns = "lv_name,lv_size,lv_tags,lv_active,pool_lv,thin_id,lv_kernel_major,lv_kernel_minor,zero,lv_attr,lv_layout,lv_when_full,lv_health_status"
+const columns = "lv_name,lv_size,lv_tags,lv_active,pool_lv,thin_id,zero,chunk_size,lv_layout"
 
 func (r row) bytes() (int64, error) { return strconv.ParseInt(r.Size, 10, 64) }
-func (r row) active() bool          { return r.Active != "" }
 
-func (r row) tagged(tag string) bool {
-	for _, t := range strings.Split(r.Tags, ",") {
-		if t == tag {
-			return true
-		}
-	}
-	return false
-}
-
-// rows reports on the volumes that a selection fits (lvmreport(7)); absent ones
+// report asks LVM for the volumes that a selection fits (lvmreport(7)); absent ones
 // are no error.
-func (p *Pool) rows(ctx context.Context, selection string) ([]row, error) {
+func (p *Pool) report(ctx context.Context, selection string) ([]row, error) {
 	text, err := p.lvm(ctx, "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", columns, "-S", selection, p.group)
 	if err != nil {
 		return nil, err

@@ -4,10 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"holdfast/blockdev"
 )
+
+// Calls take the way that is usually right and look closer when LVM refuses: a
+// report costs as much as a change.
 
 // found is an image or draft as LVM reports it.
 type found struct {
@@ -22,22 +26,17 @@ func (p *Pool) find(ctx context.Context, id blockdev.ID) (found, error) {
 	if err := check(ctx, id); err != nil {
 		return found{}, err
 	}
-	image, draft := imagePrefix+string(id), draftPrefix+string(id)
-	rows, err := p.rows(ctx, fmt.Sprintf("(lv_name=%s || lv_name=%s) && %s", image, draft, p.ours()))
+	rows, err := p.rows(ctx)
 	if err != nil {
 		return found{}, err
 	}
-	var best found
-	for _, r := range rows {
-		if best.Name == "" || r.Name == image {
-			best = found{row: r, id: id, draft: r.Name == draft}
+	for _, name := range []string{imagePrefix + string(id), draftPrefix + string(id)} {
+		if n := slices.IndexFunc(rows, func(r row) bool { return r.Name == name }); n >= 0 {
+			f, _ := imageOf(rows[n])
+			return f, nil
 		}
 	}
-	if best.Name == "" {
-		return found{}, blockdev.ErrNotFound
-	}
-	best.size, err = best.bytes()
-	return best, err
+	return found{}, blockdev.ErrNotFound
 }
 
 // Create implements blockdev.Backend.
@@ -46,44 +45,59 @@ func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64) error {
 }
 
 func (p *Pool) create(ctx context.Context, id blockdev.ID, size int64) error {
-	size, err := p.checkSize(size)
-	if err == nil {
-		err = p.clear(ctx, id)
+	if err := check(ctx, id); err != nil {
+		return err
 	}
+	size, err := p.checkSize(size)
 	if err != nil {
 		return err
 	}
-	return p.change(ctx, "lvcreate", "-an", "-ky", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin),
-		"-n", draftPrefix+string(id), "--addtag", markTag, "--addtag", p.tag())
+	return p.makeDraft(ctx, id, func(name string) error {
+		return p.change(ctx, "lvcreate", "-an", "-ky", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", name, "--addtag", markTag, "--addtag", p.tag())
+	})
 }
 
-// clear makes room for a draft: an earlier one goes. blockdev.ErrExists when there
-// is an image.
-func (p *Pool) clear(ctx context.Context, id blockdev.ID) error {
-	old, err := p.find(ctx, id)
-	switch {
-	case errors.Is(err, blockdev.ErrNotFound):
-		return nil
-	case err != nil:
-		return err
-	case !old.draft:
+// makeDraft makes a draft, in the place of an earlier one. blockdev.ErrExists when
+// there is an image.
+func (p *Pool) makeDraft(ctx context.Context, id blockdev.ID, make func(name string) error) error {
+	if published, err := p.meta.has(id); published || err != nil {
+		if _, err := p.find(ctx, id); err != nil {
+			return err
+		}
 		return blockdev.ErrExists
 	}
-	return p.removeDraft(ctx, old)
+	name := draftPrefix + string(id)
+	err := make(name)
+	if !errors.Is(err, blockdev.ErrExists) {
+		return err
+	}
+	if err := p.removeDraft(ctx, id); err != nil {
+		return err
+	}
+	return make(name)
 }
 
-// removeDraft takes a draft away. An opening that a dead process made does not
-// count.
-func (p *Pool) removeDraft(ctx context.Context, f found) error {
-	if f.active() {
-		if p.isMine(f.id) {
+// removeDraft takes a draft away; absent is success. An opening that a dead
+// process made does not count.
+func (p *Pool) removeDraft(ctx context.Context, id blockdev.ID) error {
+	name := draftPrefix + string(id)
+	active, err := p.active(name)
+	if err != nil {
+		return err
+	}
+	if active {
+		if p.isMine(id) {
 			return fmt.Errorf("%w: the draft is open", blockdev.ErrBusy)
 		}
-		if err := p.deactivate(ctx, f.Name); err != nil {
+		if err := p.deactivate(ctx, name); err != nil {
 			return err
 		}
 	}
-	return p.change(ctx, "lvremove", "-f", p.lv(f.Name))
+	err = p.change(ctx, "lvremove", "-f", p.lv(name))
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	return err
 }
 
 // Clone implements blockdev.Cloner.
@@ -92,11 +106,11 @@ func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 }
 
 func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
-	size, err := p.checkSize(size)
-	if err != nil {
+	if err := check(ctx, dst, src); err != nil {
 		return err
 	}
-	if err := check(ctx, dst, src); err != nil {
+	size, err := p.checkSize(size)
+	if err != nil {
 		return err
 	}
 	from, err := p.find(ctx, src)
@@ -105,20 +119,16 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 		return fmt.Errorf("source %s: %w", src, err)
 	case from.draft:
 		return fmt.Errorf("source %s: %w", src, blockdev.ErrNotFound)
-	case size < from.size && size < p.roundUp(from.size):
+	case size < from.size:
 		return fmt.Errorf("%w: %d bytes, the source has %d", blockdev.ErrInvalid, size, from.size)
 	}
-	if err := p.clear(ctx, dst); err != nil {
-		return err
-	}
-	name := draftPrefix + string(dst)
-	if err := p.change(ctx, "lvcreate", "-s", "-an", "-ky", "-n", name, "--addtag", markTag, "--addtag", p.tag(), p.lv(from.Name)); err != nil {
-		return err
-	}
-	if size == from.size {
-		return nil
-	}
-	return p.extend(ctx, name, size)
+	return p.makeDraft(ctx, dst, func(name string) error {
+		err := p.change(ctx, "lvcreate", "-s", "-an", "-ky", "-n", name, "--addtag", markTag, "--addtag", p.tag(), p.lv(from.Name))
+		if err != nil || size == from.size {
+			return err
+		}
+		return p.extend(ctx, name, size)
+	})
 }
 
 func (p *Pool) extend(ctx context.Context, name string, size int64) error {
@@ -131,11 +141,18 @@ func (p *Pool) Publish(ctx context.Context, id blockdev.ID, description []byte) 
 }
 
 func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) error {
+	if err := check(ctx, id); err != nil {
+		return err
+	}
 	f, err := p.find(ctx, id)
 	if err != nil {
 		return err
 	}
-	if f.draft && f.active() {
+	active, err := p.active(f.Name)
+	if err != nil {
+		return err
+	}
+	if f.draft && active {
 		if err := syncDevice(p.node(f.Name)); err != nil {
 			return err
 		}
@@ -152,21 +169,14 @@ func (p *Pool) Describe(ctx context.Context, id blockdev.ID, description []byte)
 }
 
 func (p *Pool) describe(ctx context.Context, id blockdev.ID, description []byte) error {
-	if err := check(ctx, id); err != nil {
+	f, err := p.find(ctx, id)
+	if err == nil && f.draft {
+		err = blockdev.ErrNotFound
+	}
+	if err != nil {
 		return err
 	}
-	// Descriptions of images alone are there: see tidy.
-	if exists, err := p.meta.has(id); err != nil || !exists {
-		return errors.Join(err, ifNot(exists, blockdev.ErrNotFound))
-	}
 	return p.meta.describe(id, description)
-}
-
-func ifNot(ok bool, err error) error {
-	if ok {
-		return nil
-	}
-	return err
 }
 
 // Grow implements blockdev.Backend.
@@ -175,6 +185,9 @@ func (p *Pool) Grow(ctx context.Context, id blockdev.ID, size int64) error {
 }
 
 func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
+	if err := check(ctx, id); err != nil {
+		return err
+	}
 	size, err := p.checkSize(size)
 	if err != nil {
 		return err
@@ -183,8 +196,12 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 	if err != nil || f.size >= size {
 		return err
 	}
+	active, err := p.active(f.Name)
+	if err != nil {
+		return err
+	}
 	readOnly := false
-	if f.active() {
+	if active {
 		if readOnly, err = p.readOnly(f.Name); err != nil {
 			return err
 		}
@@ -204,18 +221,22 @@ func (p *Pool) Remove(ctx context.Context, id blockdev.ID) error {
 }
 
 func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
-	f, err := p.find(ctx, id)
+	if err := check(ctx, id); err != nil {
+		return err
+	}
+	name := imagePrefix + string(id)
+	active, err := p.active(name)
 	switch {
-	case errors.Is(err, blockdev.ErrNotFound):
-		return nil
 	case err != nil:
 		return err
-	case f.draft:
-		return p.removeDraft(ctx, f)
-	case f.active():
+	case active:
 		return fmt.Errorf("%w: it is open", blockdev.ErrBusy)
 	}
-	if err := p.change(ctx, "lvrename", p.group, f.Name, unique(trashPrefix, id)); err != nil {
+	err = p.change(ctx, "lvrename", p.group, name, unique(trashPrefix, id))
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return p.removeDraft(ctx, id)
+	}
+	if err != nil {
 		return err
 	}
 	p.wakeReclaim()
@@ -239,7 +260,7 @@ func (p *Pool) reclaim(ctx context.Context) {
 			return
 		case <-p.wake:
 		}
-		rows, err := p.rows(ctx, p.ours())
+		rows, err := p.rows(ctx)
 		for _, r := range rows {
 			if strings.HasPrefix(r.Name, trashPrefix) && err == nil {
 				err = p.change(ctx, "lvremove", "-f", p.lv(r.Name))

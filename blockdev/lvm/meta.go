@@ -58,7 +58,7 @@ func (p *Pool) openMeta(ctx context.Context, o Options) (_ *meta, err error) {
 
 // findMeta tells the UUID in the tags of the volume, "" when there is none.
 func (p *Pool) findMeta(ctx context.Context) (uuid string, err error) {
-	rows, err := p.rows(ctx, "lv_name="+p.metaName())
+	rows, err := p.report(ctx, "lv_name="+p.metaName())
 	if err != nil || len(rows) == 0 {
 		return "", err
 	}
@@ -75,7 +75,7 @@ func (p *Pool) findMeta(ctx context.Context) (uuid string, err error) {
 func (p *Pool) makeMeta(ctx context.Context, o Options) (uuid string, err error) {
 	uuid = newUUID()
 	fresh := p.metaName() + ".new"
-	rows, err := p.rows(ctx, fmt.Sprintf("lv_name=%s && lv_tags=%s", fresh, markTag))
+	rows, err := p.report(ctx, fmt.Sprintf("lv_name=%s && lv_tags=%s", fresh, markTag))
 	if err != nil {
 		return "", err
 	}

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 
@@ -38,7 +37,11 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 			return e, err
 		}
 	}
-	if !f.active() {
+	active, err := p.active(f.Name)
+	if err != nil {
+		return e, err
+	}
+	if !active {
 		if err := p.activate(ctx, f.Name, w.ReadOnly); err != nil {
 			return e, err
 		}
@@ -99,16 +102,14 @@ func (p *Pool) readOnly(name string) (is bool, err error) {
 // and never gives a number twice until the next boot (Documentation/ABI/stable/
 // sysfs-block, diskseq).
 func (p *Pool) lease(name string) (string, error) {
-	target, err := filepath.EvalSymlinks(p.node(name))
+	device, ok, err := sys.MapperDevice(p.dmName(name))
+	if err == nil && !ok {
+		err = fmt.Errorf("%w: its device is gone", blockdev.ErrNotFound)
+	}
 	if err != nil {
 		return "", err
 	}
-	place, err := sys.PlaceBehind(target)
-	if err != nil {
-		return "", err
-	}
-	major, minor := sys.MajorMinor(place.RDevice)
-	number, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/diskseq", major, minor))
+	number, err := os.ReadFile(fmt.Sprintf("/sys/dev/block/%d:%d/diskseq", device.Major, device.Minor))
 	if err != nil {
 		return "", err
 	}
@@ -129,10 +130,13 @@ func (p *Pool) closeImage(ctx context.Context, id blockdev.ID, lease string) err
 		return fmt.Errorf("image id %q: %w", string(id), blockdev.ErrInvalid)
 	}
 	f, err := p.find(ctx, id)
-	if errors.Is(err, blockdev.ErrNotFound) || err == nil && !f.active() {
+	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}
 	if err != nil {
+		return err
+	}
+	if active, err := p.active(f.Name); err != nil || !active {
 		return err
 	}
 	now, err := p.lease(f.Name)

@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"regexp"
+	"strconv"
 	"strings"
 	"sync"
 
@@ -53,9 +54,11 @@ type Identity struct {
 type Pool struct {
 	group, thin string // names of the volume group and of the thin pool in it
 	extent      int64  // bytes
+	chunk       int64  // of the thin pool: what is allocated at once, bytes
 	identity    Identity
 	log         *slog.Logger
 	meta        *meta
+	table       table
 
 	devicesMu sync.RWMutex
 	devices   []string // of the group
@@ -129,19 +132,23 @@ func invalid(err error) error {
 
 // fit checks that the pool is one that images are safe in, and activates it.
 func (p *Pool) fit(ctx context.Context) error {
-	rows, err := p.rows(ctx, "lv_name="+p.thin)
+	rows, err := p.report(ctx, "lv_name="+p.thin)
 	if err != nil {
 		return err
 	}
 	if len(rows) != 1 {
 		return fmt.Errorf("%w: there is no %s in volume group %s", errNoGroup, p.thin, p.group)
 	}
-	switch r := rows[0]; {
+	r := rows[0]
+	if p.chunk, err = strconv.ParseInt(r.Chunk, 10, 64); err != nil {
+		p.chunk = 0 // not a pool: told below
+	}
+	switch {
 	case !strings.Contains(r.Layout, "pool") || !strings.Contains(r.Layout, "thin"):
 		return fmt.Errorf("%w: %s/%s is no thin pool but %q: lvcreate --type thin-pool", blockdev.ErrInvalid, p.group, p.thin, r.Layout)
 	case r.Zero != "zero":
 		return fmt.Errorf("%w: thin pool %s/%s does not zero new blocks, a volume would show what others have deleted: lvchange --zero y", blockdev.ErrInvalid, p.group, p.thin)
-	case r.active():
+	case r.Active != "":
 		return nil
 	}
 	_, err = p.lvm(ctx, "lvchange", "-qq", "-ay", p.lv(p.thin))
@@ -159,9 +166,6 @@ func (p *Pool) node(name string) string { return "/dev/" + p.group + "/" + name 
 
 // tag marks what is ours in this pool.
 func (p *Pool) tag() string { return poolTag + p.identity.UUID }
-
-// ours selects our volumes.
-func (p *Pool) ours() string { return fmt.Sprintf("pool_lv=%s && lv_tags=%s", p.thin, p.tag()) }
 
 // Identity tells what the pool's own file says.
 func (p *Pool) Identity() Identity { return p.identity }
@@ -181,7 +185,7 @@ func (p *Pool) Shutdown() {
 
 // tidy removes descriptions that no image has: a crash came between the two.
 func (p *Pool) tidy(ctx context.Context) error {
-	rows, err := p.rows(ctx, p.ours())
+	rows, err := p.rows(ctx)
 	if err != nil {
 		return err
 	}

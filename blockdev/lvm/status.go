@@ -11,6 +11,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/internal/run"
+	"holdfast/internal/sys"
 )
 
 // Stat implements blockdev.Backend.
@@ -33,7 +34,10 @@ func (p *Pool) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) 
 
 func (p *Pool) info(f found, used map[string]space) (info blockdev.Info, err error) {
 	s := used[f.ThinID]
-	info = blockdev.Info{ID: f.id, Draft: f.draft, Size: f.size, Allocated: s.mapped, Shared: s.mapped - s.exclusive, Open: f.active()}
+	info = blockdev.Info{ID: f.id, Draft: f.draft, Size: f.size, Allocated: s.mapped, Shared: s.mapped - s.exclusive}
+	if info.Open, err = p.active(f.Name); err != nil {
+		return info, err
+	}
 	if !f.draft {
 		info.Description, err = p.meta.description(f.id)
 	}
@@ -50,7 +54,7 @@ func (p *Pool) list(ctx context.Context) ([]blockdev.Info, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	rows, err := p.rows(ctx, p.ours())
+	rows, err := p.rows(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +131,7 @@ func (p *Pool) Quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
 }
 
 func (p *Pool) quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
-	rows, err := p.rows(ctx, p.ours())
+	rows, err := p.rows(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -167,6 +171,12 @@ func (p *Pool) dmName(lv string) string {
 	return double(p.group) + "-" + double(lv)
 }
 
+// Messages to a thin pool (thin-provisioning.rst, "Messages").
+const (
+	reserveSnapshot = "reserve_metadata_snap"
+	releaseSnapshot = "release_metadata_snap"
+)
+
 // used tells what each thin volume, by its number in the pool, occupies. The
 // kernel makes a snapshot of the pool's metadata for readers; there is only one,
 // and one that a crash left is given back first.
@@ -174,15 +184,8 @@ func (p *Pool) used(ctx context.Context) (map[string]space, error) {
 	p.usage.Lock()
 	defer p.usage.Unlock()
 	pool := p.dmName(p.thin) + "-tpool"
-	message := func(text string) error {
-		_, err := run.Run(ctx, run.Cmd{Args: []string{"dmsetup", "message", pool, "0", text}})
-		return err
-	}
-	if err := message("reserve_metadata_snap"); err != nil {
-		if ctx.Err() != nil {
-			return nil, ctx.Err()
-		}
-		if err := errors.Join(message("release_metadata_snap"), message("reserve_metadata_snap")); err != nil {
+	if err := sys.MapperMessage(pool, reserveSnapshot); err != nil {
+		if err := errors.Join(sys.MapperMessage(pool, releaseSnapshot), sys.MapperMessage(pool, reserveSnapshot)); err != nil {
 			return nil, fmt.Errorf("the thin pool's metadata cannot be read: %w", err)
 		}
 	}
@@ -190,17 +193,10 @@ func (p *Pool) used(ctx context.Context) (map[string]space, error) {
 		Args:        []string{"thin_ls", "--no-headers", "--format", "DEV,MAPPED_BYTES,EXCLUSIVE_BYTES", "-m", "/dev/mapper/" + p.dmName(p.thin) + "_tmeta"},
 		OutputLimit: 64 << 20,
 	})
-	if err := errors.Join(err, p.release(pool)); err != nil {
+	if err := errors.Join(err, sys.MapperMessage(pool, releaseSnapshot)); err != nil {
 		return nil, err
 	}
 	return parseUsed(r.Stdout)
-}
-
-// release gives the snapshot back, whatever became of its reader.
-func (p *Pool) release(pool string) error {
-	ctx := context.Background()
-	_, err := run.Run(ctx, run.Cmd{Args: []string{"dmsetup", "message", pool, "0", "release_metadata_snap"}})
-	return err
 }
 
 func parseUsed(text []byte) (map[string]space, error) {
@@ -229,7 +225,6 @@ type Health struct {
 	NeedsCheck   bool   // thin_check and thin_repair are needed before it can be written
 	ErrorsOnFull bool   // writes fail at once when it is full; else they wait for space
 	Data, Meta   Use
-	MetaBlock    int64 // bytes
 }
 
 // Use is how much of something is used, in blocks.
@@ -242,30 +237,36 @@ func (p *Pool) Health(ctx context.Context) (Health, error) {
 }
 
 func (p *Pool) health(ctx context.Context) (Health, error) {
-	r, err := run.Run(ctx, run.Cmd{Args: []string{"dmsetup", "status", p.dmName(p.thin) + "-tpool"}})
+	if err := ctx.Err(); err != nil {
+		return Health{}, err
+	}
+	target, status, err := sys.MapperStatus(p.dmName(p.thin) + "-tpool")
+	if err == nil && target != "thin-pool" {
+		err = fmt.Errorf("%s is %q", p.Name(), target)
+	}
 	if err != nil {
 		return Health{}, err
 	}
-	return parseHealth(string(r.Stdout))
+	return parseHealth(status)
 }
 
 // parseHealth reads the status line of the thin-pool target (Documentation/
 // admin-guide/device-mapper/thin-provisioning.rst, "Status").
 func parseHealth(line string) (Health, error) {
 	f := strings.Fields(line)
-	if len(f) >= 4 && f[2] == "thin-pool" && f[3] == "Fail" {
+	if len(f) == 1 && f[0] == "Fail" {
 		return Health{State: "Fail"}, nil
 	}
-	if len(f) < 11 || f[2] != "thin-pool" {
-		return Health{}, fmt.Errorf("dmsetup status: %.200q", line)
+	if len(f) < 8 {
+		return Health{}, fmt.Errorf("status of the thin pool: %.200q", line)
 	}
-	h := Health{State: f[7], NeedsCheck: f[10] == "needs_check", ErrorsOnFull: f[9] == "error_if_no_space", MetaBlock: 4096}
+	h := Health{State: f[4], ErrorsOnFull: f[6] == "error_if_no_space", NeedsCheck: f[7] == "needs_check"}
 	for _, u := range []struct {
 		text string
 		to   *Use
-	}{{f[4], &h.Meta}, {f[5], &h.Data}} {
+	}{{f[1], &h.Meta}, {f[2], &h.Data}} {
 		if _, err := fmt.Sscanf(u.text, "%d/%d", &u.to.Used, &u.to.Total); err != nil {
-			return Health{}, fmt.Errorf("dmsetup status: %.200q: %w", line, err)
+			return Health{}, fmt.Errorf("status of the thin pool: %.200q: %w", line, err)
 		}
 	}
 	return h, nil
@@ -278,23 +279,11 @@ func (p *Pool) Capacity(ctx context.Context) (blockdev.Capacity, error) {
 }
 
 func (p *Pool) capacity(ctx context.Context) (c blockdev.Capacity, err error) {
-	rows, err := p.rows(ctx, "lv_name="+p.thin)
-	if err != nil {
-		return c, err
-	}
-	if len(rows) != 1 {
-		return c, errNoGroup
-	}
 	h, err := p.health(ctx)
 	if err != nil {
 		return c, err
 	}
-	if c.Total, err = rows[0].bytes(); err != nil {
-		return c, err
-	}
-	if h.Data.Total > 0 {
-		c.Allocated = c.Total / h.Data.Total * h.Data.Used
-	}
+	c.Total, c.Allocated = h.Data.Total*p.chunk, h.Data.Used*p.chunk
 	c.Free = c.Total - c.Allocated
 	c.Trash, err = p.trash(ctx)
 	return c, err
@@ -302,7 +291,7 @@ func (p *Pool) capacity(ctx context.Context) (c blockdev.Capacity, err error) {
 
 // trash is what the volumes that are being removed occupy.
 func (p *Pool) trash(ctx context.Context) (int64, error) {
-	rows, err := p.rows(ctx, p.ours())
+	rows, err := p.rows(ctx)
 	if err != nil {
 		return 0, err
 	}
