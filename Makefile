@@ -21,7 +21,7 @@ define LAYERS
 pure       60  disk   -      rest
 engine    160  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 170  disk   -race  ^holdfast/templates(/|$$)
-vm         90  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
+vm        300  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk       100  disk   -      ^holdfast/.*sdk

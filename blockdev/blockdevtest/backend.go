@@ -34,6 +34,8 @@ type Place struct {
 	// Grain is what sizes are rounded up to, in bytes; a divisor of 1 MiB. 0: they
 	// are not.
 	Grain int64
+	// Slow says that a call takes a good part of a second: fewer at once will do.
+	Slow bool
 	// Clones says whether Clone works here; if not it must answer
 	// errors.ErrUnsupported and leave nothing.
 	Clones bool

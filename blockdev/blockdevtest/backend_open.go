@@ -325,7 +325,10 @@ func canceled(s *suite) {
 }
 
 func manyAtOnce(s *suite) {
-	const workers, rounds = 8, 4
+	workers, rounds := 8, 4
+	if s.place.Slow {
+		workers, rounds = 3, 2
+	}
 	var wg sync.WaitGroup
 	fail := func(err error) bool {
 		if err != nil {

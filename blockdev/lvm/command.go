@@ -99,7 +99,7 @@ func classify(err error) error {
 		{"already exists in volume group", blockdev.ErrExists},
 		{"Failed to find logical volume", blockdev.ErrNotFound},
 		{"Existing logical volume", blockdev.ErrNotFound}, // "… not found in volume group"
-		{"Volume group \"", errNoGroup}, // "… not found"
+		{"Volume group \"", errNoGroup},                   // "… not found"
 		{"not found in Volume group", errNoGroup},
 		{"insufficient free space", blockdev.ErrNoSpace},
 		{"Insufficient free space", blockdev.ErrNoSpace},

@@ -1,0 +1,127 @@
+package lvm
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/blockdevtest"
+)
+
+// TestUnfitPools: what images would not be safe in is refused, with what to do.
+func TestUnfitPools(t *testing.T) {
+	group(t)
+	sh(t, "lvcreate -qq -y -Zn -Wn -L 8m -n plain vg; lvcreate -qq -y -L 16m --zero n -T vg/dirty")
+	t.Cleanup(func() { sh(t, "lvremove -qq -ff -y vg/plain vg/dirty") })
+	for name, says := range map[string]string{
+		"vg": "group/pool", "vg/plain": "no thin pool", "vg/dirty": "lvchange --zero y", "vg/missing": "no missing", "nogroup/pool": "no device belongs",
+		"../vg/pool": "group/pool", "vg/-n": "group/pool", "vg/a b": "group/pool",
+	} {
+		_, err := Open(t.Context(), name, Options{MetaBytes: 8 << 20})
+		if !errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), says) {
+			t.Errorf("%s: %v, want something of %q", name, err, says)
+		}
+	}
+}
+
+// TestOthersVolumes: an operator's volumes are not ours, whatever they are called,
+// and a second process is kept out.
+func TestOthersVolumes(t *testing.T) {
+	p := newPlace(t, "64m")
+	pool := p.open(t)
+	id := blockdevtest.NewID(blockdev.PrefixVolume)
+	foreign := imagePrefix + string(id)
+	sh(t, "lvcreate -qq -y -Wn -V 4m -T "+p.name+" -n "+foreign)
+	if infos, err := pool.List(t.Context()); err != nil || len(infos) != 0 {
+		t.Errorf("listed %v, %v", infos, err)
+	}
+	if _, err := pool.Stat(t.Context(), id); !errors.Is(err, blockdev.ErrNotFound) {
+		t.Errorf("stat of an operator's volume: %v", err)
+	}
+	if found, err := pool.Quarantined(t.Context()); err != nil || len(found) != 0 {
+		t.Errorf("quarantined %v, %v", found, err)
+	}
+	if _, err := Open(t.Context(), p.name, Options{}); !errors.Is(err, blockdev.ErrBusy) {
+		t.Errorf("opened twice: %v", err)
+	}
+	if again := p.open(t); again.Identity() != pool.Identity() || again.Identity().UUID == "" {
+		t.Errorf("identity %+v became %+v", pool.Identity(), again.Identity())
+	}
+	sh(t, "lvs vg/"+foreign)
+}
+
+func TestHealth(t *testing.T) {
+	p := newPlace(t, "64m").open(t)
+	h, err := p.Health(t.Context())
+	if err != nil || h.State != "rw" || h.NeedsCheck || h.Data.Total != (64<<20)/p.chunk || h.Meta.Total == 0 || h.Data.Used < (8<<20)/p.chunk {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for line, want := range map[string]Health{
+		"1 62/512 1/16384 - rw discard_passdown queue_if_no_space - 128":           {State: "rw", Data: Use{1, 16384}, Meta: Use{62, 512}},
+		"0 9/512 5/5 - out_of_data_space discard_passdown error_if_no_space - 128": {State: "out_of_data_space", ErrorsOnFull: true, Data: Use{5, 5}, Meta: Use{9, 512}},
+		"0 9/512 5/9 3 ro no_discard_passdown queue_if_no_space needs_check 128":   {State: "ro", NeedsCheck: true, Data: Use{5, 9}, Meta: Use{9, 512}},
+		"Fail": {State: "Fail"},
+	} {
+		if got, err := parseHealth(line); err != nil || got != want {
+			t.Errorf("%s: %+v, %v", line, got, err)
+		}
+	}
+	for _, bad := range []string{"", "x", "1 2 3 4 5 6 7 8", "1 62/512 ?/16384 - rw discard_passdown queue_if_no_space - 128"} {
+		if got, err := parseHealth(bad); err == nil {
+			t.Errorf("%q is %+v", bad, got)
+		}
+	}
+}
+
+// TestNonsense: what tools say that makes no sense is an error, never half believed.
+func TestNonsense(t *testing.T) {
+	for _, bad := range []string{"", "{}", "not json", `{"report":[]}`} {
+		if rows, err := parseRows([]byte(bad)); err == nil {
+			t.Errorf("%q gave %v", bad, rows)
+		}
+	}
+	if used, err := parseUsed([]byte("  1 65536 0\n\n 2 131072 65536\n")); err != nil || used["1"] != (space{65536, 0}) || used["2"] != (space{131072, 65536}) {
+		t.Errorf("%v, %v", used, err)
+	}
+	for _, bad := range []string{"1 2", "1 x 3", "1 2 3 4"} {
+		if used, err := parseUsed([]byte(bad)); err == nil {
+			t.Errorf("%q gave %v", bad, used)
+		}
+	}
+	head := make([]byte, deviceHead)
+	if _, err := metadataAreas(head); !errors.Is(err, errNoLabel) {
+		t.Errorf("zeroes: %v", err)
+	}
+	copy(head[sector:], labelMagic)
+	for _, offset := range []byte{0, 31, 255} {
+		head[sector+20], head[sector+21] = offset, offset
+		if _, err := metadataAreas(head); !errors.Is(err, errNoLabel) {
+			t.Errorf("a header at %d: %v", offset, err)
+		}
+	}
+	if p := (&Pool{devices: []string{"/dev/null"}}); p.stamp() != "" {
+		t.Error("what is no physical volume has a stamp")
+	}
+}
+
+// TestChangesByOthers: what an operator does to the group is seen at once.
+func TestChangesByOthers(t *testing.T) {
+	p := newPlace(t, "64m")
+	pool := p.open(t)
+	id := blockdevtest.NewID(blockdev.PrefixVolume)
+	if err := errors.Join(pool.Create(t.Context(), id, 4<<20), pool.Publish(t.Context(), id, []byte("x"))); err != nil {
+		t.Fatal(err)
+	}
+	if info, err := pool.Stat(t.Context(), id); err != nil || info.Size != 4<<20 {
+		t.Fatalf("%+v, %v", info, err)
+	}
+	before := pool.stamp()
+	if before == "" || before != pool.stamp() {
+		t.Error("the stamp of what does not change is not one")
+	}
+	sh(t, "lvextend -qq -L 9m vg/"+imagePrefix+string(id))
+	if info, err := pool.Stat(t.Context(), id); err != nil || info.Size != 9<<20 || pool.stamp() == before {
+		t.Errorf("after an operator's lvextend: %+v, %v", info, err)
+	}
+}
