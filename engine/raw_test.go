@@ -78,20 +78,15 @@ func machineLife() []op {
 		attachOp("v", "vm", "first", false),
 		resizeOp("v", 32),
 		detachOp("v", "first"),
-		resizeOp("v", 40),
 		attachOp("v", "vm", "second", false),
 		forceOp("v", "second"), // the machine is ended
-		createOp("raw", "", "none", 4),
-		attachOp("raw", "vm", "third", false),
-		resizeOp("raw", 8),
-		detachOp("raw", "third"),
 		createOp("read", "", "ext4", 16),
 		attachOp("read", "vm", "one", true),
 		resizeOp("read", 24), // its filesystem grows when it is detached
 		attachOp("read", "host", "two", true),
 		detachOp("read", "one"),
 		detachOp("read", "two"),
-		deleteOp("v"), deleteOp("raw"), deleteOp("read"),
+		deleteOp("v"), deleteOp("read"),
 		createOp("b2", "", "ext4", 16),
 	}
 }
