@@ -18,9 +18,9 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 # claims, so a new package is never forgotten. A layer over its budget is
 # reported, not cut.
 define LAYERS
-pure       60  disk   -      rest
-engine    160  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
-templates 170  disk   -race  ^holdfast/templates(/|$$)
+pure      100  disk   -      rest
+engine    200  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
+templates 280  disk   -race  ^holdfast/templates(/|$$)
 vm        300  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
