@@ -20,7 +20,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 define LAYERS
 pure      100  disk   -      rest
 engine    200  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
-templates 280  disk   -race  ^holdfast/templates(/|$$)
+templates 340  disk   -race  ^holdfast/templates(/|$$)
 vm        300  disk   -      ^holdfast/(internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
