@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"syscall"
-	"unicode"
-	"unicode/utf8"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -21,9 +19,6 @@ import (
 
 // Type is the target type that this attacher serves.
 const Type = "host"
-
-// longest is the kernel's bound on a path (PATH_MAX, with its final NUL).
-const longest = 4095
 
 // Attacher is an attach.Attacher.
 type Attacher struct {
@@ -40,7 +35,7 @@ var _ attach.Attacher = (*Attacher)(nil)
 // None means that no target is allowed. blockdev.ErrInvalid names the rule.
 func New(prefixes []string) (*Attacher, error) {
 	for _, p := range prefixes {
-		if err := validPath(p); err != nil {
+		if err := attach.CheckPath(p); err != nil {
 			return nil, blockdev.Op("host.New", "", err)
 		}
 	}
@@ -321,7 +316,7 @@ func openPrefix(prefix string) (*os.File, error) {
 
 // split finds the longest allowed prefix of a target, and the path below it.
 func (a *Attacher) split(target string) (prefix, rest string, err error) {
-	if err := validPath(target); err != nil {
+	if err := attach.CheckPath(target); err != nil {
 		return "", "", err
 	}
 	for _, p := range a.prefixes {
@@ -334,22 +329,6 @@ func (a *Attacher) split(target string) (prefix, rest string, err error) {
 		return "", "", invalid("target.path must be below one of the directories that the operator allows (%s)", strings.Join(a.prefixes, ", "))
 	}
 	return prefix, rest, nil
-}
-
-func validPath(p string) error {
-	switch {
-	case !path.IsAbs(p):
-		return invalid("the path must be absolute")
-	case p != path.Clean(p):
-		return invalid("the path must be clean: no %q, %q, double or final slash", ".", "..")
-	case p == "/":
-		return invalid("the path must not be /")
-	case len(p) > longest:
-		return invalid("the path is longer than %d bytes", longest)
-	case !utf8.ValidString(p), strings.ContainsFunc(p, unicode.IsControl):
-		return invalid("the path must be UTF-8 without control characters")
-	}
-	return nil
 }
 
 // explain says which rule a path on this host breaks.

@@ -12,16 +12,11 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
-	"unicode"
-	"unicode/utf8"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/internal/sys"
 )
-
-// longest is the kernel's bound on a path (PATH_MAX, with its final NUL).
-const longest = 4095
 
 // Door leads to the sockets that an operator allows. It is safe for concurrent use.
 type Door struct {
@@ -34,7 +29,7 @@ type Door struct {
 // None means that no target is allowed. blockdev.ErrInvalid names the rule.
 func New(prefixes []string, log *slog.Logger) (*Door, error) {
 	for _, p := range prefixes {
-		if err := validPath(p); err != nil {
+		if err := attach.CheckPath(p); err != nil {
 			return nil, fmt.Errorf("directory %q: %w", p, err)
 		}
 	}
@@ -151,7 +146,7 @@ func openSocket(prefix, rest string) (*os.File, error) {
 
 // split finds the longest allowed prefix of a socket's path, and the rest.
 func (d *Door) split(socket string) (prefix, rest string, err error) {
-	if err := validPath(socket); err != nil {
+	if err := attach.CheckPath(socket); err != nil {
 		return "", "", fmt.Errorf("target.socket: %w", err)
 	}
 	for _, p := range d.prefixes {
@@ -163,22 +158,6 @@ func (d *Door) split(socket string) (prefix, rest string, err error) {
 		return "", "", invalid("target.socket must be below one of the directories that the operator allows")
 	}
 	return prefix, rest, nil
-}
-
-func validPath(p string) error {
-	switch {
-	case !path.IsAbs(p):
-		return invalid("the path must be absolute")
-	case p != path.Clean(p):
-		return invalid("the path must be clean: no %q, %q, double or final slash", ".", "..")
-	case p == "/":
-		return invalid("the path must not be /")
-	case len(p) > longest:
-		return invalid("the path is longer than %d bytes", longest)
-	case !utf8.ValidString(p), strings.ContainsFunc(p, unicode.IsControl):
-		return invalid("the path must be UTF-8 without control characters")
-	}
-	return nil
 }
 
 // explain says why a socket cannot be reached.
