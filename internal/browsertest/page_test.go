@@ -158,6 +158,22 @@ func TestPage(t *testing.T) {
 			t.Errorf("after the deletion: %v", err)
 		}
 	})
+	t.Run("a question asked right after another keeps its answer", func(t *testing.T) {
+		if !browsertest.Eval[bool](b, `(async () => {
+			const first = ask('first', null);
+			$('ask').close('no');
+			const second = ask('second', null);
+			let answered = false;
+			second.then(() => { answered = true; });
+			for (let turns = 0; turns < 5; turns++) await new Promise(next => setTimeout(next));
+			const early = answered;
+			$('ask').close('yes');
+			return await first === null && await second !== null && !early;
+		})()`) {
+			t.Error("the closing of the first dialog answered the second question")
+		}
+	})
+
 	troubles := b.Troubles()
 	for _, trouble := range troubles {
 		if !strings.Contains(trouble, "404") { // a look at a volume that has just been deleted
