@@ -42,7 +42,7 @@ func (p pkg) room() string { return strings.TrimPrefix(p.ImportPath, module+"/")
 // forTests tells whether the package exists for tests: by its name ("apitest"),
 // or as one of the rigs.
 func (p pkg) forTests() bool {
-	return strings.HasSuffix(p.ImportPath, "test") || matches(p.room(), "internal/powercut", "internal/vmtest/...")
+	return strings.HasSuffix(p.ImportPath, "test") || matches(p.room(), "internal/powercut", "internal/vmtest")
 }
 
 func (p pkg) testImports() []string {

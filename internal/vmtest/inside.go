@@ -15,7 +15,8 @@ import (
 	"time"
 
 	"holdfast/blockdev/blockdevtest"
-	"holdfast/internal/vmtest/agent"
+	"holdfast/internal/guest"
+	"holdfast/internal/guest/agent"
 )
 
 // Inside reports whether this process runs in a guest.
@@ -52,13 +53,13 @@ func Main(m *testing.M, o Options) int {
 func inside(ctx context.Context, o Options) (code int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, insideTime)
 	defer cancel()
-	v, err := open(ctx, o)
+	v, err := guest.Open(ctx, o)
 	if err != nil {
 		return 1, err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
 	args, back := rewrite(os.Args[1:])
-	if err := v.send(ctx, back); err != nil {
+	if err := send(ctx, v, back); err != nil {
 		return 1, err
 	}
 	var disks []string
@@ -70,7 +71,7 @@ func inside(ctx context.Context, o Options) (code int, err error) {
 		disks = append(disks, disk)
 	}
 	command := agent.Command{Args: append([]string{"/tmp/job/test"}, args...), Dir: "/tmp/job/package", Env: guestEnvironment(disks)}
-	err = v.agent.Run(ctx, command, nil, os.Stdout, os.Stderr)
+	err = v.Command(ctx, command, nil, os.Stdout, os.Stderr)
 	var failed *agent.ExitError
 	switch {
 	case errors.As(err, &failed) && failed.Result.Code > 0:
@@ -78,7 +79,7 @@ func inside(ctx context.Context, o Options) (code int, err error) {
 	case err != nil:
 		return 1, fmt.Errorf("%w\nthe guest's console ends:\n%s", err, v.Console())
 	}
-	return code, v.bring(ctx, back)
+	return code, bring(ctx, v, back)
 }
 
 // guestEnvironment is what a test in the guest sees of the environment here.
@@ -115,11 +116,11 @@ func rewrite(args []string) (there []string, back map[string]string) {
 }
 
 // send puts the test program and its testdata into the guest.
-func (v *VM) send(ctx context.Context, back map[string]string) error {
+func send(ctx context.Context, v *guest.VM, back map[string]string) error {
 	r, w := io.Pipe()
 	go func() { w.CloseWithError(writeJob(w, back)) }()
 	defer r.Close()
-	return v.agent.Run(ctx, agent.Command{Args: []string{"sh", "-c", "mkdir -p /tmp/job && tar -x -C /tmp/job"}}, r, nil, nil)
+	return v.Command(ctx, agent.Command{Args: []string{"sh", "-c", "mkdir -p /tmp/job && tar -x -C /tmp/job"}}, r, nil, nil)
 }
 
 func writeJob(to io.Writer, back map[string]string) error {
@@ -173,13 +174,13 @@ func addFile(t *tar.Writer, name, path string) error {
 }
 
 // bring fetches what the test program wrote.
-func (v *VM) bring(ctx context.Context, back map[string]string) error {
+func bring(ctx context.Context, v *guest.VM, back map[string]string) error {
 	if len(back) == 0 {
 		return nil
 	}
 	r, w := io.Pipe()
 	go func() {
-		w.CloseWithError(v.agent.Run(ctx, agent.Command{Args: []string{"tar", "-c", "-C", "/tmp/job/out", "."}}, nil, w, nil))
+		w.CloseWithError(v.Command(ctx, agent.Command{Args: []string{"tar", "-c", "-C", "/tmp/job/out", "."}}, nil, w, nil))
 	}()
 	defer r.Close()
 	t := tar.NewReader(r)

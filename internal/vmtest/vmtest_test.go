@@ -9,8 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/internal/guest/agent"
 	"holdfast/internal/vmtest"
-	"holdfast/internal/vmtest/agent"
 )
 
 // TestGuest: what a guest is for works in it, and what is plugged in is seen.

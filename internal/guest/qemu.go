@@ -1,4 +1,4 @@
-package vmtest
+package guest
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"time"
 
 	"holdfast/blockdev/attach/qmp"
+	"holdfast/internal/guest/agent"
 	"holdfast/internal/run"
-	"holdfast/internal/vmtest/agent"
 )
 
 // Options say what a guest is to be like. The zero value is a guest with 1 GiB of
@@ -76,7 +76,7 @@ func (o Options) arguments(i image) []string {
 
 // VM is a running guest.
 type VM struct {
-	Monitor string // socket of a monitor (QMP) that nobody uses but the test
+	Monitor string // socket of a monitor (QMP) that nobody uses but the guest's owner
 	Dir     string // of the guest's sockets and disks
 	Started time.Duration
 

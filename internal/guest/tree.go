@@ -1,4 +1,4 @@
-package vmtest
+package guest
 
 import (
 	"debug/elf"
@@ -138,7 +138,7 @@ func (t *tree) link(target, path string) error {
 	return err
 }
 
-// guestPrograms are those that tests use in a guest.
+// guestPrograms are those that are used in a guest.
 var guestPrograms = []string{
 	"lvm", "dmsetup", "pdata_tools", "mke2fs", "resize2fs", "e2fsck", "tune2fs", "dumpe2fs", "debugfs", "e2image",
 	"mkfs.xfs", "xfs_db", "xfs_repair", "xfs_growfs", "xfs_io", "mkfs.btrfs", "btrfs", "blkid", "fstrim", "blkdiscard", "losetup", "blockdev", "wipefs",

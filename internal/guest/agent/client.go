@@ -27,7 +27,7 @@ func (e *ExitError) Error() string {
 	return fmt.Sprintf("in the guest: %s: code %d %s: %s", strings.Join(e.Args, " "), e.Result.Code, e.Result.Error, strings.TrimSpace(e.Output))
 }
 
-// Client is the test's side. It is safe for concurrent use.
+// Client is the outside. It is safe for concurrent use.
 type Client struct {
 	conn net.Conn
 	send sync.Mutex

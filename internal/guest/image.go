@@ -1,4 +1,4 @@
-package vmtest
+package guest
 
 import (
 	"bytes"
@@ -25,24 +25,33 @@ type image struct{ dir string }
 func (i image) file(name string) string { return filepath.Join(i.dir, name) }
 
 const (
+	initSource  = "internal/guest/init"
 	imageFormat = "1" // changes when images are to be made otherwise
 	buildTime   = 10 * time.Minute
 )
 
-// repository finds the project's directory from wherever a test runs.
+// repository finds the project's directory, around where this process runs or where
+// its program lies: the guest's first process is built from its sources.
 func repository() (string, error) {
-	dir, err := os.Getwd()
+	here, err := os.Getwd()
 	if err != nil {
 		return "", err
 	}
-	for d := dir; ; d = filepath.Dir(d) {
-		if _, err := os.Stat(filepath.Join(d, "go.mod")); err == nil {
-			return d, nil
-		}
-		if d == filepath.Dir(d) {
-			return "", fmt.Errorf("%s is in no module", dir)
+	program, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	for _, dir := range []string{here, filepath.Dir(program)} {
+		for d := dir; ; d = filepath.Dir(d) {
+			if _, err := os.Stat(filepath.Join(d, initSource, "main.go")); err == nil {
+				return d, nil
+			}
+			if d == filepath.Dir(d) {
+				break
+			}
 		}
 	}
+	return "", fmt.Errorf("neither %s nor %s is in a clone of the project, which guests are made from", here, program)
 }
 
 // theImage gives the image for what this host has now; it is made if it is not in
@@ -97,7 +106,7 @@ func findImage(ctx context.Context) (image, error) {
 		return image{}, err
 	}
 	i := image{filepath.Join(cache, name)}
-	if _, err := os.Stat(i.dir); err == nil {
+	if err := os.Chtimes(i.dir, time.Time{}, time.Now()); err == nil { // it is in use: see dropOld
 		return i, nil
 	}
 	if err := build(ctx, k, fresh, init); err != nil {
@@ -107,15 +116,22 @@ func findImage(ctx context.Context) (image, error) {
 	return i, os.Rename(fresh, i.dir)
 }
 
-// keepImages is how many images stay in the cache.
-const keepImages = 3
+const (
+	// keepImages is how many images stay in the cache.
+	keepImages = 3
+	// inUse is how long after somebody has asked for it an image stays in any case:
+	// whoever did may be about to start guests from it.
+	inUse = time.Hour
+)
 
-// dropOld removes the images that were made longest ago.
+// dropOld removes the images that nobody has asked for for the longest time.
 func dropOld(cache string) {
 	dirs, _ := filepath.Glob(filepath.Join(cache, "guest-*"))
 	slices.SortFunc(dirs, func(a, b string) int { return modified(b).Compare(modified(a)) })
 	for _, dir := range dirs[min(len(dirs), keepImages-1):] {
-		_ = os.RemoveAll(dir)
+		if time.Since(modified(dir)) > inUse {
+			_ = os.RemoveAll(dir)
+		}
 	}
 }
 
@@ -129,7 +145,7 @@ func modified(path string) time.Time {
 
 func buildInit(ctx context.Context, root, to string) error {
 	_, err := run.Run(ctx, run.Cmd{
-		Args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", to, "./internal/vmtest/guest"},
+		Args: []string{"go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", to, "./" + initSource},
 		Dir:  root, Env: append(os.Environ(), "CGO_ENABLED=0"), Timeout: buildTime,
 	})
 	return err

@@ -1,4 +1,4 @@
-package vmtest
+package guest
 
 import (
 	"context"
@@ -83,7 +83,7 @@ func (k kernel) modules() string { return filepath.Join("lib", "modules", k.rele
 // earlyModules make the root filesystem and the agent's port usable.
 var earlyModules = []string{"virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "squashfs", "overlay"}
 
-// guestModules are loaded by tests, or by what they run.
+// guestModules are loaded by whoever uses the guest, or by what they run.
 var guestModules = []string{
 	"virtio_scsi", "sd_mod", "xfs", "btrfs", "ext4", "loop", "nbd", "fuse", "dm-mod", "dm-thin-pool", "dm-snapshot", "dm-flakey", "dm-log-writes", "dm-delay", "dm-zero", "dm-crypt",
 	"crc32c_generic", "crc32c-intel", "null_blk", "brd", "scsi_debug", "vmw_vsock_virtio_transport", "acpiphp", "shpchp", "pciehp",

@@ -13,7 +13,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"holdfast/internal/vmtest/agent"
+	"holdfast/internal/guest/agent"
 )
 
 func main() {
