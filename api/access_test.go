@@ -54,7 +54,7 @@ func TestRolesAndScopes(t *testing.T) {
 		"GET /v0/keys": adminKey, "POST /v0/keys": adminKey, "DELETE /v0/keys/{id}": adminKey,
 		"GET /v0/workspaces": readerKey, "POST /v0/workspaces": nodeKey, "GET /v0/workspaces/{name}": readerKey, "PUT /v0/workspaces/{name}": nodeKey,
 		"GET /v0/workspaces/{name}/quota": readerKey, "PUT /v0/workspaces/{name}/quota": nodeKey,
-		"GET /v0/pools": nodeKey, "GET /v0/doctor": nodeKey, "GET /v0/audit": adminKey, "GET /v0/whoami": readerKey, "GET /v0/events": readerKey, "GET /ui": "",
+		"GET /v0/pools": nodeKey, "GET /v0/doctor": nodeKey, "GET /v0/audit": adminKey, "GET /v0/whoami": readerKey, "GET /v0/features": readerKey, "GET /v0/events": readerKey, "GET /ui": "",
 		"GET /healthz": "", "GET /readyz": "", "GET /metrics": "", "GET /openapi.json": "", "PUT /uploads/{id}": "", "POST /oauth/token": "", "POST /v0/oauth/token": "",
 	} {
 		least[pattern] = key

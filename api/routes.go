@@ -82,6 +82,7 @@ func allRoutes() []route {
 		{"GET /v0/workspaces/{name}/quota", mayNameWorkspace, Reader, "", false, getQuota},
 		{"PUT /v0/workspaces/{name}/quota", onNode, Admin, "quota.update", false, updateQuota},
 
+		{"GET /v0/features", inWorkspace, Reader, "", false, listFeatures},
 		{"GET /v0/whoami", mayNameWorkspace, Reader, "", false, whoami},
 		{"GET /v0/events", mayNameWorkspace, Reader, "", false, listEvents},
 

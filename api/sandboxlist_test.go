@@ -179,3 +179,15 @@ func TestSandboxFailure(t *testing.T) {
 	none.request("GET /v0/sandboxes", nil).refused(404, "NOT_FOUND", "not enabled")
 	none.request("GET /v0/sandboxes/x/run/process", nil).refused(404, "NOT_FOUND", "not enabled")
 }
+
+// TestFeatures: a client learns from them whether sandboxes can have ephemeral volumes.
+func TestFeatures(t *testing.T) {
+	without := newWorld(t)
+	if f := into[api.FeaturesBody](without.request("GET /v0/features", nil).is(200)); len(f.Features) != 0 {
+		t.Errorf("without sandboxes: %+v", f)
+	}
+	with, _ := newBoxes(t)
+	if f := into[api.FeaturesBody](with.request("GET /v0/features", nil).is(200)); !f.Features["generation_mk31"] {
+		t.Errorf("with sandboxes: %+v", f)
+	}
+}
