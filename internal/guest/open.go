@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -119,8 +120,12 @@ func (v *VM) Plug(ctx context.Context, serial, path string, port int) error {
 
 // Disk waits until the guest has a disk with a serial, and gives its node.
 func (v *VM) Disk(ctx context.Context, serial string) (string, error) {
-	script := fmt.Sprintf(`while :; do for b in /sys/block/*/serial; do [ "$(cat $b)" = %q ] && [ "$(cat ${b%%serial}size)" != 0 ] && { b=${b%%/serial}; echo /dev/${b##*/}; exit; }; done; sleep 0.01; done 2>/dev/null`, serial)
-	return v.Output(ctx, "sh", "-c", script)
+	return v.Output(ctx, "/init", "disk", serial)
+}
+
+// DiskOf waits until the guest has a disk with a serial and at least a size in bytes.
+func (v *VM) DiskOf(ctx context.Context, serial string, size int64) (string, error) {
+	return v.Output(ctx, "/init", "disk", serial, strconv.FormatInt(size/512, 10))
 }
 
 // Command runs a command in the guest with its input and output streams, which may

@@ -37,6 +37,7 @@ type Client struct {
 	calls map[uint32]*call
 	err   error
 	hello chan struct{} // closed at the first sign of life
+	gone  chan struct{} // closed at the connection's end
 }
 
 type call struct {
@@ -50,7 +51,7 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &Client{conn: conn, calls: map[uint32]*call{}, hello: make(chan struct{})}
+	c := &Client{conn: conn, calls: map[uint32]*call{}, hello: make(chan struct{}), gone: make(chan struct{})}
 	go c.read()
 	// A guest that was started from a saved state has said hello to another one.
 	if err := c.write(frame{kind: hello}); err != nil {
@@ -59,6 +60,8 @@ func Dial(ctx context.Context, socket string) (*Client, error) {
 	select {
 	case <-c.hello:
 		return c, nil
+	case <-c.gone:
+		return nil, errors.Join(c.err, c.Close())
 	case <-ctx.Done():
 		return nil, errors.Join(fmt.Errorf("%w: it never answered: %w", ErrLost, context.Cause(ctx)), c.Close())
 	}
@@ -117,6 +120,7 @@ func (c *Client) end(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.err = fmt.Errorf("%w: %w", ErrLost, err)
+	close(c.gone)
 	for id, one := range c.calls {
 		close(one.done)
 		delete(c.calls, id)

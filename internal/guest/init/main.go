@@ -16,18 +16,27 @@ import (
 	"holdfast/internal/guest/agent"
 )
 
+// commands are what the program does besides being the first process.
+var commands = map[string]func(args []string) error{
+	"disk":   disk,
+	"reseed": func([]string) error { return reseed(os.Stdin) },
+}
+
 func main() {
-	if len(os.Args) > 1 {
-		switch os.Args[1] {
-		case "agent":
+	// The kernel gives its first process the parameters that it does not know itself.
+	if os.Getpid() != 1 && len(os.Args) > 1 {
+		if os.Args[1] == "agent" {
 			die(serve())
-		case "reseed":
-			if err := reseed(os.Stdin); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				os.Exit(1)
-			}
-			return
 		}
+		command := commands[os.Args[1]]
+		if command == nil {
+			command = func([]string) error { return errors.New("there is no such command") }
+		}
+		if err := command(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, os.Args[1]+":", err)
+			os.Exit(1)
+		}
+		return
 	}
 	for _, step := range []func() error{mountKernel, loadModules, mountRoot, enterRoot, mountVolatile} {
 		if err := step(); err != nil {
