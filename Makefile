@@ -30,7 +30,7 @@ e2e       330  disk   -      ^holdfast/cmd/
 endef
 export LAYERS
 
-.PHONY: help setup build test test-vm lint demo bench clean
+.PHONY: help setup build test test-vm lint demo demo-vm bench clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
@@ -56,6 +56,11 @@ demo: ## install what is missing, build, and show the whole job once
 	@.ci/setup run
 	@$(MAKE) --no-print-directory build
 	@$(SUDO) bin/holdfast demo
+
+demo-vm: ## the same with virtual machines: plug in, write, grow, unplug, plug in elsewhere
+	@.ci/setup vm
+	@$(MAKE) --no-print-directory build
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast demo --vm
 
 bench: build ## measure what is claimed; writes a report
 	@$(SUDO) bin/holdfast bench lifecycle --out docs

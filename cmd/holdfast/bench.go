@@ -15,20 +15,28 @@ import (
 
 func (a *app) demoCommand() *cobra.Command {
 	o := demo.Options{}
+	show, machines := demo.Run, false
 	c := &cobra.Command{
 		Use: "demo", Short: "Show the whole job once, on real input, and clean up", Args: cobra.NoArgs,
 		Long: "Start a daemon of its own, make a template of a real directory tree, give a volume of it to a\n" +
 			"running container, destroy the container, give the volume to another one, grow it while it is\n" +
-			"mounted, delete it, and take everything away again. Needs root and runc.",
+			"mounted, delete it, and take everything away again. Needs root and runc.\n\n" +
+			"With --vm the sandboxes are virtual machines: two guests are booted, and the volume is plugged into\n" +
+			"the first while it runs, mounted, written, grown and unplugged there, and read in the second. Needs\n" +
+			"root, QEMU and a clone of the project, from which the guests are made.",
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			if o.Daemon, err = daemonProgram(o.Daemon); err != nil {
 				return err
 			}
 			o.Out = cmd.OutOrStdout()
-			return demo.Run(cmd.Context(), o)
+			if machines {
+				show = demo.RunMachines
+			}
+			return show(cmd.Context(), o)
 		},
 	}
 	c.Flags().StringVar(&o.Daemon, "daemon", "", "the holdfastd to use (default: beside this program)")
+	c.Flags().BoolVar(&machines, "vm", false, "with virtual machines instead of containers")
 	c.Flags().StringVar(&o.Source, "source", "", "directory to make the template of (default: Go's own sources)")
 	return c
 }

@@ -12,6 +12,7 @@ import (
 
 	"holdfast/api/client"
 	"holdfast/internal/bytesize"
+	"holdfast/internal/guest"
 	"holdfast/internal/localdaemon"
 	"holdfast/internal/tarball"
 )
@@ -29,13 +30,25 @@ type show struct {
 	dir        string
 	daemon     *localdaemon.Daemon
 	containers []string
+	guests     []*guest.VM
+	serial     string // of the volume in a machine
+	node       string // its device there
 	step       int
 }
 
-// Run shows the whole job and cleans up, also when a step fails.
-func Run(ctx context.Context, o Options) (err error) {
+// act is one step of a demonstration.
+type act = func(context.Context) error
+
+// Run shows the whole job with containers and cleans up, also when a step fails.
+func Run(ctx context.Context, o Options) error {
+	return play(ctx, o, func(s *show) []act {
+		return []act{s.start, s.template, s.volumes, s.firstContainer, s.secondContainer, s.growXFS, s.growExt4, s.delete}
+	})
+}
+
+func play(ctx context.Context, o Options, acts func(*show) []act) (err error) {
 	if os.Geteuid() != 0 {
-		return errors.New("the demo mounts filesystems and runs containers: run it as root")
+		return errors.New("the demo mounts filesystems and runs sandboxes: run it as root")
 	}
 	s := &show{Options: o}
 	if s.dir, err = os.MkdirTemp("", "holdfast-demo-"); err != nil {
@@ -43,7 +56,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	}
 	defer func() { err = errors.Join(err, s.cleanUp(context.WithoutCancel(ctx))) }()
 	start := time.Now()
-	for _, act := range []func(context.Context) error{s.start, s.template, s.volumes, s.firstContainer, s.secondContainer, s.growXFS, s.growExt4, s.delete} {
+	for _, act := range acts(s) {
 		if err := act(ctx); err != nil {
 			return err
 		}
@@ -73,9 +86,13 @@ func (s *show) say(format string, args ...any) {
 }
 
 func (s *show) start(ctx context.Context) error {
+	return s.startDaemon(ctx, "--runc-root", s.runcRoot())
+}
+
+func (s *show) startDaemon(ctx context.Context, args ...string) error {
 	s.title("A daemon with nothing configured: state in one directory, an XFS pool made there if it cannot reflink")
 	return s.timed("holdfastd is ready", func() (err error) {
-		s.daemon, err = localdaemon.Start(ctx, s.Daemon, filepath.Join(s.dir, "state"), "--pool-size", "6GiB", "--runc-root", s.runcRoot())
+		s.daemon, err = localdaemon.Start(ctx, s.Daemon, filepath.Join(s.dir, "state"), append(args, "--pool-size", "6GiB")...)
 		if err == nil {
 			s.say("%s", s.daemon.URL)
 		}
@@ -293,6 +310,9 @@ func (s *show) cleanUp(ctx context.Context) error {
 	var failures error
 	for _, box := range s.containers {
 		failures = errors.Join(failures, s.destroy(ctx, box))
+	}
+	for _, g := range s.guests {
+		failures = errors.Join(failures, g.Close())
 	}
 	if s.daemon != nil {
 		for v, err := range s.daemon.Client.Volumes(ctx, client.VolumeQuery{}) {

@@ -30,7 +30,7 @@ const fetchTime = 5 * time.Minute
 // fetchKernel gets the package from the distribution's mirror, unless it is in the
 // cache already, and unpacks it.
 func fetchKernel(ctx context.Context, cache string) (kernel, error) {
-	name, err := kernelPackage(ctx)
+	name, err := kernelPackage(ctx, cache)
 	if err != nil {
 		return kernel{}, err
 	}
@@ -65,14 +65,30 @@ func fetchKernel(ctx context.Context, cache string) (kernel, error) {
 
 var kernelName = regexp.MustCompile(`(?m)^\s*Depends: (linux-image-[0-9][0-9a-z.+-]*)$`)
 
-func kernelPackage(ctx context.Context) (string, error) {
+// kernelPackage tells the newest kernel's package. Without lists of packages it is
+// one that was unpacked before, or else the lists are fetched.
+func kernelPackage(ctx context.Context, cache string) (string, error) {
+	name, err := askKernelPackage(ctx)
+	if err == nil {
+		return name, nil
+	}
+	if have, _ := filepath.Glob(filepath.Join(cache, "linux-image-*")); len(have) > 0 {
+		return filepath.Base(slices.Max(have)), nil
+	}
+	if _, fetch := run.Run(ctx, run.Cmd{Args: []string{"apt-get", "update", "-q"}, Timeout: fetchTime}); fetch != nil {
+		return "", errors.Join(err, fetch)
+	}
+	return askKernelPackage(ctx)
+}
+
+func askKernelPackage(ctx context.Context) (string, error) {
 	r, err := run.Run(ctx, run.Cmd{Args: []string{"apt-cache", "depends", kernelMeta}})
 	if err != nil {
 		return "", err
 	}
 	found := kernelName.FindSubmatch(r.Stdout)
 	if found == nil {
-		return "", fmt.Errorf("%s depends on no kernel: apt-get update?", kernelMeta)
+		return "", fmt.Errorf("%s depends on no kernel in apt's lists", kernelMeta)
 	}
 	return string(found[1]), nil
 }
