@@ -117,7 +117,8 @@ func fillMeta(ctx context.Context, node string, size int64) (err error) {
 		return err
 	}
 	x := filesystem.NewTools()
-	if err := x.Make(ctx, node, filesystem.Ext4, filesystem.MakeOptions{Inodes: size / 4096, Label: "hf-meta"}); err != nil {
+	// A description takes a block of 4 KiB; the rest is for inodes and the journal.
+	if err := x.Make(ctx, node, filesystem.Ext4, filesystem.MakeOptions{Inodes: size / (5 << 10), Label: "hf-meta"}); err != nil {
 		return err
 	}
 	return syncDevice(node)
