@@ -314,3 +314,15 @@ func (p *Pool) trash(ctx context.Context) (int64, error) {
 	}
 	return sum, nil
 }
+
+// Reclaiming tells how many removed images still occupy space.
+func (p *Pool) Reclaiming(ctx context.Context) (int, error) {
+	rows, err := p.rows(ctx)
+	n := 0
+	for _, r := range rows {
+		if strings.HasPrefix(r.Name, trashPrefix) {
+			n++
+		}
+	}
+	return n, blockdev.Op("lvm.Reclaiming", "", err)
+}

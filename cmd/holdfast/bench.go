@@ -64,7 +64,29 @@ func (a *app) benchCommand() *cobra.Command {
 		measure(&bench.Pushes{}, "push", "push-bench", 5, "Push a tree, unchanged, and with 1 % changed",
 			"Measure what pushes of a tree take on the wire and in time, with a daemon of its own, and write\n"+
 				"push-bench.json and push-bench.md. Needs root and about 10 GB of disk."),
-		limits)
+		limits, lvmBench())
+}
+
+// lvmBench starts itself again in a guest, where --inside names the disk to use.
+func lvmBench() *cobra.Command {
+	b := &bench.LVM{}
+	c := measure(b, "lvm", "lvm-bench", 20, "What our backend adds to LVM, in a guest",
+		"Measure images made, cloned, grown and removed in a thin pool of LVM, beside the plain commands on the same\n"+
+			"pool in the same rounds, in a guest, and write lvm-bench.json and lvm-bench.md. Needs root, QEMU and a\n"+
+			"clone of the project.")
+	var disk string
+	c.Flags().StringVar(&disk, "inside", "", "measure here, on this blank disk")
+	_ = c.Flags().MarkHidden("inside") // it is there
+	outside := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if disk == "" {
+			return outside(cmd, args)
+		}
+		b.Log = cmd.ErrOrStderr()
+		report, err := b.Inside(cmd.Context(), disk)
+		return errors.Join(err, report.JSON(cmd.OutOrStdout()))
+	}
+	return c
 }
 
 // measure is the command of one bench; its reports are called name.
