@@ -43,6 +43,16 @@ func fileStatus(st unix.Stat_t) FileStatus {
 	return FileStatus{FileID: FileID{Device: uint64(st.Dev), Inode: st.Ino}, Size: st.Size, Allocated: st.Blocks * 512} //nolint:unconvert // its type differs by architecture
 }
 
+// SyncData makes a file's bytes durable, and of the rest what finds them
+// (fdatasync(2)). After an error what was written may be lost although a later call
+// succeeds.
+func SyncData(f *os.File) error {
+	if err := control(f, func(fd uintptr) error { return unix.Fdatasync(int(fd)) }); err != nil {
+		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
 // SyncDir makes the entries of a directory durable.
 func SyncDir(path string) error {
 	dir, err := os.Open(path)

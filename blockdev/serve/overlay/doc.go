@@ -1,0 +1,37 @@
+// Package overlay is a copy-on-write volume without the help of a filesystem: a
+// stack of layers over an immutable base.
+//
+//	top layer     data (a sparse file), map     what was written since the last Seal
+//	sealed layer  data, map                     a snapshot: never changes what it reads as
+//	base          a Source                      a template's image, here or far away
+//
+// A layer's data has the volume's own offsets. Its map says for each block of
+// 4 KiB whether the layer holds it; a block is read from the highest layer that
+// does, and from the base where none does. What the base does not reach reads as
+// zero. A layer that holds every block is a plain image: its data file serves the
+// volume without this package.
+//
+// # Order
+//
+// What the map says may lag behind the data and never leads it. A first write of a
+// block goes to the data; Flush makes the data durable, then writes the bits of
+// those blocks whose writes had ended before, then makes the map durable. Flushes
+// that come meanwhile share the next one. So after a crash each block reads as
+// what was flushed last or as something that was written later, never as a hole, a
+// stale block of the base over a newer write, or what an earlier owner of the
+// space left there. A write of blocks that the top layer holds already touches no
+// map, and its Flush is one sync.
+//
+// After a failed sync nothing is acknowledged any more: every write and Flush
+// answers blockdev.ErrFailed until the volume is opened again.
+//
+// # Who fills the holes
+//
+// Hydrate copies what the base still has to give, Absorb what a sealed layer has
+// that nobody needs any more. Both work under the feet of readers and writers and
+// can be cut at any time. A Source that is far away verifies each chunk before a
+// byte of it is given away, and is asked for ever: a source that fails makes
+// readers wait and is told by Status, it never makes a volume fail.
+//
+// The map's format is in mapfile.go. Nothing here opens files: they are given.
+package overlay

@@ -1,0 +1,69 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"syscall"
+
+	"holdfast/blockdev"
+	"holdfast/internal/sys"
+)
+
+// OSFile is a File of the host.
+type OSFile struct{ *os.File }
+
+// WriteAt implements File; a full pool is blockdev.ErrNoSpace.
+func (f OSFile) WriteAt(p []byte, off int64) (int, error) {
+	n, err := f.File.WriteAt(p, off)
+	return n, noSpace(err)
+}
+
+// Sync implements File by fdatasync(2).
+func (f OSFile) Sync() error { return sys.SyncData(f.File) }
+
+// Punch implements File.
+func (f OSFile) Punch(off, n int64) error { return noSpace(sys.PunchHole(f.File, off, n)) }
+
+func noSpace(err error) error {
+	if sys.IsNoSpace(err) {
+		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
+	}
+	return err
+}
+
+// Image is a Source in a file of this host, which nobody writes.
+type Image struct {
+	f    *os.File
+	size int64
+}
+
+// NewImage gives the base that a file or a block device of size bytes is.
+func NewImage(f *os.File, size int64) *Image { return &Image{f, size} }
+
+// ReadAt implements Source.
+func (i *Image) ReadAt(p []byte, off int64) (int, error) { return i.f.ReadAt(p, off) }
+
+// Size implements Source.
+func (i *Image) Size() int64 { return i.size }
+
+// Next implements Source by SEEK_DATA and SEEK_HOLE; where the file cannot tell,
+// a block device, all may be data.
+func (i *Image) Next(off int64) (from, to int64, err error) {
+	if off >= i.size {
+		return 0, 0, io.EOF
+	}
+	from, ok, err := sys.NextData(i.f, off)
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ESPIPE) {
+		return off, i.size, nil
+	}
+	if err != nil {
+		return 0, 0, err
+	}
+	if !ok || from >= i.size {
+		return 0, 0, io.EOF
+	}
+	to, err = sys.NextHole(i.f, from)
+	return from, min(to, i.size), err
+}

@@ -1,0 +1,235 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"holdfast/blockdev"
+)
+
+// hydrateAtOnce is what is read from the base and copied in one go, in bytes: a
+// writer of the same range waits for the copy, not for the base.
+const hydrateAtOnce = 1 << 20
+
+// Pace bounds hydration: it returns when n more bytes may be fetched, and an error
+// when it is over.
+type Pace func(ctx context.Context, n int64) error
+
+// Hydrator copies a volume's base into its top layer, so that in the end the base
+// is not needed. Ranges that were read from the base come first, then those that
+// First names, then all that is left, in order.
+type Hydrator struct {
+	v      *Overlay
+	pace   Pace
+	first  []int64     // chunks, by number
+	wanted chan int64  // chunks
+	asked  atomic.Bool // to note what is missed
+	copied atomic.Int64
+
+	mu    sync.Mutex
+	trace []int64 // chunks in the order in which they were missed first
+	seen  map[int64]bool
+}
+
+// NewHydrator prepares the hydration of a volume; pace nil is as fast as it goes.
+// first is a trace, as another volume of the same base gave it, of what is wanted
+// early.
+func NewHydrator(v *Overlay, pace Pace, first []int64) *Hydrator {
+	if pace == nil {
+		pace = func(ctx context.Context, _ int64) error { return ctx.Err() }
+	}
+	h := &Hydrator{v: v, pace: pace, first: first, wanted: make(chan int64, 256), seen: map[int64]bool{}}
+	v.OnMiss(h.missed)
+	return h
+}
+
+// Copied is how many bytes were copied from the base so far, zeroes not counted.
+func (h *Hydrator) Copied() int64 { return h.copied.Load() }
+
+// Trace gives the chunks of 1 MiB that readers missed, in the order of the first
+// miss of each: a later volume of this base wants them first.
+func (h *Hydrator) Trace() []int64 {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return append([]int64(nil), h.trace...)
+}
+
+func (h *Hydrator) missed(off, n int64) {
+	for c := off / hydrateAtOnce; c <= (off+n-1)/hydrateAtOnce; c++ {
+		h.mu.Lock()
+		known := h.seen[c]
+		if !known {
+			h.seen[c] = true
+			h.trace = append(h.trace, c)
+		}
+		h.mu.Unlock()
+		if known {
+			continue
+		}
+		select {
+		case h.wanted <- c:
+		default: // its turn comes
+		}
+	}
+}
+
+// Run copies until the top layer holds the whole volume and that is durable, or
+// ctx ends. It needs a stack of one layer: what sealed layers hold is brought up
+// by Absorb first. After nil the top layer's data is the volume.
+func (h *Hydrator) Run(ctx context.Context) error {
+	return blockdev.Op("overlay.Hydrate", "", h.run(ctx))
+}
+
+func (h *Hydrator) run(ctx context.Context) error {
+	buf := make([]byte, hydrateAtOnce)
+	for _, c := range h.first {
+		if err := h.urgent(ctx, buf); err != nil {
+			return err
+		}
+		if c < 0 || c > (h.v.Size()-1)/hydrateAtOnce { // a trace is only a hint
+			continue
+		}
+		if err := h.chunk(ctx, c, buf); err != nil {
+			return err
+		}
+	}
+	for off := int64(0); off < h.v.Size(); {
+		if err := h.urgent(ctx, buf); err != nil {
+			return err
+		}
+		next, err := h.step(ctx, off, buf)
+		if err != nil {
+			return err
+		}
+		off = next
+	}
+	if err := h.v.Flush(); err != nil {
+		return err
+	}
+	if held, of := h.v.Held(); held != of {
+		return fmt.Errorf("%w: %d of %d blocks: the volume has grown or has sealed layers", blockdev.ErrBusy, held, of)
+	}
+	return nil
+}
+
+// urgent copies what readers wait for or have just read.
+func (h *Hydrator) urgent(ctx context.Context, buf []byte) error {
+	for {
+		select {
+		case c := <-h.wanted:
+			if err := h.chunk(ctx, c, buf); err != nil {
+				return err
+			}
+		default:
+			return ctx.Err()
+		}
+	}
+}
+
+// step brings the next part at or behind off into the top layer and tells where it
+// ends: a chunk with data, or all up to the next data at once.
+func (h *Hydrator) step(ctx context.Context, off int64, buf []byte) (next int64, err error) {
+	from, to := h.v.Size(), h.v.Size()
+	if h.v.base != nil {
+		from, to, err = h.v.base.Next(off)
+		if errors.Is(err, io.EOF) {
+			from, to, err = h.v.Size(), h.v.Size(), nil
+		}
+		if err != nil {
+			return 0, err
+		}
+	}
+	from -= from % BlockSize
+	if from > off {
+		return from, h.v.fillZero(ctx, off, from)
+	}
+	chunk := off / hydrateAtOnce
+	end := min((chunk+1)*hydrateAtOnce, (to+BlockSize-1)/BlockSize*BlockSize, h.v.Size())
+	return end, h.copy(ctx, off, end, buf)
+}
+
+func (h *Hydrator) chunk(ctx context.Context, c int64, buf []byte) error {
+	return h.copy(ctx, c*hydrateAtOnce, min((c+1)*hydrateAtOnce, h.v.Size()), buf)
+}
+
+// copy brings a range up from the base, if the top lacks any of it. The base
+// is asked before anybody is kept waiting.
+func (h *Hydrator) copy(ctx context.Context, off, end int64, buf []byte) error {
+	v := h.v
+	r := run{off / BlockSize, end / BlockSize}
+	if v.topHolds(r) {
+		return nil
+	}
+	p := buf[:end-off]
+	var n int64
+	if v.base != nil {
+		n = max(0, min(int64(len(p)), v.base.Size()-off))
+	}
+	clear(p[n:])
+	if n > 0 {
+		if err := h.pace(ctx, n); err != nil {
+			return err
+		}
+		if err := readWhole(v.base, p[:n], off); err != nil {
+			return fmt.Errorf("base: %w", err)
+		}
+		h.copied.Add(n)
+	}
+	return v.bringIn(r, p)
+}
+
+func (v *Overlay) topHolds(r run) bool {
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	return v.stack[0].holds(r.first, r.end)
+}
+
+// bringIn puts bytes of the base where no layer has any.
+func (v *Overlay) bringIn(r run, p []byte) error {
+	if err := v.Failed(); err != nil {
+		return err
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	if len(v.stack) > 1 {
+		return fmt.Errorf("%w: there are sealed layers between the top and the base", blockdev.ErrBusy)
+	}
+	defer v.chunks.lock(r, true)()
+	top := v.stack[0]
+	return top.fill(r, func(missing run) error {
+		return top.copyIn(missing, p[(missing.first-r.first)*BlockSize:(missing.end-r.first)*BlockSize])
+	})
+}
+
+// fillZero takes a range that the base has nothing in as zeroes.
+func (v *Overlay) fillZero(ctx context.Context, off, end int64) error {
+	for off < end {
+		to := min(end, off+zeroAtOnce)
+		if err := errors.Join(ctx.Err(), v.zeroMissing(run{off / BlockSize, to / BlockSize})); err != nil {
+			return err
+		}
+		off = to
+	}
+	return nil
+}
+
+func (v *Overlay) zeroMissing(r run) error {
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	if len(v.stack) > 1 {
+		return fmt.Errorf("%w: there are sealed layers between the top and the base", blockdev.ErrBusy)
+	}
+	defer v.chunks.lock(r, true)()
+	top := v.stack[0]
+	return top.fill(r, func(missing run) error {
+		if err := top.Data.Punch(missing.first*BlockSize, (missing.end-missing.first)*BlockSize); err != nil {
+			return err
+		}
+		top.mark(missing.first, missing.end)
+		return nil
+	})
+}

@@ -1,0 +1,178 @@
+package overlay
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"slices"
+
+	"holdfast/blockdev"
+)
+
+// The map file is made of sectors of 512 bytes, which disks write whole or not at
+// all. Sector 0 is the header; sector 1+n holds the bits of the blocks
+// n*4064 … n*4064+4063 as 127 little-endian words, the lowest block in the lowest
+// bit of the first word, and the CRC-32C of these 508 bytes. A sector of zeroes, or
+// one that the file does not reach, holds no bit. Bits are only ever set, so a map
+// that was written in part is an older one in part, never a wrong one.
+const (
+	sectorSize   = 512
+	checksumSize = 4
+	mapMagic     = "HFOVMAP\x00"
+	mapVersion   = 1
+
+	// maxSize bounds what a header can make us allocate: 2^62 is far above the
+	// largest volume, 64 TiB, whose pointers take 33 MiB.
+	maxSize = 64 << 40
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+func seal(sector []byte) {
+	binary.LittleEndian.PutUint32(sector[sectorSize-checksumSize:], crc32.Checksum(sector[:sectorSize-checksumSize], castagnoli))
+}
+
+func intact(sector []byte) bool {
+	return binary.LittleEndian.Uint32(sector[sectorSize-checksumSize:]) == crc32.Checksum(sector[:sectorSize-checksumSize], castagnoli)
+}
+
+// header is sector 0: the magic, the version, the block size, the volume's size.
+func header(size int64) []byte {
+	sector := make([]byte, sectorSize)
+	copy(sector, mapMagic)
+	binary.LittleEndian.PutUint32(sector[8:], mapVersion)
+	binary.LittleEndian.PutUint32(sector[12:], BlockSize)
+	binary.LittleEndian.PutUint64(sector[16:], uint64(size)) //nolint:gosec // sizes are positive
+	seal(sector)
+	return sector
+}
+
+func parseHeader(sector []byte) (size int64, err error) {
+	switch {
+	case string(sector[:8]) != mapMagic || !intact(sector):
+		return 0, fmt.Errorf("%w: the map has no valid header", blockdev.ErrCorrupt)
+	case binary.LittleEndian.Uint32(sector[8:]) != mapVersion:
+		return 0, fmt.Errorf("%w: map of version %d, this program knows %d", blockdev.ErrCorrupt, binary.LittleEndian.Uint32(sector[8:]), mapVersion)
+	case binary.LittleEndian.Uint32(sector[12:]) != BlockSize:
+		return 0, fmt.Errorf("%w: map of blocks of %d bytes", blockdev.ErrCorrupt, binary.LittleEndian.Uint32(sector[12:]))
+	}
+	large := binary.LittleEndian.Uint64(sector[16:])
+	if large == 0 || large > maxSize || large%sectorSize != 0 {
+		return 0, fmt.Errorf("%w: map of a volume of %d bytes", blockdev.ErrCorrupt, large)
+	}
+	return int64(large), nil
+}
+
+func sectorAt(leaf int64) int64 { return (1 + leaf) * sectorSize }
+
+// loadMap reads a map and the size of the volume that it is of.
+func loadMap(f File) (*bitmap, int64, error) {
+	sector := make([]byte, sectorSize)
+	if err := readWhole(f, sector, 0); err != nil {
+		return nil, 0, err
+	}
+	size, err := parseHeader(sector)
+	if err != nil {
+		return nil, 0, err
+	}
+	b := newBitmap(blocksOf(size))
+	const atOnce = 256
+	buf := make([]byte, atOnce*sectorSize)
+	for i := int64(0); i < int64(len(b.leaves)); i += atOnce {
+		n := min(atOnce, int64(len(b.leaves))-i)
+		if err := readWhole(f, buf[:n*sectorSize], sectorAt(i)); err != nil {
+			return nil, 0, err
+		}
+		for j := range n {
+			if err := b.load(i+j, buf[j*sectorSize:(j+1)*sectorSize]); err != nil {
+				return nil, 0, err
+			}
+		}
+	}
+	return b, size, nil
+}
+
+// load takes the bits of one sector.
+func (b *bitmap) load(at int64, sector []byte) error {
+	if empty(sector) {
+		return nil
+	}
+	if !intact(sector) {
+		return fmt.Errorf("%w: sector %d of the map", blockdev.ErrCorrupt, 1+at)
+	}
+	l := new(leaf)
+	for w := range l.words {
+		l.words[w] = binary.LittleEndian.Uint32(sector[4*w:])
+	}
+	b.leaves[at].Store(l)
+	b.count.Add(l.count())
+	return nil
+}
+
+// encode writes the bits of one leaf into a sector.
+func (b *bitmap) encode(at int64, sector []byte) {
+	for w, word := range b.leafFor(at).words {
+		binary.LittleEndian.PutUint32(sector[4*w:], word)
+	}
+	seal(sector)
+}
+
+// writeLeaves writes the sectors of these leaves, neighbours together.
+func (b *bitmap) writeLeaves(f File, leaves []int64) error {
+	slices.Sort(leaves)
+	leaves = slices.Compact(leaves)
+	for len(leaves) > 0 {
+		n := 1
+		for n < len(leaves) && n < 256 && leaves[n] == leaves[0]+int64(n) {
+			n++
+		}
+		buf := make([]byte, n*sectorSize)
+		for i := range n {
+			b.encode(leaves[i], buf[i*sectorSize:(i+1)*sectorSize])
+		}
+		if err := writeWhole(f, buf, sectorAt(leaves[0])); err != nil {
+			return err
+		}
+		leaves = leaves[n:]
+	}
+	return nil
+}
+
+func empty(b []byte) bool {
+	for _, c := range b {
+		if c != 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// readWhole fills p from f; what is behind the end of the file reads as zero.
+func readWhole(f io.ReaderAt, p []byte, off int64) error {
+	n, err := f.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if errors.Is(err, io.EOF) {
+		clear(p[n:])
+		return nil
+	}
+	if err == nil {
+		err = io.ErrUnexpectedEOF
+	}
+	return fmt.Errorf("read %d bytes at %d: %w", len(p), off, err)
+}
+
+// writeWhole writes all of p: a short write is never success.
+func writeWhole(f io.WriterAt, p []byte, off int64) error {
+	n, err := f.WriteAt(p, off)
+	if err == nil && n < len(p) {
+		err = io.ErrShortWrite
+	}
+	if err != nil {
+		return fmt.Errorf("write %d bytes at %d: %w", len(p), off, err)
+	}
+	return nil
+}

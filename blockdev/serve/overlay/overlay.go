@@ -1,0 +1,350 @@
+package overlay
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"sync/atomic"
+
+	"holdfast/blockdev"
+)
+
+// Source is the immutable base of a stack.
+type Source interface {
+	// ReadAt gives verified bytes. It is asked for nothing behind Size. One that is
+	// far away waits until it can answer or is closed.
+	io.ReaderAt
+	Size() int64 // bytes
+	// Next finds the first bytes at or behind off that may be something else than
+	// zeroes: [from, to). io.EOF where there are none.
+	Next(off int64) (from, to int64, err error)
+}
+
+// Overlay is an open volume. All methods are safe for concurrent use; two that
+// write the same bytes at once leave either's, as disks do.
+type Overlay struct {
+	base Source
+	size atomic.Int64
+	miss atomic.Pointer[func(off, n int64)]
+
+	gate    sync.RWMutex // shared by what reads and writes, alone by what changes the stack
+	stack   []*layer     // the top first
+	chunks  chunkLocks
+	flushes flushes
+	seals   sync.Mutex
+	barrier atomic.Pointer[barrier] // a Seal that is not durable yet
+	failed  atomic.Pointer[error]
+}
+
+// barrier is what a flush waits for: the record of a new top layer.
+type barrier struct{ done chan struct{} }
+
+// Open opens a volume of these layers, the top first, over base (nil: zeroes).
+// blockdev.ErrCorrupt for a map that is none.
+func Open(layers []Files, base Source) (*Overlay, error) {
+	v, err := open(layers, base)
+	return v, blockdev.Op("overlay.Open", "", err)
+}
+
+func open(layers []Files, base Source) (*Overlay, error) {
+	if len(layers) == 0 {
+		return nil, fmt.Errorf("%w: a volume has at least one layer", blockdev.ErrInvalid)
+	}
+	v := &Overlay{base: base}
+	for i, f := range layers {
+		l, err := openLayer(f)
+		if err != nil {
+			return nil, fmt.Errorf("layer %d: %w", i, err)
+		}
+		v.stack = append(v.stack, l)
+	}
+	v.size.Store(v.stack[0].size)
+	if bottom := v.stack[len(v.stack)-1]; base != nil && base.Size() > bottom.size { // growth would bring its end to light
+		return nil, fmt.Errorf("%w: a base of %d bytes under a layer of %d", blockdev.ErrInvalid, base.Size(), bottom.size)
+	}
+	return v, nil
+}
+
+// Size is the volume's, in bytes.
+func (v *Overlay) Size() int64 { return v.size.Load() }
+
+// Held tells how many blocks the top layer holds, and of how many.
+func (v *Overlay) Held() (held, of int64) {
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	return v.stack[0].valid.count.Load(), blocksOf(v.Size())
+}
+
+// OnMiss has fn called with each range that was read from the base. It must be
+// quick.
+func (v *Overlay) OnMiss(fn func(off, n int64)) { v.miss.Store(&fn) }
+
+// Failed is the error after which nothing is acknowledged any more, nil while all
+// is well.
+func (v *Overlay) Failed() error {
+	if err := v.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// inspect remembers a failed sync for ever.
+func (v *Overlay) inspect(err error) error {
+	if errors.Is(err, blockdev.ErrFailed) {
+		v.failed.CompareAndSwap(nil, &err)
+	}
+	return err
+}
+
+func (v *Overlay) within(off, n int64) error {
+	if off < 0 || n < 0 || off > v.Size()-n {
+		return fmt.Errorf("%w: %d bytes at %d of a volume of %d", blockdev.ErrInvalid, n, off, v.Size())
+	}
+	return nil
+}
+
+// ReadAt implements io.ReaderAt. blockdev.ErrInvalid past the end.
+func (v *Overlay) ReadAt(p []byte, off int64) (int, error) {
+	if err := v.within(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	if err := v.read(v.stack, p, off); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// read fills p from the highest of these layers that has each block.
+func (v *Overlay) read(stack []*layer, p []byte, off int64) error {
+	if len(stack) == 0 {
+		return v.readBase(p, off)
+	}
+	l := stack[0]
+	for len(p) > 0 {
+		first, end := off/BlockSize, (off+int64(len(p))-1)/BlockSize+1
+		held, to := l.run(first, end)
+		n := min(to*BlockSize-off, int64(len(p)))
+		var err error
+		if held {
+			err = readWhole(l.Data, p[:n], off)
+		} else {
+			err = v.read(stack[1:], p[:n], off)
+		}
+		if err != nil {
+			return err
+		}
+		p, off = p[n:], off+n
+	}
+	return nil
+}
+
+func (v *Overlay) readBase(p []byte, off int64) error {
+	var n int64
+	if v.base != nil {
+		n = max(0, min(int64(len(p)), v.base.Size()-off))
+	}
+	clear(p[n:])
+	if n == 0 {
+		return nil
+	}
+	if err := readWhole(v.base, p[:n], off); err != nil {
+		return fmt.Errorf("base: %w", err)
+	}
+	if fn := v.miss.Load(); fn != nil {
+		(*fn)(off, n)
+	}
+	return nil
+}
+
+// WriteAt implements io.WriterAt. It is durable after a Flush.
+func (v *Overlay) WriteAt(p []byte, off int64) (int, error) {
+	if err := v.within(off, int64(len(p))); err != nil {
+		return 0, err
+	}
+	if err := v.Failed(); err != nil || len(p) == 0 {
+		return 0, err
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	top := v.stack[0]
+	first, end := off/BlockSize, (off+int64(len(p))-1)/BlockSize+1
+	var err error
+	if top.holds(first, end) {
+		err = writeWhole(top.Data, p, off)
+		top.dirty.Store(true)
+	} else {
+		err = v.firstWrite(top, p, off, run{first, end})
+	}
+	if err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}
+
+// firstWrite writes blocks of which the top layer lacks some. Those of them that
+// are written in part are filled up from below first.
+func (v *Overlay) firstWrite(top *layer, p []byte, off int64, r run) error {
+	end := off + int64(len(p))
+	head := off%BlockSize != 0
+	tail := end%BlockSize != 0
+	defer v.chunks.lock(r, head || tail)()
+	head = head && !top.holds(r.first, r.first+1)
+	tail = tail && !top.holds(r.end-1, r.end)
+	from, to := off, end // what is written as it is
+	if head {
+		from = min((r.first+1)*BlockSize, end)
+		if err := v.fillUp(top, r.first, p[:from-off], off); err != nil {
+			return err
+		}
+	}
+	if tail && from < end {
+		to = (r.end - 1) * BlockSize
+		if err := v.fillUp(top, r.end-1, p[to-off:], to); err != nil {
+			return err
+		}
+	}
+	if from < to {
+		if err := writeWhole(top.Data, p[from-off:to-off], from); err != nil {
+			return err
+		}
+	}
+	top.mark(r.first, r.end)
+	return nil
+}
+
+// fillUp writes a whole block of which p at off is a part.
+func (v *Overlay) fillUp(top *layer, block int64, p []byte, off int64) error {
+	var whole [BlockSize]byte
+	if err := v.read(v.stack, whole[:], block*BlockSize); err != nil {
+		return err
+	}
+	copy(whole[off-block*BlockSize:], p)
+	return writeWhole(top.Data, whole[:], block*BlockSize)
+}
+
+// zeroAtOnce bounds how long Zero keeps writers out of a range.
+const zeroAtOnce = 1 << 30
+
+// Zero makes a range read as zero and gives its space back, that of whole blocks.
+// It serves for discards as well: what was discarded is not asked of the base
+// again.
+func (v *Overlay) Zero(off, n int64) error {
+	if err := v.within(off, n); err != nil {
+		return err
+	}
+	first, end := (off+BlockSize-1)/BlockSize, (off+n)/BlockSize
+	if first >= end {
+		return v.writeZeroes(off, n)
+	}
+	if err := v.writeZeroes(off, first*BlockSize-off); err != nil {
+		return err
+	}
+	for first < end {
+		to := min(end, first+zeroAtOnce/BlockSize)
+		if err := v.punch(run{first, to}); err != nil {
+			return err
+		}
+		first = to
+	}
+	return v.writeZeroes(end*BlockSize, off+n-end*BlockSize)
+}
+
+func (v *Overlay) writeZeroes(off, n int64) error {
+	_, err := v.WriteAt(make([]byte, n), off) // less than a block, or two parts of blocks
+	return err
+}
+
+func (v *Overlay) punch(r run) error {
+	if err := v.Failed(); err != nil {
+		return err
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	defer v.chunks.lock(r, true)()
+	top := v.stack[0]
+	if err := top.Data.Punch(r.first*BlockSize, (r.end-r.first)*BlockSize); err != nil {
+		return fmt.Errorf("punch: %w", err)
+	}
+	top.mark(r.first, r.end)
+	return nil
+}
+
+// Begin gives the file and the right to read, or to write, a range directly at the
+// volume's offsets, without this package, until End is called; ok is false where
+// the top layer does not hold all of it, or the stack is about to change: then
+// ReadAt and WriteAt are the way. It never waits.
+func (v *Overlay) Begin(off, n int64) (data File, ok bool) {
+	if n <= 0 || v.within(off, n) != nil || v.failed.Load() != nil || !v.gate.TryRLock() {
+		return nil, false
+	}
+	top := v.stack[0]
+	if !top.holds(off/BlockSize, (off+n-1)/BlockSize+1) {
+		v.gate.RUnlock()
+		return nil, false
+	}
+	return top.Data, true
+}
+
+// End ends what Begin has begun; wrote says that bytes were written.
+func (v *Overlay) End(wrote bool) {
+	if wrote {
+		v.stack[0].dirty.Store(true)
+	}
+	v.gate.RUnlock()
+}
+
+// Flush makes everything durable whose write had ended before. Flushes that come
+// while one is under way share the next one.
+func (v *Overlay) Flush() error {
+	return blockdev.Op("overlay.Flush", "", v.flushes.join(v.flush))
+}
+
+func (v *Overlay) flush() error {
+	if err := v.Failed(); err != nil {
+		return err
+	}
+	v.gate.RLock()
+	stack := slices.Clone(v.stack)
+	v.gate.RUnlock()
+	for i, l := range stack {
+		if i > 0 && !l.dirty.Load() {
+			continue
+		}
+		if err := v.inspect(l.commit()); err != nil {
+			return err
+		}
+	}
+	if b := v.barrier.Load(); b != nil {
+		<-b.done
+	}
+	return v.Failed()
+}
+
+// Grow makes the volume size bytes large, a multiple of BlockSize; it never
+// shrinks. What is new reads as zero. Durable on return.
+func (v *Overlay) Grow(size int64) error {
+	return blockdev.Op("overlay.Grow", "", v.grow(size))
+}
+
+func (v *Overlay) grow(size int64) error {
+	if err := errors.Join(checkSize(size), v.Failed()); err != nil {
+		return err
+	}
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	top := v.stack[0]
+	if size <= v.Size() {
+		return nil
+	}
+	top.commits.Lock()
+	defer top.commits.Unlock()
+	if err := v.inspect(top.grow(size)); err != nil {
+		return err
+	}
+	v.size.Store(size)
+	return nil
+}

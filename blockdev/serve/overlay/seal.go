@@ -1,0 +1,175 @@
+package overlay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"holdfast/blockdev"
+)
+
+// Seal ends the top layer's life as the one that is written and puts an empty one
+// over it: what the volume reads as at this moment stays readable from the layers
+// below for ever, a snapshot. Writers wait for those under way and no longer, at
+// any size and any fragmentation. next are two files that Create has been at, for
+// the volume's size. record makes the new stack durable, so that the next Open
+// gets it; it is called when the old top is durable, and every Flush that begins
+// after the change waits for it. When it fails so does the volume: what has been
+// written to the new layer could not be found again.
+func (v *Overlay) Seal(next Files, record func() error) error {
+	return blockdev.Op("overlay.Seal", "", v.seal(next, record))
+}
+
+func (v *Overlay) seal(next Files, record func() error) error {
+	v.seals.Lock()
+	defer v.seals.Unlock()
+	if err := v.flush(); err != nil { // so that little is left to do afterwards
+		return err
+	}
+	top, err := openLayer(next)
+	if err != nil {
+		return err
+	}
+	pending := &barrier{make(chan struct{})}
+	defer func() {
+		v.barrier.Store(nil)
+		close(pending.done)
+	}()
+	old, err := v.swap(top, pending)
+	if err != nil {
+		return err
+	}
+	for _, l := range old {
+		if err := v.inspect(l.commit()); err != nil {
+			return v.unrecorded(err)
+		}
+	}
+	if err := record(); err != nil {
+		return v.unrecorded(err)
+	}
+	return nil
+}
+
+// swap puts a layer on top and gives those below that have something to flush.
+func (v *Overlay) swap(top *layer, pending *barrier) ([]*layer, error) {
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	if top.size != v.Size() || top.valid.count.Load() != 0 {
+		return nil, fmt.Errorf("%w: a new layer of %d bytes with %d blocks for a volume of %d", blockdev.ErrInvalid, top.size, top.valid.count.Load(), v.Size())
+	}
+	old := slices.DeleteFunc(slices.Clone(v.stack), func(l *layer) bool { return !l.dirty.Load() })
+	v.barrier.Store(pending)
+	v.stack = slices.Insert(v.stack, 0, top)
+	return old, nil
+}
+
+func (v *Overlay) unrecorded(err error) error {
+	return v.inspect(fmt.Errorf("%w: the new stack of layers: %w", blockdev.ErrFailed, err))
+}
+
+// absorbAtOnce is how much is copied while writers of the same range wait.
+const absorbAtOnce = 1 << 20 // bytes
+
+// Absorb copies into layer i of the stack (0 is the top) what layer i+1 has and it
+// has not, and takes layer i+1 out of the stack: its files are not used any more.
+// What the volume and every snapshot but that of layer i+1 read as does not
+// change. record makes the shorter stack durable, as in Seal; when it fails the
+// stack stays as it was. Cut at any time it can be begun again. Not beside another
+// Seal or Absorb: it waits for them.
+func (v *Overlay) Absorb(ctx context.Context, i int, record func() error) error {
+	return blockdev.Op("overlay.Absorb", "", v.absorb(ctx, i, record))
+}
+
+func (v *Overlay) absorb(ctx context.Context, i int, record func() error) error {
+	v.seals.Lock()
+	defer v.seals.Unlock()
+	v.gate.RLock()
+	deep := len(v.stack)
+	v.gate.RUnlock()
+	if i < 0 || i+1 >= deep {
+		return fmt.Errorf("%w: no layer below %d of %d", blockdev.ErrInvalid, i, deep)
+	}
+	upper, lower := v.stack[i], v.stack[i+1] // the stack changes under seals only
+	buf := make([]byte, absorbAtOnce)
+	for first, end := int64(0), min(blocksOf(lower.size), blocksOf(upper.size)); first < end; {
+		held, to := lower.run(first, min(end, first+absorbAtOnce/BlockSize))
+		if held {
+			if err := v.pullUp(ctx, upper, lower, run{first, to}, buf); err != nil {
+				return err
+			}
+		}
+		first = to
+	}
+	if err := v.inspect(upper.commit()); err != nil {
+		return err
+	}
+	if err := record(); err != nil {
+		return err
+	}
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	v.stack = slices.Delete(v.stack, i+1, i+2)
+	return nil
+}
+
+// pullUp copies the blocks of a run that upper lacks from lower.
+func (v *Overlay) pullUp(ctx context.Context, upper, lower *layer, r run, buf []byte) error {
+	if err := errors.Join(ctx.Err(), v.Failed()); err != nil {
+		return err
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	defer v.chunks.lock(r, true)()
+	return upper.fill(r, func(missing run) error {
+		p := buf[:(missing.end-missing.first)*BlockSize]
+		if err := readWhole(lower.Data, p, missing.first*BlockSize); err != nil {
+			return err
+		}
+		return upper.copyIn(missing, p)
+	})
+}
+
+// fill calls one for each run of blocks in r that the layer lacks.
+func (l *layer) fill(r run, one func(run) error) error {
+	for first := r.first; first < r.end; {
+		held, to := l.run(first, r.end)
+		if !held {
+			if err := one(run{first, to}); err != nil {
+				return err
+			}
+		}
+		first = to
+	}
+	return nil
+}
+
+// copyIn writes blocks that the layer lacks; blocks of zeroes become holes. The
+// caller has them locked alone.
+func (l *layer) copyIn(r run, p []byte) error {
+	for first := int64(0); first < r.end-r.first; {
+		zero, to := zeroRun(p, first)
+		off, n := (r.first+first)*BlockSize, (to-first)*BlockSize
+		var err error
+		if zero { // what an unfinished write has left there must not come up
+			err = l.Data.Punch(off, n)
+		} else {
+			err = writeWhole(l.Data, p[first*BlockSize:to*BlockSize], off)
+		}
+		if err != nil {
+			return err
+		}
+		first = to
+	}
+	l.mark(r.first, r.end)
+	return nil
+}
+
+// zeroRun tells whether the block at first is all zeroes, and up to where blocks are alike in that.
+func zeroRun(p []byte, first int64) (zero bool, to int64) {
+	blocks := int64(len(p)) / BlockSize
+	zero = empty(p[first*BlockSize : (first+1)*BlockSize])
+	for to = first + 1; to < blocks && empty(p[to*BlockSize:(to+1)*BlockSize]) == zero; to++ {
+	}
+	return zero, to
+}
