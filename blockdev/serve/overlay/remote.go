@@ -1,0 +1,293 @@
+package overlay
+
+import (
+	"bytes"
+	"container/list"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"holdfast/blockdev"
+)
+
+// Chunks says what a base that is far away consists of.
+type Chunks struct {
+	Size    int64      // of the image, bytes
+	Chunk   int64      // of a chunk, bytes: a power of two from BlockSize to 4 MiB; the last one may be shorter
+	Digests [][32]byte // SHA-256 of each; all zeroes: the chunk is all zeroes and is never fetched
+}
+
+const maxChunk = 4 << 20
+
+func (c Chunks) check() error {
+	switch {
+	case c.Size <= 0 || c.Size > maxSize:
+		return fmt.Errorf("%w: a base of %d bytes", blockdev.ErrInvalid, c.Size)
+	case c.Chunk < BlockSize || c.Chunk > maxChunk || c.Chunk&(c.Chunk-1) != 0:
+		return fmt.Errorf("%w: chunks of %d bytes", blockdev.ErrInvalid, c.Chunk)
+	case int64(len(c.Digests)) != (c.Size+c.Chunk-1)/c.Chunk:
+		return fmt.Errorf("%w: %d digests of %d chunks", blockdev.ErrInvalid, len(c.Digests), (c.Size+c.Chunk-1)/c.Chunk)
+	}
+	return nil
+}
+
+func (c Chunks) zero(i int64) bool { return c.Digests[i] == [32]byte{} }
+
+func (c Chunks) length(i int64) int64 { return min(c.Chunk, c.Size-i*c.Chunk) }
+
+// Fetch fills p with the bytes at off of what is far away, or fails. It is called
+// by several at once.
+type Fetch func(ctx context.Context, p []byte, off int64) error
+
+// RemoteOptions bound a Remote; zero values are the defaults.
+type RemoteOptions struct {
+	Cache     int64         // bytes of chunks kept for the next reader; 8 MiB
+	Try       time.Duration // for one fetch; 30 s
+	LeastWait time.Duration // after the first failure in a row; 100 ms
+	MostWait  time.Duration // between later ones; 10 s
+}
+
+// fetchAtOnce bounds one fetch of neighbouring chunks, in bytes.
+const fetchAtOnce = 4 << 20
+
+// Remote is a Source that is far away. A byte of it is given when its chunk has
+// been verified. While the store fails or sends something else readers wait, and it
+// is asked again with growing pauses, without end; see Status.
+type Remote struct {
+	c     Chunks
+	fetch Fetch
+	o     RemoteOptions
+	ctx   context.Context //nolint:containedctx // its life: readers wait as long as it is open
+	stop  context.CancelFunc
+
+	mu     sync.Mutex
+	flying map[int64]*flight
+	kept   map[int64]*list.Element // of order, whose values are *flight
+	order  *list.List              // the least recently used first
+	bytes  int64                   // of kept ones
+	status Status
+}
+
+// flight is a chunk that is being fetched, or was.
+type flight struct {
+	i    int64
+	done chan struct{}
+	p    []byte // when done; nil: closed meanwhile
+}
+
+// Status is how a base that is far away does.
+type Status struct {
+	Fetched int64     // bytes that were verified
+	Failing time.Time // since when every try has failed; zero: the last one succeeded
+	Tries   int64     // that failed since then
+	Err     error     // of the last of them
+}
+
+// NewRemote opens a source. Close ends it.
+func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
+	if err := c.check(); err != nil {
+		return nil, blockdev.Op("overlay.NewRemote", "", err)
+	}
+	for _, d := range []struct{ set, value *time.Duration }{
+		{&o.Try, new(30 * time.Second)}, {&o.LeastWait, new(100 * time.Millisecond)}, {&o.MostWait, new(10 * time.Second)},
+	} {
+		if *d.set <= 0 {
+			*d.set = *d.value
+		}
+	}
+	if o.Cache <= 0 {
+		o.Cache = 8 << 20
+	}
+	r := &Remote{c: c, fetch: fetch, o: o, flying: map[int64]*flight{}, kept: map[int64]*list.Element{}, order: list.New()}
+	r.ctx, r.stop = context.WithCancel(context.Background())
+	return r, nil
+}
+
+// Close ends all fetches; readers that wait get an error.
+func (r *Remote) Close() { r.stop() }
+
+// Size implements Source.
+func (r *Remote) Size() int64 { return r.c.Size }
+
+// Status tells how the store does.
+func (r *Remote) Status() Status {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.status
+}
+
+// Next implements Source.
+func (r *Remote) Next(off int64) (from, to int64, err error) {
+	i := off / r.c.Chunk
+	for i < int64(len(r.c.Digests)) && r.c.zero(i) {
+		i++
+	}
+	if off >= r.c.Size || i == int64(len(r.c.Digests)) {
+		return 0, 0, io.EOF
+	}
+	from = max(off, i*r.c.Chunk)
+	for i < int64(len(r.c.Digests)) && !r.c.zero(i) {
+		i++
+	}
+	return from, min(i*r.c.Chunk, r.c.Size), nil
+}
+
+// ReadAt implements Source. It waits for the store as long as the source is open.
+func (r *Remote) ReadAt(p []byte, off int64) (int, error) {
+	if off < 0 || off >= r.c.Size {
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(p)), r.c.Size-off))
+	first, last := off/r.c.Chunk, (off+int64(n)-1)/r.c.Chunk
+	for i := first; i <= last; {
+		end := min(last+1, i+max(1, fetchAtOnce/r.c.Chunk)) // so that a long read holds little
+		if err := r.readChunks(p[:n], off, i, end); err != nil {
+			return 0, blockdev.Op("overlay.Remote.ReadAt", "", err)
+		}
+		i = end
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// readChunks copies the part of p at off that chunks [first, end) have.
+func (r *Remote) readChunks(p []byte, off, first, end int64) error {
+	flights := r.board(first, end)
+	for i := first; i < end; i++ {
+		from := max(0, i*r.c.Chunk-off)
+		to := min(int64(len(p)), i*r.c.Chunk+r.c.length(i)-off)
+		f := flights[i-first]
+		if f == nil {
+			clear(p[from:to])
+			continue
+		}
+		<-f.done
+		if f.p == nil {
+			return fmt.Errorf("the base is closed: %w", context.Cause(r.ctx))
+		}
+		copy(p[from:to], f.p[off+from-i*r.c.Chunk:])
+	}
+	return nil
+}
+
+// board finds the chunks [first, end), those of zeroes as nil, and begins to fetch
+// what nobody has.
+func (r *Remote) board(first, end int64) []*flight {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	flights := make([]*flight, 0, end-first)
+	var fresh []*flight // neighbours
+	launch := func() {
+		if len(fresh) > 0 {
+			go r.fly(fresh)
+			fresh = nil
+		}
+	}
+	for i := first; i < end; i++ {
+		if r.c.zero(i) {
+			flights = append(flights, nil)
+			launch()
+			continue
+		}
+		f := r.flying[i]
+		if e := r.kept[i]; e != nil {
+			r.order.MoveToBack(e)
+			f = e.Value.(*flight) //nolint:forcetypeassert // only flights are in it
+		}
+		if f == nil {
+			f = &flight{i: i, done: make(chan struct{})}
+			r.flying[i] = f
+			fresh = append(fresh, f)
+		} else {
+			launch()
+		}
+		flights = append(flights, f)
+	}
+	launch()
+	return flights
+}
+
+// fly fetches neighbouring chunks until they are right or the source is closed.
+func (r *Remote) fly(flights []*flight) {
+	var n int64
+	for _, f := range flights {
+		n += r.c.length(f.i)
+	}
+	p := make([]byte, n)
+	wait := r.o.LeastWait
+	for {
+		err := r.try(flights, p)
+		r.note(err, n)
+		if err == nil || r.ctx.Err() != nil {
+			r.land(flights, p, err)
+			return
+		}
+		select {
+		case <-time.After(wait):
+		case <-r.ctx.Done():
+		}
+		wait = min(2*wait, r.o.MostWait)
+	}
+}
+
+func (r *Remote) try(flights []*flight, p []byte) error {
+	ctx, cancel := context.WithTimeout(r.ctx, r.o.Try)
+	defer cancel()
+	if err := r.fetch(ctx, p, flights[0].i*r.c.Chunk); err != nil {
+		return err
+	}
+	for _, f := range flights {
+		at := (f.i - flights[0].i) * r.c.Chunk
+		if sha256.Sum256(p[at:at+r.c.length(f.i)]) != r.c.Digests[f.i] {
+			return fmt.Errorf("%w: chunk %d is not what it should be", blockdev.ErrCorrupt, f.i)
+		}
+	}
+	return nil
+}
+
+func (r *Remote) note(err error, n int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err == nil {
+		r.status = Status{Fetched: r.status.Fetched + n}
+		return
+	}
+	if r.status.Failing.IsZero() {
+		r.status.Failing = time.Now()
+	}
+	r.status.Tries++
+	r.status.Err = err
+}
+
+// land gives chunks to who waits, and keeps them for a while.
+func (r *Remote) land(flights []*flight, p []byte, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range flights {
+		delete(r.flying, f.i)
+		if err == nil {
+			at := (f.i - flights[0].i) * r.c.Chunk
+			f.p = p[at : at+r.c.length(f.i)]
+			if len(flights) > 1 { // one that is kept must not keep its neighbours' bytes
+				f.p = bytes.Clone(f.p)
+			}
+			r.kept[f.i] = r.order.PushBack(f)
+			r.bytes += int64(len(f.p))
+		}
+		close(f.done)
+	}
+	for r.bytes > r.o.Cache && r.order.Len() > 1 {
+		f := r.order.Remove(r.order.Front()).(*flight) //nolint:forcetypeassert // only flights are in it
+		delete(r.kept, f.i)
+		r.bytes -= int64(len(f.p))
+	}
+}
+
+// ErrStore: a store did not send what it was asked for.
+var ErrStore = errors.New("the store's answer is of no use")
