@@ -24,6 +24,7 @@ const (
 	Qemu  Need = "qemu"  // qemu-system-x86_64 and qemu-img
 	VM    Need = "vm"    // what guests are made of: QEMU, mksquashfs, and a mirror that has the kernel
 	Fuse  Need = "fuse"  // /dev/fuse
+	NBD   Need = "nbd"   // clients of other makers: libnbd's, QEMU's, nbdkit's, fio
 	NPM   Need = "npm"   // node, npm, and the registry that it fetches from
 	SDK   Need = "sdk"   // clients of other makers, wherever they are fetched from
 	// Chromium is the browser, Debian's package of that name.
@@ -109,6 +110,8 @@ func (n Need) missing() error {
 		return programs("node", "npm")
 	case VM:
 		return programs("qemu-system-x86_64", "mksquashfs", "apt-get", "dpkg-deb", "depmod")
+	case NBD:
+		return programs("nbdinfo", "nbdcopy", "nbdkit", "qemu-img", "qemu-io", "fio")
 	case Registry:
 		return programs("docker-registry")
 	case Chromium:
