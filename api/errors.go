@@ -124,6 +124,7 @@ var answers = []answer{
 	{blockdev.ErrNoSpace, 403, "POOL_FULL", true},
 	{blockdev.ErrCorrupt, 500, "VOLUME_DAMAGED", true},
 	{blockdev.ErrFailed, 503, "STORAGE_FAILED", true},
+	{blockdev.ErrNeedsRepair, 503, "STORAGE_FAILED", true},
 	{blockdev.ErrNotFound, 500, "IMAGE_MISSING", true},
 	{blockdev.ErrExists, 500, "INTERNAL_ERROR", true},
 

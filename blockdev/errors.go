@@ -14,6 +14,9 @@ var (
 	ErrNoSpace  = errors.New("pool is full")
 	ErrCorrupt  = errors.New("image or description is damaged")
 	ErrInvalid  = errors.New("invalid argument")
+	// ErrNeedsRepair means that the pool takes no changes until an operator has
+	// repaired it; the text says what to do.
+	ErrNeedsRepair = errors.New("pool needs repair")
 	// ErrFailed means that a flush failed: what it covered may be lost and the
 	// process must stop acknowledging (fail-stop).
 	ErrFailed = errors.New("flush failed")

@@ -31,12 +31,32 @@ func filter(devices []string) string {
 	return b.String()
 }
 
-// lvm runs one LVM command on the group's devices alone.
-func (p *Pool) lvm(ctx context.Context, args ...string) ([]byte, error) {
+// ask runs an LVM command that changes nothing, on the group's devices alone.
+func (p *Pool) ask(ctx context.Context, args ...string) (text []byte, err error) {
+	err = p.fault.effect("ask "+args[0], func() error {
+		text, err = lvm(ctx, append(args, "--config", p.config())...)
+		return err
+	})
+	return text, err
+}
+
+// tell runs an LVM command that changes something. It is not ended with ctx: one
+// that is killed may leave devices suspended, and whoever uses them hangs. what is
+// for fault.
+func (p *Pool) tell(ctx context.Context, what string, args ...string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	return p.fault.effect(what, func() error {
+		_, err := lvm(context.WithoutCancel(ctx), append(append([]string{args[0], "-qq", "-y"}, args[1:]...), "--config", p.config())...)
+		return err
+	})
+}
+
+func (p *Pool) config() string {
 	p.devicesMu.RLock()
-	config := filter(p.devices)
-	p.devicesMu.RUnlock()
-	return lvm(ctx, append(args, "--config", config)...)
+	defer p.devicesMu.RUnlock()
+	return filter(p.devices)
 }
 
 func lvm(ctx context.Context, args ...string) ([]byte, error) {
@@ -49,14 +69,10 @@ func lvm(ctx context.Context, args ...string) ([]byte, error) {
 
 // change runs a command that changes the group's metadata, and makes the change
 // durable.
-func (p *Pool) change(ctx context.Context, args ...string) error {
+func (p *Pool) change(ctx context.Context, what string, args ...string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	_, err := p.lvm(ctx, append([]string{args[0], "-qq", "-y"}, args[1:]...)...)
-	return errors.Join(err, p.flushDevices())
+	return p.explain(errors.Join(p.tell(ctx, what, args...), p.flushDevices()))
 }
 
 // flushDevices has the physical volumes write their caches.
@@ -64,11 +80,16 @@ func (p *Pool) flushDevices() error {
 	p.devicesMu.RLock()
 	defer p.devicesMu.RUnlock()
 	for _, path := range p.devices {
-		if err := syncDevice(path); err != nil {
+		if err := p.fault.effect("flush the group", func() error { return syncDevice(path) }); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// flushVolume has a volume write its cache.
+func (p *Pool) flushVolume(name string) error {
+	return p.explain(p.fault.effect("flush", func() error { return syncDevice(p.node(name)) }))
 }
 
 // syncDevice flushes a device. An error is never to be answered by another flush.
@@ -82,46 +103,6 @@ func syncDevice(path string) error {
 	}
 	return f.Close()
 }
-
-// classify reads LVM's text: its exit code is 5 for everything.
-func classify(err error) error {
-	var e *run.Error
-	if !errors.As(err, &e) {
-		return err
-	}
-	for _, c := range []struct {
-		text     string
-		sentinel error
-	}{
-		{" in use.", blockdev.ErrBusy},
-		{"is used by another device", blockdev.ErrBusy},
-		{"contains a filesystem in use", blockdev.ErrBusy},
-		{"already exists in volume group", blockdev.ErrExists},
-		{"Failed to find logical volume", blockdev.ErrNotFound},
-		{"Existing logical volume", blockdev.ErrNotFound}, // "… not found in volume group"
-		{"Volume group \"", errNoGroup},                   // "… not found"
-		{"not found in Volume group", errNoGroup},
-		{"insufficient free space", blockdev.ErrNoSpace},
-		{"Insufficient free space", blockdev.ErrNoSpace},
-		{"Free space in pool", blockdev.ErrNoSpace},
-		{"reached threshold", blockdev.ErrNoSpace},
-		{"VG metadata too large", blockdev.ErrNoSpace},
-		{"is read-only", errPoolState},
-		{"needs check", errPoolState},
-	} {
-		if strings.Contains(e.Stderr, c.text) {
-			return fmt.Errorf("%w: %w", c.sentinel, err)
-		}
-	}
-	return err
-}
-
-var (
-	// errNoGroup: the volume group or pool is not there, or not on these devices.
-	errNoGroup = errors.New("the volume group or thin pool is not there")
-	// errPoolState: the kernel or LVM refuses to change the pool.
-	errPoolState = errors.New("the thin pool cannot be changed: see the pool's state")
-)
 
 // row is one logical volume of a report; LVM gives all values as text.
 type row struct {
@@ -138,12 +119,14 @@ type row struct {
 
 const columns = "lv_name,lv_size,lv_tags,lv_active,pool_lv,thin_id,zero,chunk_size,lv_layout"
 
+func (r row) tags() []string { return strings.Split(r.Tags, ",") }
+
 func (r row) bytes() (int64, error) { return strconv.ParseInt(r.Size, 10, 64) }
 
 // report asks LVM for the volumes that a selection fits (lvmreport(7)); absent ones
 // are no error.
 func (p *Pool) report(ctx context.Context, selection string) ([]row, error) {
-	text, err := p.lvm(ctx, "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", columns, "-S", selection, p.group)
+	text, err := p.ask(ctx, "lvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", columns, "-S", selection, p.group)
 	if err != nil {
 		return nil, err
 	}
@@ -156,41 +139,13 @@ func parseRows(text []byte) ([]row, error) {
 			LV []row `json:"lv"`
 		} `json:"report"`
 	}
-	if err := json.Unmarshal(text, &report); err != nil || len(report.Report) == 0 {
-		return nil, fmt.Errorf("lvs gave no report: %.200q: %w", text, err)
+	if err := json.Unmarshal(text, &report); err != nil || len(report.Report) != 1 {
+		return nil, fmt.Errorf("%w: lvs: %.200q: %w", errNonsense, text, err)
+	}
+	for _, r := range report.Report[0].LV {
+		if size, err := r.bytes(); r.Name == "" || err != nil || size < 0 {
+			return nil, fmt.Errorf("%w: lvs: volume %q of %q bytes", errNonsense, r.Name, r.Size)
+		}
 	}
 	return report.Report[0].LV, nil
-}
-
-// groupDevices finds the devices of a volume group, and its extent size. It looks
-// at all devices of the host, once.
-func groupDevices(ctx context.Context, group string) (devices []string, extent int64, err error) {
-	text, err := lvm(ctx, "pvs", "--reportformat", "json", "--units", "b", "--nosuffix", "-o", "pv_name,vg_name,vg_extent_size", "-S", "vg_name="+group)
-	if err != nil {
-		return nil, 0, err
-	}
-	var report struct {
-		Report []struct {
-			PV []struct {
-				Name   string `json:"pv_name"`
-				Extent string `json:"vg_extent_size"`
-			} `json:"pv"`
-		} `json:"report"`
-	}
-	if err := json.Unmarshal(text, &report); err != nil || len(report.Report) == 0 {
-		return nil, 0, fmt.Errorf("pvs gave no report: %.200q: %w", text, err)
-	}
-	for _, pv := range report.Report[0].PV {
-		if strings.HasPrefix(pv.Name, "[") { // "[unknown]": a device of the group is missing
-			return nil, 0, fmt.Errorf("%w: a disk of the volume group is missing", errNoGroup)
-		}
-		devices = append(devices, pv.Name)
-		if extent, err = strconv.ParseInt(pv.Extent, 10, 64); err != nil {
-			return nil, 0, fmt.Errorf("pvs: extent size %q: %w", pv.Extent, err)
-		}
-	}
-	if len(devices) == 0 {
-		return nil, 0, fmt.Errorf("%w: no device belongs to volume group %s", errNoGroup, group)
-	}
-	return devices, extent, nil
 }

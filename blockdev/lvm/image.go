@@ -52,8 +52,11 @@ func (p *Pool) create(ctx context.Context, id blockdev.ID, size int64) error {
 	if err != nil {
 		return err
 	}
+	if err := p.admits(); err != nil {
+		return err
+	}
 	return p.makeDraft(ctx, id, func(name string) error {
-		return p.change(ctx, "lvcreate", "-an", "-ky", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", name, "--addtag", markTag, "--addtag", p.tag())
+		return p.change(ctx, "create", "lvcreate", "-an", "-ky", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", name, "--addtag", markTag, "--addtag", p.tag())
 	})
 }
 
@@ -93,7 +96,7 @@ func (p *Pool) removeDraft(ctx context.Context, id blockdev.ID) error {
 			return err
 		}
 	}
-	err = p.change(ctx, "lvremove", "-f", p.lv(name))
+	err = p.change(ctx, "remove draft", "lvremove", "-f", p.lv(name))
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}
@@ -113,6 +116,9 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 	if err != nil {
 		return err
 	}
+	if err := p.admits(); err != nil {
+		return err
+	}
 	from, err := p.find(ctx, src)
 	switch {
 	case err != nil:
@@ -123,7 +129,7 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 		return fmt.Errorf("%w: %d bytes, the source has %d", blockdev.ErrInvalid, size, from.size)
 	}
 	return p.makeDraft(ctx, dst, func(name string) error {
-		err := p.change(ctx, "lvcreate", "-s", "-an", "-ky", "-n", name, "--addtag", markTag, "--addtag", p.tag(), p.lv(from.Name))
+		err := p.change(ctx, "clone", "lvcreate", "-s", "-an", "-ky", "-n", name, "--addtag", markTag, "--addtag", p.tag(), p.lv(from.Name))
 		if err != nil || size == from.size {
 			return err
 		}
@@ -132,7 +138,7 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 }
 
 func (p *Pool) extend(ctx context.Context, name string, size int64) error {
-	return p.change(ctx, "lvextend", "-L", fmt.Sprintf("%db", size), p.lv(name))
+	return p.change(ctx, "extend", "lvextend", "-L", fmt.Sprintf("%db", size), p.lv(name))
 }
 
 // Publish implements blockdev.Backend.
@@ -145,6 +151,9 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 		return err
 	}
 	f, err := p.find(ctx, id)
+	if err == nil {
+		err = p.sound()
+	}
 	if err != nil {
 		return err
 	}
@@ -153,14 +162,14 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 		return err
 	}
 	if f.draft && active {
-		if err := syncDevice(p.node(f.Name)); err != nil {
+		if err := p.flushVolume(f.Name); err != nil {
 			return err
 		}
 	}
 	if err := p.meta.describe(id, description); err != nil || !f.draft {
-		return err
+		return p.explain(err)
 	}
-	return p.change(ctx, "lvrename", p.group, f.Name, imagePrefix+string(id))
+	return p.change(ctx, "publish", "lvrename", p.group, f.Name, imagePrefix+string(id))
 }
 
 // Describe implements blockdev.Backend.
@@ -173,10 +182,13 @@ func (p *Pool) describe(ctx context.Context, id blockdev.ID, description []byte)
 	if err == nil && f.draft {
 		err = blockdev.ErrNotFound
 	}
+	if err == nil {
+		err = p.sound()
+	}
 	if err != nil {
 		return err
 	}
-	return p.meta.describe(id, description)
+	return p.explain(p.meta.describe(id, description))
 }
 
 // Grow implements blockdev.Backend.
@@ -232,7 +244,7 @@ func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
 	case active:
 		return fmt.Errorf("%w: it is open", blockdev.ErrBusy)
 	}
-	err = p.change(ctx, "lvrename", p.group, name, unique(trashPrefix, id))
+	err = p.change(ctx, "remove", "lvrename", p.group, name, unique(trashPrefix, id))
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return p.removeDraft(ctx, id)
 	}
@@ -240,7 +252,7 @@ func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
 		return err
 	}
 	p.wakeReclaim()
-	return p.meta.forget(id)
+	return p.explain(p.meta.forget(id))
 }
 
 func (p *Pool) wakeReclaim() {
@@ -253,7 +265,6 @@ func (p *Pool) wakeReclaim() {
 // reclaim removes what is in the trash: giving back the blocks of a large volume
 // takes time.
 func (p *Pool) reclaim(ctx context.Context) {
-	defer close(p.done)
 	for {
 		select {
 		case <-ctx.Done():
@@ -263,7 +274,7 @@ func (p *Pool) reclaim(ctx context.Context) {
 		rows, err := p.rows(ctx)
 		for _, r := range rows {
 			if strings.HasPrefix(r.Name, trashPrefix) && err == nil {
-				err = p.change(ctx, "lvremove", "-f", p.lv(r.Name))
+				err = p.change(ctx, "reclaim", "lvremove", "-f", p.lv(r.Name))
 			}
 		}
 		if err != nil && ctx.Err() == nil {

@@ -36,6 +36,7 @@ func group(t testing.TB) string {
 // place is a thin pool, and the process that uses it now.
 type place struct {
 	name string
+	o    Options
 	pool *Pool
 }
 
@@ -51,28 +52,62 @@ func newPlace(t *testing.T, size string) *place {
 		if p.pool != nil {
 			p.pool.Shutdown()
 		}
-		_, thin, _ := strings.Cut(p.name, "/")
-		sh(t, "lvs --noheadings -o lv_name -S 'pool_lv="+thin+" && lv_active=active' vg | while read v; do lvchange -qq -an vg/$v; done; lvremove -qq -ff -y "+p.name)
+		sh(t, "lvremove -qq -ff -y "+p.name)
 	})
 	return p
 }
 
+// shared is the pool of the tests that need no other: to make one takes seconds.
+var shared *place
+
+// sharedPlace empties the shared pool.
+func sharedPlace(t *testing.T) *place {
+	t.Helper()
+	if shared == nil {
+		pools++
+		shared = &place{name: group(t) + "/shared"}
+		sh(t, "lvcreate -qq -y -L 96m --zero y -T "+shared.name)
+	}
+	p := shared
+	p.o = Options{}
+	t.Cleanup(func() {
+		if p.pool != nil {
+			p.pool.Shutdown()
+			p.pool = nil
+		}
+		sh(t, "lvremove -qq -ff -y --select 'pool_lv=shared && lv_name!="+metaPrefix+"shared' vg")
+	})
+	return p
+}
+
+// open gives the pool to a new process.
 func (p *place) open(t *testing.T) *Pool {
 	t.Helper()
-	if p.pool != nil {
-		p.pool.Shutdown()
-	}
-	pool, err := Open(t.Context(), p.name, Options{Host: "test", MetaBytes: 8 << 20, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	pool, err := p.tryOpen(t)
 	if err != nil {
 		t.Fatal(err)
 	}
-	p.pool = pool
 	return pool
+}
+
+func (p *place) tryOpen(t *testing.T) (*Pool, error) {
+	t.Helper()
+	if p.pool != nil {
+		p.pool.Shutdown()
+		p.pool = nil
+	}
+	o := p.o
+	o.Host, o.MetaBytes, o.Log = "test", 8<<20, slog.New(slog.NewTextHandler(t.Output(), nil))
+	pool, err := Open(t.Context(), p.name, o)
+	if err == nil {
+		p.pool = pool
+	}
+	return pool, err
 }
 
 func TestBackend(t *testing.T) {
 	blockdevtest.TestBackend(t, func(t *testing.T) blockdevtest.Place {
-		p := newPlace(t, "64m")
+		p := sharedPlace(t)
 		return blockdevtest.Place{
 			Open:   func(t *testing.T) blockdev.Backend { return p.open(t) },
 			Damage: func(t *testing.T, id blockdev.ID) { damage(t, p.pool, id) },

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strings"
 
 	"holdfast/blockdev"
@@ -26,24 +27,32 @@ const (
 // meta is the volume for descriptions, mounted where nobody else sees it: the
 // mount is in no namespace's tree and ends with the process.
 type meta struct {
-	root *os.Root
-	lock *os.File
-	held []*os.File // the mount
+	root  *os.Root
+	lock  *os.File
+	held  []*os.File // the mount
+	fault fault
 }
 
 // openMeta finds or makes the volume, mounts it and takes the pool's lock.
-func (p *Pool) openMeta(ctx context.Context, o Options) (_ *meta, err error) {
-	uuid, err := p.findMeta(ctx)
+func (p *Pool) openMeta(ctx context.Context, rows []row, o Options) (_ *meta, err error) {
+	uuid, err := p.findMeta(rows)
 	if err == nil && uuid == "" {
-		uuid, err = p.makeMeta(ctx, o)
+		uuid, err = p.makeMeta(ctx, rows, o)
 	}
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.lvm(ctx, "lvchange", "-qq", "-ay", "-K", p.lv(p.metaName())); err != nil {
+	if active, err := p.active(p.metaName()); err != nil {
+		return nil, err
+	} else if !active {
+		if err := p.tell(ctx, "activate descriptions", "lvchange", "-ay", "-K", p.lv(p.metaName())); err != nil {
+			return nil, err
+		}
+	}
+	if err := p.sound(); err != nil {
 		return nil, err
 	}
-	m, err := mountMeta(p.node(p.metaName()))
+	m, err := mountMeta(p.node(p.metaName()), p.fault)
 	if err != nil {
 		return nil, fmt.Errorf("the volume of descriptions: %w", err)
 	}
@@ -57,44 +66,44 @@ func (p *Pool) openMeta(ctx context.Context, o Options) (_ *meta, err error) {
 }
 
 // findMeta tells the UUID in the tags of the volume, "" when there is none.
-func (p *Pool) findMeta(ctx context.Context) (uuid string, err error) {
-	rows, err := p.report(ctx, "lv_name="+p.metaName())
-	if err != nil || len(rows) == 0 {
-		return "", err
-	}
-	for _, tag := range strings.Split(rows[0].Tags, ",") {
-		if u, ok := strings.CutPrefix(tag, poolTag); ok && rows[0].Pool == p.thin {
-			return u, nil
+func (p *Pool) findMeta(rows []row) (uuid string, err error) {
+	for _, r := range rows {
+		if r.Name != p.metaName() {
+			continue
 		}
+		for _, tag := range r.tags() {
+			if u, ok := strings.CutPrefix(tag, poolTag); ok && r.Pool == p.thin {
+				return u, nil
+			}
+		}
+		return "", fmt.Errorf("%w: volume group %s has a %s that is not of this pool", blockdev.ErrInvalid, p.group, p.metaName())
 	}
-	return "", fmt.Errorf("%w: volume group %s has a %s that is not of this pool", blockdev.ErrInvalid, p.group, p.metaName())
+	return "", nil
 }
 
 // makeMeta makes the volume. It gets its name last: a volume of that name is
 // complete.
-func (p *Pool) makeMeta(ctx context.Context, o Options) (uuid string, err error) {
+func (p *Pool) makeMeta(ctx context.Context, rows []row, o Options) (uuid string, err error) {
 	uuid = newUUID()
 	fresh := p.metaName() + ".new"
-	rows, err := p.report(ctx, fmt.Sprintf("lv_name=%s && lv_tags=%s", fresh, markTag))
-	if err != nil {
-		return "", err
-	}
-	if len(rows) > 0 {
-		if err := p.change(ctx, "lvremove", "-f", p.lv(fresh)); err != nil {
-			return "", err
+	for _, r := range rows {
+		if r.Name == fresh && slices.Contains(r.tags(), markTag) {
+			if err := p.change(ctx, "remove new descriptions", "lvremove", "-f", p.lv(fresh)); err != nil {
+				return "", err
+			}
 		}
 	}
 	size := p.roundUp(o.MetaBytes)
-	if err := p.change(ctx, "lvcreate", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", fresh, "--addtag", markTag, "--addtag", poolTag+uuid); err != nil {
+	if err := p.change(ctx, "create descriptions", "lvcreate", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", fresh, "--addtag", markTag, "--addtag", poolTag+uuid); err != nil {
 		return "", err
 	}
-	if err := fillMeta(ctx, p.node(fresh), size); err != nil {
+	if err := p.fault.effect("fill descriptions", func() error { return fillMeta(ctx, p.node(fresh), size) }); err != nil {
+		return "", p.explain(noSpace(err))
+	}
+	if err := p.tell(ctx, "deactivate descriptions", "lvchange", "-an", p.lv(fresh)); err != nil {
 		return "", err
 	}
-	if _, err := p.lvm(ctx, "lvchange", "-qq", "-an", p.lv(fresh)); err != nil {
-		return "", err
-	}
-	return uuid, p.change(ctx, "lvrename", p.group, fresh, p.metaName())
+	return uuid, p.change(ctx, "publish descriptions", "lvrename", p.group, fresh, p.metaName())
 }
 
 // fillMeta writes the whole volume, so that it never needs a block of the pool
@@ -124,8 +133,8 @@ func fillMeta(ctx context.Context, node string, size int64) (err error) {
 	return syncDevice(node)
 }
 
-func mountMeta(node string) (_ *meta, err error) {
-	m := &meta{}
+func mountMeta(node string, fault fault) (_ *meta, err error) {
+	m := &meta{fault: fault}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, m.close())
@@ -199,7 +208,7 @@ func (m *meta) replace(name, of string, payload []byte) error {
 	if err := m.write(name+".new", sealed); err != nil {
 		return err
 	}
-	if err := m.root.Rename(name+".new", name); err != nil {
+	if err := m.fault.effect("rename a description", func() error { return m.root.Rename(name+".new", name) }); err != nil {
 		return noSpace(err)
 	}
 	dir, _, found := strings.Cut(name, "/")
@@ -211,27 +220,33 @@ func (m *meta) replace(name, of string, payload []byte) error {
 
 // write makes a file and flushes it.
 func (m *meta) write(name string, content []byte) error {
+	return m.fault.effect("write a description", func() error { return noSpace(m.writeFile(name, content)) })
+}
+
+func (m *meta) writeFile(name string, content []byte) error {
 	f, err := m.root.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
-		return noSpace(err)
+		return err
 	}
 	if _, err = f.Write(content); err == nil {
 		if err = f.Sync(); err != nil {
 			err = fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
 		}
 	}
-	return noSpace(errors.Join(err, f.Close()))
+	return errors.Join(err, f.Close())
 }
 
 func (m *meta) syncDir(name string) error {
-	d, err := m.root.Open(name)
-	if err != nil {
-		return err
-	}
-	if err := d.Sync(); err != nil {
-		return errors.Join(fmt.Errorf("%w: %w", blockdev.ErrFailed, err), d.Close())
-	}
-	return d.Close()
+	return m.fault.effect("flush descriptions", func() error {
+		d, err := m.root.Open(name)
+		if err != nil {
+			return err
+		}
+		if err := d.Sync(); err != nil {
+			return errors.Join(fmt.Errorf("%w: %w", blockdev.ErrFailed, err), d.Close())
+		}
+		return d.Close()
+	})
 }
 
 func describedName(id blockdev.ID) string { return describedDir + "/" + string(id) }
@@ -250,7 +265,8 @@ func (m *meta) description(id blockdev.ID) ([]byte, error) {
 
 // forget removes a description; absent is success.
 func (m *meta) forget(id blockdev.ID) error {
-	if err := m.root.Remove(describedName(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	err := m.fault.effect("remove a description", func() error { return m.root.Remove(describedName(id)) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return m.syncDir(describedDir)

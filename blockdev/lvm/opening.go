@@ -64,8 +64,8 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 // activate makes a volume's device. A volume that is to be read-only is so before
 // its caller hears of it.
 func (p *Pool) activate(ctx context.Context, name string, readOnly bool) error {
-	if _, err := p.lvm(ctx, "lvchange", "-qq", "-ay", "-K", p.lv(name)); err != nil {
-		return err
+	if err := p.tell(ctx, "activate", "lvchange", "-ay", "-K", p.lv(name)); err != nil {
+		return p.explain(err)
 	}
 	if !readOnly {
 		return nil
@@ -77,8 +77,7 @@ func (p *Pool) activate(ctx context.Context, name string, readOnly bool) error {
 }
 
 func (p *Pool) deactivate(ctx context.Context, name string) error {
-	_, err := p.lvm(ctx, "lvchange", "-qq", "-an", p.lv(name))
-	return err
+	return p.tell(ctx, "deactivate", "lvchange", "-an", p.lv(name))
 }
 
 func (p *Pool) withNode(name string, fn func(*os.File) error) error {
@@ -90,7 +89,9 @@ func (p *Pool) withNode(name string, fn func(*os.File) error) error {
 }
 
 func (p *Pool) setReadOnly(name string, readOnly bool) error {
-	return p.withNode(name, func(f *os.File) error { return sys.SetDeviceReadOnly(f, readOnly) })
+	return p.fault.effect("set read-only", func() error {
+		return p.withNode(name, func(f *os.File) error { return sys.SetDeviceReadOnly(f, readOnly) })
+	})
 }
 
 func (p *Pool) readOnly(name string) (is bool, err error) {
@@ -143,7 +144,7 @@ func (p *Pool) closeImage(ctx context.Context, id blockdev.ID, lease string) err
 	if err != nil || now != lease {
 		return err
 	}
-	if err := syncDevice(p.node(f.Name)); err != nil {
+	if err := p.flushVolume(f.Name); err != nil {
 		return err
 	}
 	if err := p.deactivate(ctx, f.Name); err != nil {

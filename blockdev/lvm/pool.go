@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -41,6 +42,9 @@ type Options struct {
 	Log  *slog.Logger // nil: none
 	// MetaBytes is the size of the volume for descriptions when it is made; 0: 256 MiB.
 	MetaBytes int64
+	Extend    Extend // when the pool gets more space from its volume group
+
+	fault fault // of tests
 }
 
 // Identity is what the pool's own file says.
@@ -57,6 +61,8 @@ type Pool struct {
 	chunk       int64  // of the thin pool: what is allocated at once, bytes
 	identity    Identity
 	log         *slog.Logger
+	extending   Extend
+	fault       fault
 	meta        *meta
 	table       table
 
@@ -71,12 +77,14 @@ type Pool struct {
 
 	wake chan struct{}
 	stop context.CancelFunc
-	done chan struct{}
+	work sync.WaitGroup // in the background
 }
 
 var (
 	_ blockdev.Backend = (*Pool)(nil)
 	_ blockdev.Cloner  = (*Pool)(nil)
+
+	_ blockdev.HealthReporter = (*Pool)(nil)
 )
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,63}$`)
@@ -95,9 +103,15 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	if !ok || !nameForm.MatchString(group) || !nameForm.MatchString(thin) {
 		return nil, fmt.Errorf("%w: %q is not of the form group/pool", blockdev.ErrInvalid, name)
 	}
-	p := &Pool{group: group, thin: thin, log: o.Log, mine: map[blockdev.ID]bool{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	if err := errors.Join(o.Extend.check(), haveTools()); err != nil {
+		return nil, err
+	}
+	p := &Pool{group: group, thin: thin, log: o.Log, extending: o.Extend, fault: o.fault, mine: map[blockdev.ID]bool{}, wake: make(chan struct{}, 1)}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
+	}
+	if p.extending.By == 0 {
+		p.extending.By = defaultExtend
 	}
 	if o.MetaBytes == 0 {
 		o.MetaBytes = defaultMeta
@@ -106,18 +120,24 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	if p.devices, p.extent, err = groupDevices(ctx, group); err != nil {
 		return nil, invalid(err)
 	}
-	if err := p.fit(ctx); err != nil {
+	rows, err := p.everything(ctx)
+	if err == nil {
+		err = p.fit(rows)
+	}
+	if err != nil {
 		return nil, invalid(err)
 	}
-	if p.meta, err = p.openMeta(ctx, o); err != nil {
+	if p.meta, err = p.openMeta(ctx, rows, o); err != nil {
 		return nil, err
 	}
+	p.table.stamp = "" // it did not know yet what is ours
 	if err := p.tidy(ctx); err != nil {
 		return nil, errors.Join(err, p.meta.close())
 	}
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	go p.reclaim(background)
+	p.work.Go(func() { p.reclaim(background) })
+	p.work.Go(func() { p.watch(background) })
 	p.wakeReclaim()
 	return p, nil
 }
@@ -130,29 +150,24 @@ func invalid(err error) error {
 	return err
 }
 
-// fit checks that the pool is one that images are safe in, and activates it.
-func (p *Pool) fit(ctx context.Context) error {
-	rows, err := p.report(ctx, "lv_name="+p.thin)
-	if err != nil {
-		return err
-	}
-	if len(rows) != 1 {
+// fit checks that the pool is one that images are safe in.
+func (p *Pool) fit(rows []row) error {
+	n := slices.IndexFunc(rows, func(r row) bool { return r.Name == p.thin })
+	if n < 0 {
 		return fmt.Errorf("%w: there is no %s in volume group %s", errNoGroup, p.thin, p.group)
 	}
-	r := rows[0]
-	if p.chunk, err = strconv.ParseInt(r.Chunk, 10, 64); err != nil {
-		p.chunk = 0 // not a pool: told below
-	}
-	switch {
-	case !strings.Contains(r.Layout, "pool") || !strings.Contains(r.Layout, "thin"):
+	r := rows[n]
+	if !strings.Contains(r.Layout, "pool") || !strings.Contains(r.Layout, "thin") {
 		return fmt.Errorf("%w: %s/%s is no thin pool but %q: lvcreate --type thin-pool", blockdev.ErrInvalid, p.group, p.thin, r.Layout)
-	case r.Zero != "zero":
-		return fmt.Errorf("%w: thin pool %s/%s does not zero new blocks, a volume would show what others have deleted: lvchange --zero y", blockdev.ErrInvalid, p.group, p.thin)
-	case r.Active != "":
-		return nil
 	}
-	_, err = p.lvm(ctx, "lvchange", "-qq", "-ay", p.lv(p.thin))
-	return err
+	var err error
+	if p.chunk, err = strconv.ParseInt(r.Chunk, 10, 64); err != nil || p.chunk < sector {
+		return fmt.Errorf("%w: lvs: chunks of %q bytes", errNonsense, r.Chunk)
+	}
+	if r.Zero != "zero" {
+		return p.unzeroed()
+	}
+	return nil
 }
 
 // lv is a volume as LVM's commands name it.
@@ -177,7 +192,7 @@ func (p *Pool) Name() string { return p.group + "/" + p.thin }
 // Devices stay open, so that their users notice nothing.
 func (p *Pool) Shutdown() {
 	p.stop()
-	<-p.done
+	p.work.Wait()
 	if err := p.meta.close(); err != nil {
 		p.log.Warn("the volume of descriptions was not let go", "pool", p.Name(), "err", err)
 	}

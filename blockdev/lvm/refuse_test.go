@@ -28,7 +28,7 @@ func TestUnfitPools(t *testing.T) {
 // TestOthersVolumes: an operator's volumes are not ours, whatever they are called,
 // and a second process is kept out.
 func TestOthersVolumes(t *testing.T) {
-	p := newPlace(t, "64m")
+	p := sharedPlace(t)
 	pool := p.open(t)
 	id := blockdevtest.NewID(blockdev.PrefixVolume)
 	foreign := imagePrefix + string(id)
@@ -51,25 +51,53 @@ func TestOthersVolumes(t *testing.T) {
 	sh(t, "lvs vg/"+foreign)
 }
 
-func TestHealth(t *testing.T) {
-	p := newPlace(t, "64m").open(t)
-	h, err := p.Health(t.Context())
-	if err != nil || h.State != "rw" || h.NeedsCheck || h.Data.Total != (64<<20)/p.chunk || h.Meta.Total == 0 || h.Data.Used < (8<<20)/p.chunk {
-		t.Errorf("%+v, %v", h, err)
-	}
-	for line, want := range map[string]Health{
-		"1 62/512 1/16384 - rw discard_passdown queue_if_no_space - 128":           {State: "rw", Data: Use{1, 16384}, Meta: Use{62, 512}},
-		"0 9/512 5/5 - out_of_data_space discard_passdown error_if_no_space - 128": {State: "out_of_data_space", ErrorsOnFull: true, Data: Use{5, 5}, Meta: Use{9, 512}},
-		"0 9/512 5/9 3 ro no_discard_passdown queue_if_no_space needs_check 128":   {State: "ro", NeedsCheck: true, Data: Use{5, 9}, Meta: Use{9, 512}},
-		"Fail": {State: "Fail"},
+// TestStatus: what the kernel says of a pool is read right, and named.
+func TestStatus(t *testing.T) {
+	p := &Pool{group: "vg", thin: "pool", chunk: 64 << 10}
+	for _, c := range []struct {
+		line  string
+		want  status
+		state blockdev.PoolState
+		says  string
+	}{
+		{"1 62/512 1/16384 - rw discard_passdown queue_if_no_space - 128", status{mode: "rw", data: use{1, 16384}, meta: use{62, 512}}, blockdev.PoolHealthy, ""},
+		{"1 62/512 99/100 - rw discard_passdown queue_if_no_space - 128", status{mode: "rw", data: use{99, 100}, meta: use{62, 512}}, blockdev.PoolLow, "lvextend -L"},
+		{"1 500/512 1/100 - rw discard_passdown queue_if_no_space - 128", status{mode: "rw", data: use{1, 100}, meta: use{500, 512}}, blockdev.PoolLow, "--poolmetadatasize"},
+		{"0 9/512 5/5 - out_of_data_space discard_passdown error_if_no_space - 128", status{mode: "out_of_data_space", errorsOnFull: true, data: use{5, 5}, meta: use{9, 512}}, blockdev.PoolFull, "fail"},
+		{"0 9/512 5/5 - rw discard_passdown queue_if_no_space - 128", status{mode: "rw", data: use{5, 5}, meta: use{9, 512}}, blockdev.PoolFull, "wait"},
+		{"0 9/512 5/9 3 ro no_discard_passdown queue_if_no_space needs_check 128", status{mode: "ro", needsCheck: true, data: use{5, 9}, meta: use{9, 512}}, blockdev.PoolNeedsRepair, "lvchange -ay"},
+		{"0 510/512 5/9 3 ro no_discard_passdown queue_if_no_space - 128", status{mode: "ro", data: use{5, 9}, meta: use{510, 512}}, blockdev.PoolNeedsRepair, "--poolmetadatasize"},
+		{"Fail", status{mode: "Fail"}, blockdev.PoolFailed, "lvconvert --repair"},
+		{"Error", status{mode: "Error"}, blockdev.PoolFailed, "dmesg"},
 	} {
-		if got, err := parseHealth(line); err != nil || got != want {
-			t.Errorf("%s: %+v, %v", line, got, err)
+		got, err := parseStatus(c.line)
+		if err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v", c.line, got, err)
+		}
+		if h := p.diagnose(got); h.State != c.state || !strings.Contains(h.Reason, c.says) || (h.Reason == "") != (c.says == "") {
+			t.Errorf("%s means %+v", c.line, h)
 		}
 	}
-	for _, bad := range []string{"", "x", "1 2 3 4 5 6 7 8", "1 62/512 ?/16384 - rw discard_passdown queue_if_no_space - 128"} {
-		if got, err := parseHealth(bad); err == nil {
-			t.Errorf("%q is %+v", bad, got)
+	for _, bad := range []string{"", "x", "1 2 3 4 5 6 7 8", "1 62/512 ?/16384 - rw discard_passdown queue_if_no_space - 128", "1 62/512 1/2 - odd discard_passdown queue_if_no_space - 128"} {
+		if got, err := parseStatus(bad); !errors.Is(err, errNonsense) {
+			t.Errorf("%q is %+v, %v", bad, got, err)
+		}
+	}
+}
+
+// TestRoom: metadata bounds what can be promised as data does.
+func TestRoom(t *testing.T) {
+	for _, c := range []struct {
+		s    status
+		want int64
+	}{
+		{status{data: use{10, 100}, meta: use{10, 512}}, 90},
+		{status{data: use{10, 1 << 30}, meta: use{412, 512}}, 100 * metaBlock / mappingBytes},
+		{status{data: use{100, 100}, meta: use{10, 512}}, 0},
+		{status{data: use{10, 100}, meta: use{512, 512}}, 0},
+	} {
+		if got := c.s.room(); got != c.want {
+			t.Errorf("%+v has room for %d chunks, want %d", c.s, got, c.want)
 		}
 	}
 }
@@ -107,7 +135,7 @@ func TestNonsense(t *testing.T) {
 
 // TestChangesByOthers: what an operator does to the group is seen at once.
 func TestChangesByOthers(t *testing.T) {
-	p := newPlace(t, "64m")
+	p := sharedPlace(t)
 	pool := p.open(t)
 	id := blockdevtest.NewID(blockdev.PrefixVolume)
 	if err := errors.Join(pool.Create(t.Context(), id, 4<<20), pool.Publish(t.Context(), id, []byte("x"))); err != nil {

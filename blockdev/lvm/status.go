@@ -118,7 +118,7 @@ func (p *Pool) putAside(ctx context.Context, f found, cause error) error {
 		return err
 	}
 	p.log.Error("an image is put into quarantine", "pool", p.Name(), "image", f.id, "name", name, "cause", cause)
-	if err := p.change(ctx, "lvrename", p.group, f.Name, name); err != nil {
+	if err := p.change(ctx, "quarantine", "lvrename", p.group, f.Name, name); err != nil {
 		return err
 	}
 	return p.meta.forget(f.id)
@@ -184,16 +184,23 @@ func (p *Pool) used(ctx context.Context) (map[string]space, error) {
 	p.usage.Lock()
 	defer p.usage.Unlock()
 	pool := p.dmName(p.thin) + "-tpool"
-	if err := sys.MapperMessage(pool, reserveSnapshot); err != nil {
-		if err := errors.Join(sys.MapperMessage(pool, releaseSnapshot), sys.MapperMessage(pool, reserveSnapshot)); err != nil {
-			return nil, fmt.Errorf("the thin pool's metadata cannot be read: %w", err)
+	message := func(text string) error {
+		return p.fault.effect(text, func() error { return sys.MapperMessage(pool, text) })
+	}
+	if err := message(reserveSnapshot); err != nil {
+		if err := errors.Join(message(releaseSnapshot), message(reserveSnapshot)); err != nil {
+			return nil, p.explain(fmt.Errorf("the thin pool's metadata cannot be read: %w", err))
 		}
 	}
-	r, err := run.Run(ctx, run.Cmd{
-		Args:        []string{"thin_ls", "--no-headers", "--format", "DEV,MAPPED_BYTES,EXCLUSIVE_BYTES", "-m", "/dev/mapper/" + p.dmName(p.thin) + "_tmeta"},
-		OutputLimit: 64 << 20,
+	var r run.Result
+	err := p.fault.effect("ask thin_ls", func() (err error) {
+		r, err = run.Run(ctx, run.Cmd{
+			Args:        []string{"thin_ls", "--no-headers", "--format", "DEV,MAPPED_BYTES,EXCLUSIVE_BYTES", "-m", "/dev/mapper/" + p.dmName(p.thin) + "_tmeta"},
+			OutputLimit: 64 << 20,
+		})
+		return err
 	})
-	if err := errors.Join(err, sys.MapperMessage(pool, releaseSnapshot)); err != nil {
+	if err := errors.Join(err, message(releaseSnapshot)); err != nil {
 		return nil, err
 	}
 	return parseUsed(r.Stdout)
@@ -207,86 +214,16 @@ func parseUsed(text []byte) (map[string]space, error) {
 			continue
 		}
 		if len(f) != 3 {
-			return nil, fmt.Errorf("thin_ls: %.100q", line)
+			return nil, fmt.Errorf("%w: thin_ls: %.100q", errNonsense, line)
 		}
 		mapped, err1 := strconv.ParseInt(f[1], 10, 64)
 		exclusive, err2 := strconv.ParseInt(f[2], 10, 64)
 		if err := errors.Join(err1, err2); err != nil {
-			return nil, fmt.Errorf("thin_ls: %.100q: %w", line, err)
+			return nil, fmt.Errorf("%w: thin_ls: %.100q: %w", errNonsense, line, err)
 		}
 		used[f[0]] = space{mapped, exclusive}
 	}
 	return used, nil
-}
-
-// Health is the state of a thin pool, as the kernel tells it.
-type Health struct {
-	State        string // "rw", "ro", "out_of_data_space", "Fail"
-	NeedsCheck   bool   // thin_check and thin_repair are needed before it can be written
-	ErrorsOnFull bool   // writes fail at once when it is full; else they wait for space
-	Data, Meta   Use
-}
-
-// Use is how much of something is used, in blocks.
-type Use struct{ Used, Total int64 }
-
-// Health asks the kernel for the pool's state.
-func (p *Pool) Health(ctx context.Context) (Health, error) {
-	h, err := p.health(ctx)
-	return h, blockdev.Op("lvm.Health", "", err)
-}
-
-func (p *Pool) health(ctx context.Context) (Health, error) {
-	if err := ctx.Err(); err != nil {
-		return Health{}, err
-	}
-	target, status, err := sys.MapperStatus(p.dmName(p.thin) + "-tpool")
-	if err == nil && target != "thin-pool" {
-		err = fmt.Errorf("%s is %q", p.Name(), target)
-	}
-	if err != nil {
-		return Health{}, err
-	}
-	return parseHealth(status)
-}
-
-// parseHealth reads the status line of the thin-pool target (Documentation/
-// admin-guide/device-mapper/thin-provisioning.rst, "Status").
-func parseHealth(line string) (Health, error) {
-	f := strings.Fields(line)
-	if len(f) == 1 && f[0] == "Fail" {
-		return Health{State: "Fail"}, nil
-	}
-	if len(f) < 8 {
-		return Health{}, fmt.Errorf("status of the thin pool: %.200q", line)
-	}
-	h := Health{State: f[4], ErrorsOnFull: f[6] == "error_if_no_space", NeedsCheck: f[7] == "needs_check"}
-	for _, u := range []struct {
-		text string
-		to   *Use
-	}{{f[1], &h.Meta}, {f[2], &h.Data}} {
-		if _, err := fmt.Sscanf(u.text, "%d/%d", &u.to.Used, &u.to.Total); err != nil {
-			return Health{}, fmt.Errorf("status of the thin pool: %.200q: %w", line, err)
-		}
-	}
-	return h, nil
-}
-
-// Capacity implements blockdev.Backend.
-func (p *Pool) Capacity(ctx context.Context) (blockdev.Capacity, error) {
-	c, err := p.capacity(ctx)
-	return c, blockdev.Op("lvm.Capacity", "", err)
-}
-
-func (p *Pool) capacity(ctx context.Context) (c blockdev.Capacity, err error) {
-	h, err := p.health(ctx)
-	if err != nil {
-		return c, err
-	}
-	c.Total, c.Allocated = h.Data.Total*p.chunk, h.Data.Used*p.chunk
-	c.Free = c.Total - c.Allocated
-	c.Trash, err = p.trash(ctx)
-	return c, err
 }
 
 // trash is what the volumes that are being removed occupy.

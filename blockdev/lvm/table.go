@@ -6,39 +6,60 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 
 	"holdfast/internal/sys"
 )
 
-// table is our part of the group's volumes as LVM last reported it. LVM is asked
-// again only when the group's metadata has changed on disk since: every change,
-// whoever makes it, writes a new text and moves the pointer to it.
+// table is the pool and its volumes as LVM last reported them. LVM is asked again
+// only when the group's metadata has changed on disk since: every change, whoever
+// makes it, writes a new text and moves the pointer to it.
 type table struct {
 	mu    sync.Mutex
 	stamp string
-	rows  []row
+	all   []row
+	ours  []row // of them, with our tag
 }
 
 // rows reports on our volumes. It costs a read of one sector while nothing changes.
 func (p *Pool) rows(ctx context.Context) ([]row, error) {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	_, err := p.refresh(ctx)
+	return p.table.ours, err
+}
+
+// everything reports on the pool and all of its volumes, whoever made them.
+func (p *Pool) everything(ctx context.Context) ([]row, error) {
+	p.table.mu.Lock()
+	defer p.table.mu.Unlock()
+	return p.refresh(ctx)
+}
+
+func (p *Pool) refresh(ctx context.Context) ([]row, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	p.table.mu.Lock()
-	defer p.table.mu.Unlock()
 	stamp := p.stamp()
 	if stamp != "" && stamp == p.table.stamp {
-		return p.table.rows, nil
+		return p.table.all, nil
 	}
-	rows, err := p.report(ctx, fmt.Sprintf("pool_lv=%s && lv_tags=%s", p.thin, p.tag()))
+	all, err := p.report(ctx, fmt.Sprintf("lv_name=%s || pool_lv=%s", p.thin, p.thin))
 	if err != nil {
+		p.table.ours = nil
 		return nil, err
 	}
+	var ours []row
+	for _, r := range all {
+		if r.Pool == p.thin && slices.Contains(r.tags(), p.tag()) {
+			ours = append(ours, r)
+		}
+	}
 	// Taken before the report: what changed meanwhile is asked for the next time.
-	p.table.stamp, p.table.rows = stamp, rows
-	return rows, nil
+	p.table.stamp, p.table.all, p.table.ours = stamp, all, ours
+	return all, nil
 }
 
 // stamp tells one state of the group's metadata from another, "" when it cannot be

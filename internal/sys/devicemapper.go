@@ -15,16 +15,17 @@ import (
 // Device mapper's control device takes a header (struct dm_ioctl, 312 bytes) and
 // data behind it (include/uapi/linux/dm-ioctl.h).
 const (
-	dmControl    = "/dev/mapper/control"
-	dmHeader     = 312
-	dmBuffer     = 16 << 10
-	dmVersion    = 4 // of the interface; any minor version
-	dmDevStatus  = 0xc138fd07
-	dmTableState = 0xc138fd0c
-	dmTargetMsg  = 0xc138fd0e
-	dmNoFlush    = 1 << 11 // DM_NOFLUSH_FLAG: tell what is known, write nothing
-	dmNameAt     = 48
-	dmNameBytes  = 128
+	dmControl     = "/dev/mapper/control"
+	dmHeader      = 312
+	dmBuffer      = 16 << 10
+	dmVersion     = 4 // of the interface; any minor version
+	dmDevStatus   = 0xc138fd07
+	dmTableState  = 0xc138fd0c
+	dmTargetMsg   = 0xc138fd0e
+	dmNoFlush     = 1 << 11 // DM_NOFLUSH_FLAG: tell what is known, write nothing
+	dmStatusTable = 1 << 4  // DM_STATUS_TABLE_FLAG: the parameters instead of the state
+	dmNameAt      = 48
+	dmNameBytes   = 128
 )
 
 // MapperInfo is what device mapper says of one device.
@@ -52,7 +53,16 @@ func MapperDevice(name string) (info MapperInfo, ok bool, err error) {
 
 // MapperStatus tells the type and the status line of a device's first target.
 func MapperStatus(name string) (target, status string, err error) {
-	b, err := mapperIoctl("DM_TABLE_STATUS", dmTableState, name, nil, dmNoFlush)
+	return mapperTarget(name, dmNoFlush)
+}
+
+// MapperTable tells the type and the parameters of a device's first target.
+func MapperTable(name string) (target, parameters string, err error) {
+	return mapperTarget(name, dmStatusTable)
+}
+
+func mapperTarget(name string, flags uint32) (target, line string, err error) {
+	b, err := mapperIoctl("DM_TABLE_STATUS", dmTableState, name, nil, flags)
 	if err != nil {
 		return "", "", err
 	}
