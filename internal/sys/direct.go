@@ -32,12 +32,3 @@ func DirectAlignment(f *os.File) (align int, err error) {
 	})
 	return align, wrap("direct I/O", f.Name(), err)
 }
-
-// SyncData makes f's data durable, and of its metadata what finds the data
-// (fdatasync).
-func SyncData(f *os.File) error {
-	err := control(f, func(fd uintptr) error {
-		return retry(func() error { return unix.Fdatasync(int(fd)) })
-	})
-	return os.NewSyscallError("fdatasync", err)
-}
