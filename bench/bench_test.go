@@ -98,6 +98,10 @@ func TestQuickRun(t *testing.T) {
 			p := Pushes{Setting: Setting{Daemon: bin, Dir: dir, Rounds: 1, Quick: true, Log: t.Output()}}
 			return p.Run(t.Context())
 		}},
+		"overlay": {8, func(dir string) (Report, error) {
+			o := Overlay{Setting: Setting{Dir: dir, Quick: true, Log: t.Output()}}
+			return o.Run(t.Context())
+		}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()

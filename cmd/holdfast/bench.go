@@ -64,6 +64,10 @@ func (a *app) benchCommand() *cobra.Command {
 		measure(&bench.Pushes{}, "push", "push-bench", 5, "Push a tree, unchanged, and with 1 % changed",
 			"Measure what pushes of a tree take on the wire and in time, with a daemon of its own, and write\n"+
 				"push-bench.json and push-bench.md. Needs root and about 10 GB of disk."),
+		measure(&bench.Overlay{}, "overlay", "overlay-bench", 15, "Copy-on-write in layers, snapshots and hydration",
+			"Measure reads, rewrites, first writes and snapshots of a volume in layers beside a plain file and the\n"+
+				"file system's clones in the same rounds, and hydration from a store on this host, and write\n"+
+				"overlay-bench.json and overlay-bench.md. Needs root and about 10 GB of disk."),
 		limits, lvmBench())
 }
 

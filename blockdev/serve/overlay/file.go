@@ -5,13 +5,26 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"sync"
 	"syscall"
+	"unsafe"
 
 	"holdfast/blockdev"
 	"holdfast/internal/sys"
 )
 
-// OSFile is a File of the host.
+// blocks are buffers of one block.
+var blocks = sync.Pool{New: func() any { b := aligned(BlockSize); return &b }}
+
+// aligned makes a buffer that may go to a file opened with O_DIRECT.
+func aligned(n int) []byte {
+	b := make([]byte, n+BlockSize)
+	over := int(uintptr(unsafe.Pointer(unsafe.SliceData(b))) % BlockSize)
+	return b[BlockSize-over : BlockSize-over+n]
+}
+
+// OSFile is a File of the host. One of a layer's data may be opened with O_DIRECT;
+// what is read and written by others than this package has to be aligned then.
 type OSFile struct{ *os.File }
 
 // WriteAt implements File; a full pool is blockdev.ErrNoSpace.

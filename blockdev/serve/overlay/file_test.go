@@ -5,18 +5,22 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
+	"unsafe"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/overlay"
 	"holdfast/internal/sys"
 )
 
-func files(t *testing.T, name string) overlay.Files {
+// files are those of a layer; the data goes past the page cache, if flag says so.
+func files(t *testing.T, name string, flag int) overlay.Files {
 	t.Helper()
 	var made [2]*os.File
 	for i, kind := range []string{"data", "map"} {
-		f, err := os.OpenFile(filepath.Join(t.TempDir(), name+"."+kind), os.O_RDWR|os.O_CREATE, 0o600)
+		f, err := os.OpenFile(filepath.Join(t.TempDir(), name+"."+kind), os.O_RDWR|os.O_CREATE|flag, 0o600)
+		flag = 0
 		must(t, err)
 		t.Cleanup(func() { must(t, f.Close()) })
 		made[i] = f
@@ -52,7 +56,7 @@ func TestOnFiles(t *testing.T) {
 	must(t, image.Truncate(base.Size()))
 	source := overlay.NewImage(image, base.Size())
 
-	stack := []overlay.Files{files(t, "first")}
+	stack := []overlay.Files{files(t, "first", 0)}
 	must(t, overlay.Create(stack[0], size))
 	v, err := overlay.Open(stack, source)
 	must(t, err)
@@ -92,7 +96,7 @@ func TestOnFiles(t *testing.T) {
 		}
 	}
 	write()
-	next := files(t, "second")
+	next := files(t, "second", 0)
 	must(t, overlay.Create(next, size))
 	must(t, v.Seal(next, func() error { stack = append([]overlay.Files{next}, stack...); return nil }))
 	write()
@@ -123,9 +127,46 @@ func TestOnFiles(t *testing.T) {
 	}
 }
 
+// TestDirectFiles: what is not whole blocks is filled up with aligned ones.
+func TestDirectFiles(t *testing.T) {
+	base := someBase(rand.New(rand.NewPCG(4, 4)), 64)
+	f := files(t, "top", syscall.O_DIRECT)
+	must(t, overlay.Create(f, 1<<20))
+	v, err := overlay.Open([]overlay.Files{f}, base)
+	must(t, err)
+	want := newModel(base, 1<<20)
+	ring := directBuffer(4 * block)
+	for at := int64(sector); at < 1<<19; at += 7 * sector {
+		p := ring[:3*sector]
+		fill(rand.New(rand.NewPCG(4, uint64(at))), p)
+		if _, err := v.WriteAt(p, at); errors.Is(err, syscall.EINVAL) {
+			t.Skip("direct I/O of 512 bytes: this filesystem or its disk needs more")
+		} else {
+			must(t, err)
+		}
+		want.wrote(p, at)
+	}
+	must(t, overlay.NewHydrator(v, nil, nil).Run(t.Context()))
+	got := directBuffer(1 << 20)
+	_, err = v.ReadAt(got, 0)
+	must(t, err)
+	if string(got) != string(want.now) {
+		t.Error("it does not read as written")
+	}
+}
+
+// directBuffer is aligned for direct I/O.
+func directBuffer(n int) []byte {
+	b := make([]byte, n+block)
+	for uintptr(unsafe.Pointer(&b[0]))%block != 0 {
+		b = b[1:]
+	}
+	return b[:n]
+}
+
 // TestFullPool: a write that finds no room is refused, and what was there stays.
 func TestFullPool(t *testing.T) {
-	f := files(t, "top")
+	f := files(t, "top", 0)
 	must(t, overlay.Create(f, 64*block))
 	full := fullFile{f.Data.(overlay.OSFile)}
 	v, err := overlay.Open([]overlay.Files{{Data: full, Map: f.Map}}, nil)

@@ -85,7 +85,7 @@ func (h *Hydrator) Run(ctx context.Context) error {
 }
 
 func (h *Hydrator) run(ctx context.Context) error {
-	buf := make([]byte, hydrateAtOnce)
+	buf := aligned(hydrateAtOnce)
 	for _, c := range h.first {
 		if err := h.urgent(ctx, buf); err != nil {
 			return err

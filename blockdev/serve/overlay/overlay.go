@@ -218,12 +218,13 @@ func (v *Overlay) firstWrite(top *layer, p []byte, off int64, r run) error {
 
 // fillUp writes a whole block of which p at off is a part.
 func (v *Overlay) fillUp(top *layer, block int64, p []byte, off int64) error {
-	var whole [BlockSize]byte
-	if err := v.read(v.stack, whole[:], block*BlockSize); err != nil {
+	whole := blocks.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
+	defer blocks.Put(whole)
+	if err := v.read(v.stack, *whole, block*BlockSize); err != nil {
 		return err
 	}
-	copy(whole[off-block*BlockSize:], p)
-	return writeWhole(top.Data, whole[:], block*BlockSize)
+	copy((*whole)[off-block*BlockSize:], p)
+	return writeWhole(top.Data, *whole, block*BlockSize)
 }
 
 // zeroAtOnce bounds how long Zero keeps writers out of a range.

@@ -91,7 +91,7 @@ func (v *Overlay) absorb(ctx context.Context, i int, record func() error) error 
 		return fmt.Errorf("%w: no layer below %d of %d", blockdev.ErrInvalid, i, deep)
 	}
 	upper, lower := v.stack[i], v.stack[i+1] // the stack changes under seals only
-	buf := make([]byte, absorbAtOnce)
+	buf := aligned(absorbAtOnce)
 	for first, end := int64(0), min(blocksOf(lower.size), blocksOf(upper.size)); first < end; {
 		held, to := lower.run(first, min(end, first+absorbAtOnce/BlockSize))
 		if held {

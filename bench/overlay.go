@@ -1,0 +1,501 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"holdfast/blockdev/serve/overlay"
+	"holdfast/internal/run"
+	"holdfast/internal/sys"
+)
+
+// Overlay measures copy-on-write in layers beside a plain file on the same
+// filesystem (XFS in an image), one request at a time past the page cache, and
+// beside the filesystem's own clones. It runs in this process: what a server of a
+// volume adds is not in it.
+type Overlay struct {
+	Setting // Rounds: 0: 15
+
+	at     string   // the filesystem
+	plain  *os.File // O_DIRECT, written
+	base   *os.File
+	report Report
+	order  *rand.Rand
+}
+
+const (
+	overlayBlock = overlay.BlockSize
+	farChunk     = 64 << 10
+)
+
+func (o *Overlay) size() int64 {
+	if o.Quick {
+		return 64 << 20
+	}
+	return 1 << 30
+}
+
+// batch is how many requests are one sample.
+func (o *Overlay) batch() int {
+	if o.Quick {
+		return 50
+	}
+	return 1000
+}
+
+// Run measures everything and cleans up.
+func (o *Overlay) Run(ctx context.Context) (_ Report, err error) {
+	if o.Rounds == 0 {
+		o.Rounds = 15
+	}
+	if o.Quick {
+		o.Rounds = 1
+	}
+	o.order = rand.New(rand.NewPCG(1, 2)) //nolint:gosec // where requests go
+	o.report = Report{Name: "Copy-on-write in layers", Time: time.Now().UTC(), Host: hostFacts(o.Dir)}
+	if err := o.mount(ctx); err != nil {
+		return o.report, err
+	}
+	defer func() { err = errors.Join(err, o.unmount(context.WithoutCancel(ctx))) }()
+	for _, part := range []func(context.Context) error{o.requests, o.seals, o.stalls, o.farAway} {
+		if err := part(ctx); err != nil {
+			return o.report, err
+		}
+	}
+	o.report.Host.LoadAfter = load()
+	return o.report, nil
+}
+
+func (o *Overlay) mount(ctx context.Context) error {
+	o.at = filepath.Join(o.Dir, "xfs")
+	image := filepath.Join(o.Dir, "xfs.image")
+	if err := os.Mkdir(o.at, 0o700); err != nil {
+		return err
+	}
+	for _, args := range [][]string{
+		{"truncate", "--size", fmt.Sprint(8*o.size() + 1<<30), image}, {"mkfs.xfs", "-q", "-m", "reflink=1", image}, {"mount", "-o", "loop", image, o.at},
+	} {
+		if _, err := run.Run(ctx, run.Cmd{Args: args}); err != nil {
+			return err
+		}
+	}
+	var err error
+	if o.base, err = o.filled("base", 0); err != nil {
+		return err
+	}
+	o.plain, err = o.filled("plain", syscall.O_DIRECT)
+	return err
+}
+
+func (o *Overlay) unmount(ctx context.Context) error {
+	for _, f := range []*os.File{o.base, o.plain} {
+		if f != nil {
+			_ = f.Close() // scratch
+		}
+	}
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"umount", o.at}})
+	return err
+}
+
+func (o *Overlay) file(name string, flag int) (*os.File, error) {
+	return os.OpenFile(filepath.Join(o.at, name), os.O_RDWR|os.O_CREATE|flag, 0o600)
+}
+
+// filled makes a file of bytes that are nowhere zero.
+func (o *Overlay) filled(name string, flag int) (*os.File, error) {
+	f, err := o.file(name, flag)
+	if err != nil {
+		return nil, err
+	}
+	p := direct(1 << 20)
+	for off := int64(0); off < o.size(); off += int64(len(p)) {
+		for i := range p {
+			p[i] = byte(o.order.Uint32()) | 1
+		}
+		if _, err := f.WriteAt(p, off); err != nil {
+			return nil, err
+		}
+	}
+	return f, f.Sync()
+}
+
+// direct makes a buffer for direct I/O.
+func direct(n int) []byte {
+	b := make([]byte, n+overlayBlock)
+	return b[overlayBlock-int(uintptr(unsafe.Pointer(&b[0]))%overlayBlock):][:n]
+}
+
+// layer makes an empty layer in files of this name.
+func (o *Overlay) layer(name string) (overlay.Files, func(), error) {
+	data, err := o.file(name+".data", syscall.O_DIRECT)
+	if err != nil {
+		return overlay.Files{}, nil, err
+	}
+	m, err := o.file(name+".map", 0)
+	if err != nil {
+		return overlay.Files{}, nil, errors.Join(err, data.Close())
+	}
+	f := overlay.Files{Data: overlay.OSFile{File: data}, Map: overlay.OSFile{File: m}}
+	gone := func() {
+		for _, f := range []*os.File{data, m} {
+			_ = errors.Join(f.Close(), os.Remove(f.Name())) // scratch
+		}
+	}
+	return f, gone, overlay.Create(f, o.size())
+}
+
+// target is a volume or a plain file.
+type target interface {
+	io.ReaderAt
+	io.WriterAt
+}
+
+// flusher is a target that is flushed now and then.
+type flusher func() error
+
+// requests measures single requests: hits, rewrites and first writes.
+func (o *Overlay) requests(ctx context.Context) error {
+	o.say("requests, %d rounds of %d", o.Rounds, o.batch())
+	over := overlay.NewImage(o.base, o.size())
+	var hit, hitBeside, again, againBeside, first, firstBeside, firstFlush, firstFlushBeside samples
+	for round := range o.Rounds {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		f, gone, err := o.layer(fmt.Sprintf("volume-%d", round))
+		if err != nil {
+			return err
+		}
+		v, err := overlay.Open([]overlay.Files{f}, over)
+		if err != nil {
+			return err
+		}
+		sparse, err := o.file("sparse", syscall.O_DIRECT)
+		if err != nil {
+			return err
+		}
+		err = errors.Join(sparse.Truncate(0), sparse.Truncate(o.size()))
+		half := o.places(2 * o.batch())
+		written, flushed := half[:o.batch()], half[o.batch():]
+		none := func() error { return nil }
+		err = errors.Join(err,
+			o.write(sparse, written, none, &firstBeside), o.write(v, written, none, &first),
+			o.write(sparse, flushed, sparse.Sync, &firstFlushBeside), o.write(v, flushed, v.Flush, &firstFlush),
+			o.read(sparse, written, &hitBeside), o.read(v, written, &hit),
+			o.write(sparse, written, none, &againBeside), o.write(v, written, none, &again),
+			sparse.Close())
+		gone()
+		if err != nil {
+			return err
+		}
+	}
+	for _, m := range []struct {
+		name         string
+		ours, beside samples
+		most         float64
+	}{
+		{"random 4 KiB reads of blocks that the top layer holds", hit, hitBeside, 1 / 0.95},
+		{"random 4 KiB rewrites of such blocks", again, againBeside, 1 / 0.95},
+		{"first random 4 KiB writes", first, firstBeside, 1 / 0.85},
+		{"first random 4 KiB writes, a flush after each 16", firstFlush, firstFlushBeside, 0},
+	} {
+		row := Row{Measure: m.name, Unit: "µs", Samples: len(m.ours), P50: o.each(m.ours.median()), P99: o.each(m.ours.quantile(0.99)),
+			Yardstick: "the same in a plain sparse file", Beside: o.each(m.beside.median()), Ratio: pairedRatio(m.ours, m.beside)}
+		if m.most > 0 {
+			row.Goal, row.Met = fmt.Sprintf("≤ %.2f× the yardstick", m.most), row.Ratio <= m.most
+		}
+		o.report.Rows = append(o.report.Rows, row)
+	}
+	return nil
+}
+
+// each is the time of one request of a batch, in microseconds.
+func (o *Overlay) each(d time.Duration) float64 {
+	return float64(d) / float64(time.Microsecond) / float64(o.batch())
+}
+
+// places are n different blocks, in no order.
+func (o *Overlay) places(n int) []int64 {
+	seen, places := map[int64]bool{}, make([]int64, 0, n)
+	for len(places) < n {
+		at := o.order.Int64N(o.size()/overlayBlock) * overlayBlock
+		if !seen[at] {
+			seen[at] = true
+			places = append(places, at)
+		}
+	}
+	return places
+}
+
+func (o *Overlay) write(to target, places []int64, flush flusher, s *samples) error {
+	p := direct(overlayBlock)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(p)
+	return s.time(func() error {
+		for i, at := range places {
+			if _, err := to.WriteAt(p, at); err != nil {
+				return err
+			}
+			if i%16 == 15 {
+				if err := flush(); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+func (o *Overlay) read(from target, places []int64, s *samples) error {
+	p := direct(overlayBlock)
+	return s.time(func() error {
+		for _, at := range places {
+			if _, err := from.ReadAt(p, at); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// seals measures snapshots of a volume in many pieces beside clones of the same file.
+func (o *Overlay) seals(ctx context.Context) error {
+	pieces := 75_000
+	if o.Quick {
+		pieces = 500
+	}
+	o.say("seals of a volume in %d pieces", pieces)
+	f, gone, err := o.layer("pieces")
+	if err != nil {
+		return err
+	}
+	defer gone()
+	v, err := overlay.Open([]overlay.Files{f}, nil)
+	if err != nil {
+		return err
+	}
+	p := direct(overlayBlock)
+	for n := range int64(pieces) { // every second block, backwards: no two of them are one extent
+		if _, err := v.WriteAt(p, (int64(pieces)-1-n)*2*overlayBlock%o.size()); err != nil {
+			return err
+		}
+	}
+	if err := v.Flush(); err != nil {
+		return err
+	}
+	data := f.Data.(overlay.OSFile).File //nolint:forcetypeassert // layer has made it so
+	var ours, beside samples
+	for n := range min(o.Rounds, 5) {
+		if err := errors.Join(ctx.Err(), o.cloneFile(data, &beside), o.sealOnce(v, n, &ours)); err != nil {
+			return err
+		}
+	}
+	o.report.Rows = append(o.report.Rows, Row{
+		Measure: fmt.Sprintf("snapshot of a volume of %d pieces, durable", pieces), Unit: "ms", Samples: len(ours), P50: milliseconds(ours.median()), P99: milliseconds(ours.quantile(0.99)),
+		Goal: "p50 ≤ 5 ms", Met: ours.median() <= 5*time.Millisecond, Yardstick: "FICLONE of the same file, fsync", Beside: milliseconds(beside.median()), Ratio: pairedRatio(ours, beside),
+	})
+	return nil
+}
+
+func (o *Overlay) cloneFile(from *os.File, s *samples) error {
+	to, err := o.file("clone", 0)
+	if err != nil {
+		return err
+	}
+	err = s.time(func() error { return errors.Join(sys.CloneFile(to, from), to.Sync()) })
+	return errors.Join(err, to.Close(), os.Remove(to.Name()))
+}
+
+// sealOnce makes the new layer's files as well, and a record of the stack.
+func (o *Overlay) sealOnce(v *overlay.Overlay, n int, s *samples) error {
+	return s.time(func() error {
+		next, _, err := o.layer(fmt.Sprintf("sealed-%d", n)) // its files stay: layers above need what is below
+		if err != nil {
+			return err
+		}
+		return v.Seal(next, func() error { return o.record(n) })
+	})
+}
+
+// record is what a volume's owner does: a small file, durably replaced.
+func (o *Overlay) record(n int) error {
+	f, err := o.file("record.new", os.O_TRUNC)
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(f, "%d\n", n)
+	return errors.Join(err, f.Sync(), f.Close(), os.Rename(f.Name(), filepath.Join(o.at, "record")), sys.SyncDir(o.at))
+}
+
+// stalls measures what a writer feels of a snapshot each 50 ms.
+func (o *Overlay) stalls(ctx context.Context) error {
+	o.say("a writer under snapshots")
+	f, gone, err := o.layer("stalled")
+	if err != nil {
+		return err
+	}
+	defer gone()
+	v, err := overlay.Open([]overlay.Files{f}, overlay.NewImage(o.base, o.size()))
+	if err != nil {
+		return err
+	}
+	still, err := o.writeFor(ctx, v)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	sealed := make(chan error, 1)
+	go func() {
+		var unused samples
+		for n := 1000; ; n++ {
+			select {
+			case <-ctx.Done():
+				sealed <- nil
+				return
+			case <-time.After(50 * time.Millisecond):
+			}
+			if err := o.sealOnce(v, n, &unused); err != nil {
+				sealed <- err
+				return
+			}
+			if err := v.Absorb(ctx, 0, func() error { return o.record(n) }); err != nil && ctx.Err() == nil {
+				sealed <- err
+				return
+			}
+		}
+	}()
+	under, err := o.writeFor(ctx, v)
+	cancel()
+	if err := errors.Join(err, <-sealed); err != nil {
+		return err
+	}
+	worst := under.quantile(0.999)
+	o.report.Rows = append(o.report.Rows, Row{
+		Measure: "4 KiB write while a snapshot is made and merged each 50 ms, p99.9", Unit: "ms", Samples: len(under), P50: milliseconds(worst),
+		Goal: "≤ 10 ms", Met: worst <= 10*time.Millisecond, Yardstick: "the same without snapshots, p99.9", Beside: milliseconds(still.quantile(0.999)), Ratio: float64(worst) / float64(still.quantile(0.999)),
+	})
+	return nil
+}
+
+// writeFor writes one block after the other for a while and times each.
+func (o *Overlay) writeFor(ctx context.Context, v *overlay.Overlay) (samples, error) {
+	p, each := direct(overlayBlock), 3*time.Second
+	if o.Quick {
+		each = 200 * time.Millisecond
+	}
+	var s samples
+	for end := time.Now().Add(each); time.Now().Before(end); {
+		at := rand.Int64N(o.size()/overlayBlock) * overlayBlock
+		if err := errors.Join(ctx.Err(), s.time(func() error { _, err := v.WriteAt(p, at); return err })); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// farAway measures hydration from a store on this host by HTTP.
+func (o *Overlay) farAway(ctx context.Context) error {
+	o.say("hydration over HTTP")
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return err
+	}
+	image, err := os.ReadFile(o.base.Name())
+	if err != nil {
+		return err
+	}
+	store := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		http.ServeContent(w, r, "image", time.Time{}, bytes.NewReader(image))
+	}), ReadHeaderTimeout: time.Minute}
+	go func() { _ = store.Serve(listener) }() // until it is closed
+	defer store.Close()
+	fetch := overlay.HTTPFetch(http.DefaultClient, "http://"+listener.Addr().String()+"/")
+	chunks := overlay.Chunks{Size: o.size(), Chunk: farChunk}
+	for off := int64(0); off < o.size(); off += farChunk {
+		chunks.Digests = append(chunks.Digests, sha256.Sum256(image[off:off+farChunk]))
+	}
+	return errors.Join(o.hydrate(ctx, chunks, fetch), o.misses(ctx, chunks, fetch))
+}
+
+func (o *Overlay) hydrate(ctx context.Context, chunks overlay.Chunks, fetch overlay.Fetch) error {
+	var took samples
+	for round := range min(o.Rounds, 3) {
+		err := o.remote(fmt.Sprintf("far-%d", round), chunks, fetch, func(v *overlay.Overlay) error {
+			return took.time(func() error { return overlay.NewHydrator(v, nil, nil).Run(ctx) })
+		})
+		if err != nil {
+			return err
+		}
+	}
+	rate := float64(o.size()) / (1 << 20) / took.median().Seconds()
+	o.report.Rows = append(o.report.Rows, Row{
+		Measure: "hydration from a store on this host by HTTP, verified, durable", Unit: "MiB/s", Samples: len(took), P50: rate, Goal: "≥ 300 MiB/s", Met: rate >= 300,
+	})
+	return nil
+}
+
+// misses compares a 4 KiB read that nobody has asked for with the store's own time for its chunk.
+func (o *Overlay) misses(ctx context.Context, chunks overlay.Chunks, fetch overlay.Fetch) error {
+	var ours, beside samples
+	p, chunk := direct(overlayBlock), make([]byte, farChunk)
+	var fetched atomic.Int64
+	counted := func(ctx context.Context, p []byte, off int64) error { fetched.Add(1); return fetch(ctx, p, off) }
+	err := o.remote("missing", chunks, counted, func(v *overlay.Overlay) error {
+		for _, at := range o.places(2 * o.batch()) {
+			before := fetched.Load()
+			var one samples
+			if err := one.time(func() error { _, err := v.ReadAt(p, at); return err }); err != nil {
+				return err
+			}
+			if fetched.Load() == before { // a neighbour's chunk
+				continue
+			}
+			ours = append(ours, one...)
+			if err := beside.time(func() error { return fetch(ctx, chunk, at/farChunk*farChunk) }); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	atP99 := float64(ours.quantile(0.99)) / float64(beside.quantile(0.99))
+	o.report.Rows = append(o.report.Rows, Row{
+		Measure: "4 KiB read that nobody has asked for, p99", Unit: "ms", Samples: len(ours), P50: milliseconds(ours.quantile(0.99)),
+		Goal: "≤ 2× the yardstick", Met: atP99 <= 2, Yardstick: "the store's p99 for the chunk of 64 KiB that it is in", Beside: milliseconds(beside.quantile(0.99)), Ratio: atP99,
+	})
+	return nil
+}
+
+// remote gives a volume over a store that is far away.
+func (o *Overlay) remote(name string, chunks overlay.Chunks, fetch overlay.Fetch, use func(*overlay.Overlay) error) error {
+	source, err := overlay.NewRemote(chunks, fetch, overlay.RemoteOptions{})
+	if err != nil {
+		return err
+	}
+	defer source.Close()
+	f, gone, err := o.layer(name)
+	if err != nil {
+		return err
+	}
+	defer gone()
+	v, err := overlay.Open([]overlay.Files{f}, source)
+	if err != nil {
+		return err
+	}
+	return use(v)
+}
