@@ -1,6 +1,7 @@
 package api
 
 import (
+	"encoding/json"
 	"time"
 
 	"holdfast/blockdev/attach"
@@ -25,6 +26,7 @@ type Attachment struct {
 
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"`
+	Launch      *Launch      `json:"launch,omitempty"` // vm: what it is started with
 
 	CreatedAt string `json:"createdAt"`
 	CreatedBy string `json:"createdBy,omitempty"`
@@ -36,6 +38,7 @@ type Target struct {
 	Path      string `json:"path,omitempty"`      // host: the directory
 	Container string `json:"container,omitempty"` // runc: its id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
+	VMM       string `json:"vmm,omitempty"`       // vm: what will run it
 	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
 }
 
@@ -47,13 +50,33 @@ type AttachmentRequest struct {
 	ReadOnly  bool   `json:"readOnly"`
 	Force     bool   `json:"force"` // take the volume from whoever is in the way
 
+	Ephemeral *EphemeralRequest `json:"ephemeral"` // make the volume for this attachment
+
 	Limits RateLimits `json:"limits"`
+}
+
+// EphemeralRequest is the volume that is made for an attachment and deleted with it.
+type EphemeralRequest struct {
+	Size       int64  `json:"size"` // MiB
+	Template   string `json:"template"`
+	Filesystem string `json:"filesystem"`
+	Region     string `json:"region"`
+}
+
+// Launch is how a virtual machine is started with a volume: one of arguments and
+// document.
+type Launch struct {
+	Path      string          `json:"path"` // of the image, as long as the attachment lasts
+	Arguments []string        `json:"arguments,omitempty"`
+	Document  json.RawMessage `json:"document,omitempty"`
+	File      string          `json:"file,omitempty"` // where the document goes
+	Process   int             `json:"process,omitempty"`
 }
 
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
 		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
-		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root, Socket: a.Asked.Socket},
+		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root, Socket: a.Asked.Socket, VMM: a.Asked.VMM},
 		Limits:  limitsBody(a.Limits),
 		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
@@ -83,12 +106,38 @@ func createAttachment(c *call) error {
 	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
 		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Limits: b.Limits.limits(), Actor: c.principal.actor(),
-		Target: attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root, Socket: b.Target.Socket},
+		Target:    attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root, Socket: b.Target.Socket, VMM: b.Target.VMM},
+		Ephemeral: b.Ephemeral.volume(),
 	})
 	if err != nil {
 		return err
 	}
-	return c.json(c.attachment(a))
+	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	if err != nil {
+		return err
+	}
+	return c.launched(v, a)
+}
+
+func (r *EphemeralRequest) volume() *engine.EphemeralVolume {
+	if r == nil {
+		return nil
+	}
+	return &engine.EphemeralVolume{SizeMiB: r.Size, Template: r.Template, Filesystem: r.Filesystem, Region: r.Region}
+}
+
+// launched answers with an attachment, and how its sandbox is started where that is
+// asked.
+func (c *call) launched(v engine.Volume, a engine.Attachment) error {
+	b := c.attachment(a)
+	l, err := c.s.o.Engine.Launch(c.r.Context(), v, a)
+	if err != nil {
+		return err
+	}
+	if l != nil {
+		b.Launch = &Launch{Path: l.Path, Arguments: l.Arguments, Document: l.Document, File: l.File, Process: l.Pid}
+	}
+	return c.json(b)
 }
 
 func listAttachments(c *call) error {
@@ -110,7 +159,7 @@ func getAttachment(c *call) error {
 	}
 	for _, a := range v.Attachments {
 		if a.ID == c.r.PathValue("id") {
-			return c.json(c.attachment(a))
+			return c.launched(v, a)
 		}
 	}
 	return refuse(ErrMissing, "volume %q has no attachment %q", v.Name, clip(c.r.PathValue("id"), 64))

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
 	"holdfast/blockdev/filesystem"
 	"holdfast/engine"
 	"holdfast/templates"
@@ -26,6 +27,7 @@ type Engine interface {
 	Detach(ctx context.Context, workspace, name, id, actor string) (engine.Attachment, error)
 	SetLimits(ctx context.Context, workspace, name, id string, l blockdev.Limits, actor string) (engine.Attachment, error)
 	Enforcement(a engine.Attachment) blockdev.Enforcement
+	Launch(ctx context.Context, v engine.Volume, a engine.Attachment) (*attach.Launch, error)
 	Stats(ctx context.Context, workspace, name string) (engine.Stats, error)
 	TrimVolume(ctx context.Context, workspace, name string) (engine.TrimResult, error)
 	FreezeVolume(ctx context.Context, workspace, name string, timeout time.Duration, actor string) (engine.Freeze, error)

@@ -24,6 +24,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 	if attacher == nil {
 		return Attachment{}, problem(ErrInvalid, "target.type", "must be one of: %s", strings.Join(slices.Sorted(maps.Keys(e.o.Attachers)), ", "))
 	}
+	if r.Ephemeral != nil {
+		return e.attachEphemeral(ctx, workspace, name, r)
+	}
 	return do(ctx, e, func(ctx context.Context) (Attachment, error) {
 		v, release, err := e.lockFor(ctx, workspace, name, r)
 		if err != nil {
@@ -36,7 +39,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if a := v.sameAttachment(r); a != nil && a.Phase == Attached {
 			return *a, r.sameLimits(*a)
 		}
-		if err := v.admits(r, attacher.Needs()); err != nil {
+		if err := v.admits(r, e.needsOf(r.Target)); err != nil {
 			return Attachment{}, err
 		}
 		target, err := stepOf(ctx, e, v.ID, stepResolve, func(ctx context.Context) (attach.Target, error) {
@@ -84,6 +87,9 @@ func (e *Engine) current(ctx context.Context, v Volume) (Volume, error) {
 			return v, hangingProblem(v, err)
 		}
 		e.o.Log.Warn("an attachment could not be looked after", "volume", v.ID, "workspace", v.Workspace, "err", err)
+	}
+	if v.Phase == Deleting { // an ephemeral one, whose sandbox has ended
+		return v, problem(ErrNotFound, "", "volume %.60q not found", v.Name)
 	}
 	return v, nil
 }
@@ -279,8 +285,19 @@ func (e *Engine) request(ctx context.Context, v Volume, a Attachment) (attach.Re
 	}
 	return attach.Request{
 		Volume: v.ID, Endpoint: endpoint, Mounted: dir,
-		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly,
+		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Others: v.others(a),
 	}, nil
+}
+
+// others are the sandboxes that a volume is in besides an attachment's.
+func (v Volume) others(a Attachment) []attach.Target {
+	var targets []attach.Target
+	for _, b := range v.Attachments {
+		if b.ID != a.ID {
+			targets = append(targets, b.Target)
+		}
+	}
+	return targets
 }
 
 // attachment finds one by id, in place; nil if there is none.

@@ -47,7 +47,7 @@ func (e *Engine) design(ctx context.Context, r CreateVolume) (Volume, error) {
 	v := Volume{
 		ID: newID(blockdev.PrefixVolume, now), Sequence: 1,
 		Workspace: r.Workspace, Name: r.Name, DisplayName: r.DisplayName, Labels: r.Labels, ExternalID: r.ExternalID,
-		UUID: newUUID(), Phase: Allocating,
+		UUID: newUUID(), Phase: Allocating, Ephemeral: r.Ephemeral,
 		CreatedAt: now, UpdatedAt: now, CreatedBy: r.Actor, UpdatedBy: r.Actor,
 	}
 	if v.Name == "" {

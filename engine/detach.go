@@ -131,6 +131,9 @@ func (e *Engine) forget(ctx context.Context, v *Volume, id, message string) erro
 	e.happened(&changed, "detach", "%s", message)
 	saved, err := stepOf(ctx, e, v.ID, stepDescribe, func(ctx context.Context) (Volume, error) {
 		c := changed.clone()
+		if c.orphaned() { // it goes, in the same write
+			return c, e.end(ctx, &c)
+		}
 		return c, e.saveFreeing(ctx, &c)
 	})
 	if err != nil {

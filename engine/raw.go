@@ -13,8 +13,7 @@ import (
 
 // isRaw reports whether a target's sandboxes get the device itself.
 func (e *Engine) isRaw(t attach.Target) bool {
-	attacher := e.o.Attachers[t.Type]
-	return attacher != nil && attacher.Needs().Raw
+	return e.needsOf(t).Raw
 }
 
 // rawOnly reports whether a volume is in use, and only by sandboxes that get the
@@ -27,11 +26,7 @@ func (e *Engine) rawOnly(v Volume) bool {
 // a device where it can: an image has one opening, and readers that need a mount
 // share it; a device also enforces what a file leaves to the sandbox.
 func (e *Engine) kindsFor(t attach.Target, readOnly bool) []blockdev.Kind {
-	attacher := e.o.Attachers[t.Type]
-	if attacher == nil {
-		return []blockdev.Kind{blockdev.Block}
-	}
-	kinds := slices.Clone(attacher.Needs().Kinds)
+	kinds := slices.Clone(e.needsOf(t).Kinds)
 	if at := slices.Index(kinds, blockdev.Block); readOnly && at > 0 {
 		kinds = slices.Insert(slices.Delete(kinds, at, at+1), 0, blockdev.Block)
 	}

@@ -188,6 +188,9 @@ func (e *Engine) resume(ctx context.Context, v Volume) (r Report, err error) {
 	if err == nil && len(v.Attachments) == 0 {
 		err = e.closeDevice(ctx, v)
 	}
+	if err == nil && v.orphaned() { // a crash came between its making and its attachment
+		return r, e.end(ctx, &v)
+	}
 	if err == nil {
 		err = e.settle(ctx, &v)
 	}

@@ -19,6 +19,7 @@ type CreateVolume struct {
 	Template       string // "name", "name:latest", "name:N"; empty: blank
 	SizeMiB        *int64 // nil: the template's default, else 1024
 	Filesystem     string // empty: ext4
+	Ephemeral      bool   // deleted with the end of its last attachment
 	Actor          string
 	IdempotencyKey string // same key, same request: same answer for 24 h; another request: ErrConflict
 }
@@ -43,6 +44,7 @@ type AttachVolume struct {
 	ReadOnly  bool
 	Force     bool // take the volume from conflicting holders, as ForceDetach does
 	Limits    blockdev.Limits
+	Ephemeral *EphemeralVolume // nil: the volume is there
 	Actor     string
 }
 

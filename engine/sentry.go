@@ -18,7 +18,7 @@ type sentry struct {
 func (e *Engine) guard(v Volume) {
 	for _, a := range v.Attachments {
 		watcher, ok := e.o.Attachers[a.Target.Type].(attach.Sentry)
-		if !ok || a.Phase == Detaching {
+		if !ok || a.Phase == Detaching || e.notStarted(a) {
 			continue
 		}
 		e.mu.Lock()

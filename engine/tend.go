@@ -234,6 +234,13 @@ func (e *Engine) tendAttachment(ctx context.Context, v *Volume, a Attachment) er
 	if a.Phase == Detaching {
 		return e.release(ctx, v, a.ID)
 	}
+	if err := e.find(ctx, v, a.ID); err != nil {
+		if hangs(err) != nil {
+			return e.stay(ctx, v, a.ID, a.Phase, err)
+		}
+		return err
+	}
+	a = *v.attachment(a.ID)
 	at := v.clone()
 	state, err := stepOf(ctx, e, v.ID, stepProbe, func(ctx context.Context) (attach.State, error) {
 		request, err := e.request(ctx, at, a)

@@ -49,6 +49,7 @@ type Volume struct {
 	Failure     string            `json:"failure,omitempty"`    // a permanent error: shows as FAILED
 	Epoch       uint64            `json:"epoch,omitempty"`      // of the newest writable attachment
 	Tainted     bool              `json:"tainted,omitempty"`    // raw blocks were writable by a tenant
+	Ephemeral   bool              `json:"ephemeral,omitempty"`  // deleted with the end of its last attachment
 	GuestMiB    int64             `json:"guestMiB,omitempty"`   // of the device when a sandbox last got it as it is
 	CheckFirst  bool              `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
 	Frozen      *Freeze           `json:"frozen,omitempty"`     // set before the filesystem is frozen

@@ -2,6 +2,7 @@ package client
 
 import (
 	"context"
+	"encoding/json"
 	"io"
 	"net/url"
 	"time"
@@ -25,15 +26,36 @@ type Attachment struct {
 
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"` // of the limits
+	Launch      *Launch      `json:"launch,omitempty"`            // vm: what it is started with
 
-	Force     bool      `json:"force,omitempty"` // of Attach: take the volume from whoever is in the way
-	CreatedAt time.Time `json:"createdAt,omitzero"`
-	CreatedBy string    `json:"createdBy,omitempty"`
+	Force     bool       `json:"force,omitempty"`     // of Attach: take the volume from whoever is in the way
+	Ephemeral *Ephemeral `json:"ephemeral,omitempty"` // of Attach: make the volume, and delete it with the attachment's end
+	CreatedAt time.Time  `json:"createdAt,omitzero"`
+	CreatedBy string     `json:"createdBy,omitempty"`
+}
+
+// Ephemeral is a volume that is made for an attachment.
+type Ephemeral struct {
+	SizeMiB    int64  `json:"size"`
+	Template   string `json:"template,omitempty"`
+	Filesystem string `json:"filesystem,omitempty"`
+	Region     string `json:"region,omitempty"`
+}
+
+// Launch is how a virtual machine is started with a volume: by one of Arguments and
+// Document.
+type Launch struct {
+	Path      string          `json:"path"` // of the image, as long as the attachment lasts
+	Arguments []string        `json:"arguments,omitempty"`
+	Document  json.RawMessage `json:"document,omitempty"`
+	File      string          `json:"file,omitempty"`    // where Document goes
+	Process   int             `json:"process,omitempty"` // that has the image open
 }
 
 // Target says where a volume goes.
 type Target struct {
-	Type      string `json:"type"`                // "host", "runc", "qemu", "firecracker" or "cloud-hypervisor"
+	Type      string `json:"type"`                // "host", "runc", "qemu", "firecracker", "cloud-hypervisor" or "vm"
+	VMM       string `json:"vmm,omitempty"`       // vm, which does not run yet: "qemu", "firecracker", "cloud-hypervisor" or "kata"
 	Path      string `json:"path,omitempty"`      // host: directory
 	Container string `json:"container,omitempty"` // runc: id
 	Root      string `json:"root,omitempty"`      // runc: its state directory

@@ -38,6 +38,7 @@ type VolumeSpec struct {
 	Region     string `json:"region,omitempty"`
 	Template   string `json:"template,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"`
+	Ephemeral  bool   `json:"ephemeral,omitempty"` // read-only: deleted with the end of its attachment
 }
 
 // VolumeState is what is.

@@ -8,8 +8,9 @@ import (
 
 // Target says where a volume goes. It is stored with the attachment as it is.
 type Target struct {
-	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu", "firecracker", "cloud-hypervisor"
-	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix
+	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu", "firecracker", "cloud-hypervisor", "vm"
+	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix; vm: of the image, for this attachment alone
+	VMM       string `json:"vmm,omitempty"`       // vm: what will run it
 	Container string `json:"container,omitempty"` // runc: container id
 	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default
 	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix
@@ -49,6 +50,7 @@ type Request struct {
 	Target    Target
 	MountPath string // runc: absolute path inside the sandbox
 	ReadOnly  bool
+	Others    []Target // of the volume's other attachments
 	// Lazy makes Detach take the volume away while files of it are open, too: of a
 	// filesystem that was shut down, or that nobody can write.
 	Lazy bool

@@ -177,7 +177,12 @@ func setTarget(t *client.Target, s vmSockets) bool {
 	return t.Type != ""
 }
 
-func targetText(t client.Target) string { return t.Type + ":" + t.Container + t.Path + t.Socket }
+func targetText(t client.Target) string {
+	if t.VMM != "" {
+		return t.Type + ":" + t.VMM
+	}
+	return t.Type + ":" + t.Container + t.Path + t.Socket
+}
 
 func access(readOnly bool) string {
 	if readOnly {

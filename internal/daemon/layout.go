@@ -18,6 +18,7 @@ func (l layout) host() string      { return l.path("host") }                    
 func (l layout) stage() string     { return l.path("mounts") }                     // volumes are mounted here once
 func (l layout) backups() string   { return l.path("backups") }                    // of the records
 func (l layout) attach() string    { return l.path("attach") }                     // host targets with --dev
+func (l layout) vmStart() string   { return l.path("vm") }                         // paths of volumes for machines that are to be started
 func (l layout) devKey() string    { return l.path("dev.key") }                    // the admin key of --dev
 func (l layout) listen() string    { return l.path("listen") }                     // the address chosen for port 0
 func (l layout) sandboxes() string { return l.path("sandboxes") }                  // images of the sandbox runtime

@@ -23,6 +23,7 @@ import (
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/runc"
 	"holdfast/blockdev/attach/vmsocket"
+	"holdfast/blockdev/attach/vmstart"
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/limit"
@@ -333,11 +334,20 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
+	inQEMU, inCloudHypervisor := qemu.New(qemu.Options{Door: door}), cloudhypervisor.New(door, cloudhypervisor.Options{})
+	atStart, err := vmstart.New(vmstart.Options{
+		Dir: n.at.vmStart(), Door: door, FirecrackerIO: n.c.FirecrackerIO, Log: n.log,
+		Resizers: map[string]attach.Resizer{qemu.Type: inQEMU, firecracker.Type: inFirecracker, cloudhypervisor.Type: inCloudHypervisor},
+	})
+	if err != nil {
+		return nil, err
+	}
 	// Also when they are not enabled: an earlier run may have left some.
 	return map[string]attach.Attacher{
-		host.Type: onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox),
-		qemu.Type: qemu.New(qemu.Options{Door: door}), firecracker.Type: inFirecracker,
-		cloudhypervisor.Type: cloudhypervisor.New(door, cloudhypervisor.Options{}),
+		vmstart.Type: atStart,
+		host.Type:    onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox),
+		qemu.Type: inQEMU, firecracker.Type: inFirecracker,
+		cloudhypervisor.Type: inCloudHypervisor,
 	}, nil
 }
 

@@ -186,3 +186,10 @@ func explain(err error) error {
 func invalid(format string, args ...any) error {
 	return fmt.Errorf("%w: %w", blockdev.ErrInvalid, fmt.Errorf(format, args...))
 }
+
+// Allows is nil for a socket's path, which need not be there yet, below one of the
+// directories that the operator allows; else blockdev.ErrInvalid with the rule.
+func (d *Door) Allows(socket string) error {
+	_, _, err := d.split(socket)
+	return err
+}
