@@ -193,7 +193,7 @@ func (o *Overlay) requests(ctx context.Context) error {
 		none := func() error { return nil }
 		err = errors.Join(err,
 			o.write(sparse, written, none, &firstBeside), o.write(v, written, none, &first),
-			o.write(sparse, flushed, sparse.Sync, &firstFlushBeside), o.write(v, flushed, v.Flush, &firstFlush),
+			o.write(sparse, flushed, sparse.Sync, &firstFlushBeside), o.write(v, flushed, v.Sync, &firstFlush),
 			o.read(sparse, written, &hitBeside), o.read(v, written, &hit),
 			o.write(sparse, written, none, &againBeside), o.write(v, written, none, &again),
 			sparse.Close())
@@ -292,7 +292,7 @@ func (o *Overlay) seals(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := v.Flush(); err != nil {
+	if err := v.Sync(); err != nil {
 		return err
 	}
 	data := f.Data.(overlay.OSFile).File //nolint:forcetypeassert // layer has made it so

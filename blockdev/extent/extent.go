@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"syscall"
 
 	"holdfast/blockdev"
 	"holdfast/internal/sys"
@@ -56,6 +57,29 @@ func Each(ctx context.Context, f *os.File, fn func(Range) error) error {
 		}
 	}
 	return nil
+}
+
+// At tells whether the bytes at off are a hole, which reads as zero, and how far
+// that goes: 1 to limit bytes. Space that a filesystem keeps unwritten counts as a
+// hole. Where holes are not known all is data. f's file position is changed.
+func At(f *os.File, off, limit int64) (length int64, hole bool, err error) {
+	at, found, err := sys.NextData(f, off)
+	switch {
+	case err != nil && (errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported)):
+		return limit, false, nil // a block device, or a filesystem without
+	case err != nil:
+		return 0, false, err
+	case !found:
+		return limit, true, nil
+	case at > off:
+		return min(at-off, limit), true, nil
+	}
+	end, err := sys.NextHole(f, off)
+	if err != nil {
+		return 0, false, err
+	}
+	// Somebody may have punched a hole in between: then off is one, of a byte at least.
+	return max(1, min(end-off, limit)), false, nil
 }
 
 // Map collects what Each tells.

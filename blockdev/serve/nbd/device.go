@@ -8,6 +8,7 @@ import (
 	"syscall"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/extent"
 	"holdfast/internal/sys"
 )
 
@@ -97,23 +98,7 @@ func unsupported(err error) error {
 // Extent asks the filesystem. A range that it keeps as unwritten space counts as a
 // hole: it reads as zero.
 func (d *File) Extent(off, limit int64) (length int64, hole bool, err error) {
-	at, found, err := sys.NextData(d.file, off)
-	switch {
-	case err != nil && (errors.Is(err, syscall.EINVAL) || errors.Is(err, errors.ErrUnsupported)):
-		return limit, false, nil // no holes are known there
-	case err != nil:
-		return 0, false, err
-	case !found:
-		return limit, true, nil
-	case at > off:
-		return min(at-off, limit), true, nil
-	}
-	end, err := sys.NextHole(d.file, off)
-	if err != nil {
-		return 0, false, err
-	}
-	// Somebody may have punched a hole in between: then off is one, of a byte at least.
-	return max(1, min(end-off, limit)), false, nil
+	return extent.At(d.file, off, limit)
 }
 
 // readFull reads all of b; the end of the file is an error, since it is within the

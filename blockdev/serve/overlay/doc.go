@@ -14,15 +14,15 @@
 // # Order
 //
 // What the map says may lag behind the data and never leads it. A first write of a
-// block goes to the data; Flush makes the data durable, then writes the bits of
-// those blocks whose writes had ended before, then makes the map durable. Flushes
+// block goes to the data; Sync makes the data durable, then writes the bits of
+// those blocks whose writes had ended before, then makes the map durable. Those
 // that come meanwhile share the next one. So after a crash each block reads as
 // what was flushed last or as something that was written later, never as a hole, a
 // stale block of the base over a newer write, or what an earlier owner of the
 // space left there. A write of blocks that the top layer holds already touches no
-// map, and its Flush is one sync.
+// map, and its flush is one sync of the data.
 //
-// After a failed sync nothing is acknowledged any more: every write and Flush
+// After a failed sync nothing is acknowledged any more: every write and Sync
 // answers blockdev.ErrFailed until the volume is opened again.
 //
 // # Who fills the holes

@@ -1,15 +1,14 @@
 package overlay
 
 import (
-	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync"
-	"syscall"
 	"unsafe"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/extent"
 	"holdfast/internal/sys"
 )
 
@@ -39,6 +38,11 @@ func (f OSFile) Sync() error { return sys.SyncData(f.File) }
 // Punch implements File.
 func (f OSFile) Punch(off, n int64) error { return noSpace(sys.PunchHole(f.File, off, n)) }
 
+// Extent implements Extenter.
+func (f OSFile) Extent(off, limit int64) (length int64, hole bool, err error) {
+	return extent.At(f.File, off, limit)
+}
+
 func noSpace(err error) error {
 	if sys.IsNoSpace(err) {
 		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
@@ -61,22 +65,14 @@ func (i *Image) ReadAt(p []byte, off int64) (int, error) { return i.f.ReadAt(p, 
 // Size implements Source.
 func (i *Image) Size() int64 { return i.size }
 
-// Next implements Source by SEEK_DATA and SEEK_HOLE; where the file cannot tell,
-// a block device, all may be data.
+// Next implements Source. Where the file cannot tell, a block device, all is data.
 func (i *Image) Next(off int64) (from, to int64, err error) {
-	if off >= i.size {
-		return 0, 0, io.EOF
+	for off < i.size {
+		n, hole, err := extent.At(i.f, off, i.size-off)
+		if err != nil || !hole {
+			return off, off + n, err
+		}
+		off += n
 	}
-	from, ok, err := sys.NextData(i.f, off)
-	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.ESPIPE) {
-		return off, i.size, nil
-	}
-	if err != nil {
-		return 0, 0, err
-	}
-	if !ok || from >= i.size {
-		return 0, 0, io.EOF
-	}
-	to, err = sys.NextHole(i.f, from)
-	return from, min(to, i.size), err
+	return 0, 0, io.EOF
 }

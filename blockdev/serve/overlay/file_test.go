@@ -100,13 +100,13 @@ func TestOnFiles(t *testing.T) {
 	must(t, overlay.Create(next, size))
 	must(t, v.Seal(next, func() error { stack = append([]overlay.Files{next}, stack...); return nil }))
 	write()
-	must(t, v.Flush())
+	must(t, v.Sync())
 	v, err = overlay.Open(stack, source)
 	must(t, err)
 	expect(v)
 	must(t, v.Absorb(t.Context(), 0, func() error { stack = stack[:1]; return nil }))
 	expect(v)
-	must(t, v.Zero(size/2, size/2))
+	must(t, v.Zero(size/2, size/2, true))
 	for at := range want {
 		if at >= size/2/sector {
 			want[at] = make([]byte, sector)
@@ -121,7 +121,7 @@ func TestOnFiles(t *testing.T) {
 	if held := allocated(t, stack[0].Data); held > 8<<20 {
 		t.Errorf("the volume occupies %d bytes", held)
 	}
-	must(t, v.Zero(0, size))
+	must(t, v.Zero(0, size, true))
 	if held := allocated(t, stack[0].Data); held > 1<<20 {
 		t.Errorf("discarded whole it occupies %d bytes", held)
 	}
@@ -174,7 +174,7 @@ func TestFullPool(t *testing.T) {
 	if _, err := v.WriteAt(make([]byte, block), 0); !errors.Is(err, blockdev.ErrNoSpace) {
 		t.Errorf("a write: %v", err)
 	}
-	must(t, v.Flush())
+	must(t, v.Sync())
 	if held, _ := v.Held(); held != 0 {
 		t.Errorf("%d blocks are said to be held", held)
 	}

@@ -107,7 +107,7 @@ func (h *Hydrator) run(ctx context.Context) error {
 		}
 		off = next
 	}
-	if err := h.v.Flush(); err != nil {
+	if err := h.v.Sync(); err != nil {
 		return err
 	}
 	if held, of := h.v.Held(); held != of {

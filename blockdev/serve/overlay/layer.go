@@ -26,7 +26,7 @@ type File interface {
 type Files struct{ Data, Map File }
 
 // MapSize is how large the map of a volume of size bytes is. Where the map's space
-// is allocated beforehand a full pool cannot keep a Flush of blocks whose data has
+// is allocated beforehand a full pool cannot keep a Sync of blocks whose data has
 // its space from succeeding.
 func MapSize(size int64) int64 { return sectorAt(leavesFor(blocksOf(size))) }
 

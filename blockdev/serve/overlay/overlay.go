@@ -160,7 +160,7 @@ func (v *Overlay) readBase(p []byte, off int64) error {
 	return nil
 }
 
-// WriteAt implements io.WriterAt. It is durable after a Flush.
+// WriteAt implements io.WriterAt. It is durable after a Sync.
 func (v *Overlay) WriteAt(p []byte, off int64) (int, error) {
 	if err := v.within(off, int64(len(p))); err != nil {
 		return 0, err
@@ -231,9 +231,11 @@ func (v *Overlay) fillUp(top *layer, block int64, p []byte, off int64) error {
 const zeroAtOnce = 1 << 30
 
 // Zero makes a range read as zero and gives its space back, that of whole blocks.
-// It serves for discards as well: what was discarded is not asked of the base
-// again.
-func (v *Overlay) Zero(off, n int64) error {
+// errors.ErrUnsupported where the space is to be kept: the caller writes zeroes.
+func (v *Overlay) Zero(off, n int64, hole bool) error {
+	if !hole {
+		return errors.ErrUnsupported
+	}
 	if err := v.within(off, n); err != nil {
 		return err
 	}
@@ -298,10 +300,10 @@ func (v *Overlay) End(wrote bool) {
 	v.gate.RUnlock()
 }
 
-// Flush makes everything durable whose write had ended before. Flushes that come
-// while one is under way share the next one.
-func (v *Overlay) Flush() error {
-	return blockdev.Op("overlay.Flush", "", v.flushes.join(v.flush))
+// Sync is a flush: everything whose write had ended before is durable. Those that
+// come while one is under way share the next one.
+func (v *Overlay) Sync() error {
+	return blockdev.Op("overlay.Sync", "", v.flushes.join(v.flush))
 }
 
 func (v *Overlay) flush() error {

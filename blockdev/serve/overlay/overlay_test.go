@@ -154,14 +154,14 @@ func (l *life) one(r *rand.Rand) error {
 	}
 	switch r.IntN(12) {
 	case 0, 1:
-		err := l.v.Flush()
+		err := l.v.Sync()
 		if err == nil {
 			l.m.flush()
 		}
 		return err
 	case 2:
 		off, n := span(6 * block)
-		err := l.v.Zero(off, n)
+		err := l.v.Zero(off, n, true)
 		if err == nil {
 			l.m.wrote(make([]byte, n), off)
 		} else {
@@ -284,7 +284,7 @@ func TestEveryCut(t *testing.T) {
 				// It lives on: what it reads as now stays.
 				_, err = l.v.ReadAt(l.m.now, 0)
 				must(t, err)
-				must(t, l.v.Flush())
+				must(t, l.v.Sync())
 				l.m.flush()
 				if len(l.stack) == 1 { // nothing comes up of what was never finished
 					must(t, overlay.NewHydrator(l.v, nil, nil).Run(t.Context()))
@@ -316,14 +316,14 @@ func TestEveryFailure(t *testing.T) {
 				break
 			}
 			if l.v.Failed() != nil {
-				if err := l.v.Flush(); !errors.Is(err, blockdev.ErrFailed) {
+				if err := l.v.Sync(); !errors.Is(err, blockdev.ErrFailed) {
 					t.Fatalf("a flush after a failed sync: %v", err)
 				}
 				if _, err := l.v.WriteAt(make([]byte, block), 0); !errors.Is(err, blockdev.ErrFailed) {
 					t.Fatalf("a write after a failed sync: %v", err)
 				}
 			} else {
-				must(t, l.v.Flush())
+				must(t, l.v.Sync())
 				_, err = l.v.ReadAt(l.m.now, 0)
 				must(t, err)
 				l.m.check(t, l.v)
@@ -373,7 +373,7 @@ func TestFeet(t *testing.T) {
 					t.Errorf("sector %d does not read as written: %v", at/sector, err)
 				}
 				if r.IntN(20) == 0 {
-					if err := l.v.Flush(); err != nil {
+					if err := l.v.Sync(); err != nil {
 						t.Error(err)
 					}
 				}
@@ -385,7 +385,7 @@ func TestFeet(t *testing.T) {
 	moving.Wait()
 	copy(l.m.now, want)
 	l.m.same(t, l.v)
-	must(t, l.v.Flush())
+	must(t, l.v.Sync())
 	l.m.flush()
 	l.d.restart(r)
 	l.open()
@@ -408,7 +408,7 @@ func TestGrow(t *testing.T) {
 	_, err := l.v.WriteAt(p, 4996*block-sector)
 	must(t, err)
 	l.m.wrote(p, 4996*block-sector)
-	must(t, l.v.Flush())
+	must(t, l.v.Sync())
 	l.d.restart(r)
 	l.open()
 	l.m.same(t, l.v)
@@ -436,7 +436,7 @@ func TestFlushWaitsForTheRecord(t *testing.T) {
 		must(t, l.v.Seal(top, func() error {
 			go func() {
 				_, err := l.v.WriteAt(make([]byte, block), 0)
-				if err := errors.Join(err, l.v.Flush()); err != nil {
+				if err := errors.Join(err, l.v.Sync()); err != nil {
 					t.Error(err)
 				}
 				flushed.Store(true)
@@ -456,7 +456,7 @@ func TestFlushWaitsForTheRecord(t *testing.T) {
 		if err := l.v.Seal(unrecorded, func() error { return errBroken }); !errors.Is(err, blockdev.ErrFailed) {
 			t.Errorf("a stack that is not recorded: %v", err)
 		}
-		if err := l.v.Flush(); !errors.Is(err, blockdev.ErrFailed) {
+		if err := l.v.Sync(); !errors.Is(err, blockdev.ErrFailed) {
 			t.Errorf("a flush after it: %v", err)
 		}
 	})
@@ -533,7 +533,7 @@ func TestDirect(t *testing.T) {
 	must(t, err)
 	copy(p[sector:], bytes.Repeat([]byte{8}, block))
 	l.m.wrote(p, block)
-	must(t, l.v.Flush())
+	must(t, l.v.Sync())
 	l.m.flush()
 	must(t, l.seal())
 	if _, ok := l.v.Begin(block, block); ok {
@@ -549,7 +549,7 @@ func TestDamage(t *testing.T) {
 	l := newLife(t, nil, 5000*block)
 	_, err := l.v.WriteAt(make([]byte, block), 4500*block)
 	must(t, err)
-	must(t, l.v.Flush())
+	must(t, l.v.Sync())
 	m := l.stack[0].Map.(*diskFile)
 	for at := range len(m.cached) {
 		if at/sector == 1 { // a sector of zeroes is one

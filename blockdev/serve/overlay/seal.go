@@ -14,7 +14,7 @@ import (
 // below for ever, a snapshot. Writers wait for those under way and no longer, at
 // any size and any fragmentation. next are two files that Create has been at, for
 // the volume's size. record makes the new stack durable, so that the next Open
-// gets it; it is called when the old top is durable, and every Flush that begins
+// gets it; it is called when the old top is durable, and every Sync that begins
 // after the change waits for it. When it fails so does the volume: what has been
 // written to the new layer could not be found again.
 func (v *Overlay) Seal(next Files, record func() error) error {
