@@ -68,11 +68,16 @@ func lvm(ctx context.Context, args ...string) ([]byte, error) {
 }
 
 // change runs a command that changes the group's metadata, and makes the change
-// durable.
-func (p *Pool) change(ctx context.Context, what string, args ...string) error {
+// durable. What it did to our volumes is put into the table; what is for fault.
+func (p *Pool) change(ctx context.Context, what string, does outcome, args ...string) error {
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	return p.explain(errors.Join(p.tell(ctx, what, args...), p.flushDevices()))
+	before := p.state()
+	err := p.tell(ctx, what, args...)
+	if err == nil {
+		p.changed(before, does)
+	}
+	return p.explain(errors.Join(err, p.flushDevices()))
 }
 
 // flushDevices has the physical volumes write their caches.

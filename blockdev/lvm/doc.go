@@ -5,8 +5,7 @@
 // What is ours is told by two marks together: a name of our form and the tag of
 // this pool. Logical volumes without both are never touched.
 //
-//	hfd-ID        a draft
-//	hfi-ID        an image
+//	hfi-ID        an image or a draft
 //	hft-ID.RAND   removed; its space is being reclaimed
 //	hfq-ID.RAND   in quarantine
 //	hf-meta-POOL  descriptions: a small ext4 of ours, on a thin volume too, written
@@ -15,8 +14,9 @@
 //
 // Descriptions lie there and not in tags, because a volume group's metadata
 // is one small text that is written anew at each change, and a tag is too short.
-// They move with the disks. A description is written before its image gets its
-// name, so an image without a valid one is damaged, and one without an image is
+// They move with the disks. A draft's name is written there before its volume is
+// made, and a description takes the name's place when it is published, which costs no
+// command of LVM. So a volume of ours with neither is damaged, and what has no volume is
 // left over and removed at Open.
 //
 // LVM is asked by its JSON reports and told by its commands, each with a filter

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 
 	"holdfast/blockdev"
@@ -30,13 +31,12 @@ func (p *Pool) find(ctx context.Context, id blockdev.ID) (found, error) {
 	if err != nil {
 		return found{}, err
 	}
-	for _, name := range []string{imagePrefix + string(id), draftPrefix + string(id)} {
-		if n := slices.IndexFunc(rows, func(r row) bool { return r.Name == name }); n >= 0 {
-			f, _ := imageOf(rows[n])
-			return f, nil
-		}
+	n := slices.IndexFunc(rows, func(r row) bool { return r.Name == imagePrefix+string(id) })
+	if n < 0 {
+		return found{}, blockdev.ErrNotFound
 	}
-	return found{}, blockdev.ErrNotFound
+	f, _, err := p.imageOf(rows[n])
+	return f, err
 }
 
 // Create implements blockdev.Backend.
@@ -56,34 +56,49 @@ func (p *Pool) create(ctx context.Context, id blockdev.ID, size int64) error {
 		return err
 	}
 	return p.makeDraft(ctx, id, func(name string) error {
-		return p.change(ctx, "create", "lvcreate", "-an", "-ky", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", name, "--addtag", markTag, "--addtag", p.tag())
+		return p.change(ctx, "create", outcome{createCommits, adds(p.fresh(name, size))}, "lvcreate", "-an", "-ky", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", name, "--addtag", markTag, "--addtag", p.tag())
 	})
 }
 
+// fresh is what LVM will report of a volume that was just made, but for its number.
+func (p *Pool) fresh(name string, size int64) row {
+	return row{Name: name, Size: strconv.FormatInt(size, 10), Pool: p.thin, Tags: markTag + "," + p.tag()}
+}
+
 // makeDraft makes a draft, in the place of an earlier one. blockdev.ErrExists when
-// there is an image.
+// there is an image, described or not.
 func (p *Pool) makeDraft(ctx context.Context, id blockdev.ID, make func(name string) error) error {
-	if published, err := p.meta.has(id); published || err != nil {
-		if _, err := p.find(ctx, id); err != nil {
+	f, err := p.find(ctx, id)
+	switch {
+	case errors.Is(err, blockdev.ErrNotFound):
+	case err != nil:
+		return err
+	case !f.draft:
+		return blockdev.ErrExists
+	default:
+		if err := p.removeDraft(ctx, id); err != nil {
 			return err
 		}
-		return blockdev.ErrExists
 	}
-	name := draftPrefix + string(id)
-	err := make(name)
-	if !errors.Is(err, blockdev.ErrExists) {
+	if err := p.meta.beginDraft(id); err != nil {
 		return err
 	}
-	if err := p.removeDraft(ctx, id); err != nil {
-		return err
+	err = make(imagePrefix + string(id))
+	if errors.Is(err, blockdev.ErrExists) { // somebody else's: it must not be taken for our draft
+		return errors.Join(err, p.meta.dropDraft(id))
 	}
-	return make(name)
+	return err
 }
 
 // removeDraft takes a draft away; absent is success. An opening that a dead
 // process made does not count.
 func (p *Pool) removeDraft(ctx context.Context, id blockdev.ID) error {
-	name := draftPrefix + string(id)
+	name := imagePrefix + string(id)
+	if _, err := p.find(ctx, id); errors.Is(err, blockdev.ErrNotFound) {
+		return errors.Join(p.meta.forget(id), p.meta.dropDraft(id))
+	} else if err != nil {
+		return err
+	}
 	active, err := p.active(name)
 	if err != nil {
 		return err
@@ -96,11 +111,11 @@ func (p *Pool) removeDraft(ctx context.Context, id blockdev.ID) error {
 			return err
 		}
 	}
-	err = p.change(ctx, "remove draft", "lvremove", "-f", p.lv(name))
-	if errors.Is(err, blockdev.ErrNotFound) {
-		return nil
+	err = p.change(ctx, "remove draft", outcome{removeCommits, drops(name)}, "lvremove", "-f", p.lv(name))
+	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+		return err
 	}
-	return err
+	return errors.Join(p.meta.forget(id), p.meta.dropDraft(id))
 }
 
 // Clone implements blockdev.Cloner.
@@ -129,7 +144,7 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 		return fmt.Errorf("%w: %d bytes, the source has %d", blockdev.ErrInvalid, size, from.size)
 	}
 	return p.makeDraft(ctx, dst, func(name string) error {
-		err := p.change(ctx, "clone", "lvcreate", "-s", "-an", "-ky", "-n", name, "--addtag", markTag, "--addtag", p.tag(), p.lv(from.Name))
+		err := p.change(ctx, "clone", outcome{createCommits, adds(p.fresh(name, from.size))}, "lvcreate", "-s", "-an", "-ky", "-n", name, "--addtag", markTag, "--addtag", p.tag(), p.lv(from.Name))
 		if err != nil || size == from.size {
 			return err
 		}
@@ -138,7 +153,8 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 }
 
 func (p *Pool) extend(ctx context.Context, name string, size int64) error {
-	return p.change(ctx, "extend", "lvextend", "-L", fmt.Sprintf("%db", size), p.lv(name))
+	longer := alters(name, func(r *row) { r.Size = strconv.FormatInt(size, 10) })
+	return p.change(ctx, "extend", outcome{extendCommits, longer}, "lvextend", "-L", fmt.Sprintf("%db", size), p.lv(name))
 }
 
 // Publish implements blockdev.Backend.
@@ -166,10 +182,10 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 			return err
 		}
 	}
-	if err := p.meta.describe(id, description); err != nil || !f.draft {
-		return p.explain(err)
+	if f.draft {
+		return p.explain(p.meta.publish(id, description))
 	}
-	return p.change(ctx, "publish", "lvrename", p.group, f.Name, imagePrefix+string(id))
+	return p.explain(p.meta.describe(id, description))
 }
 
 // Describe implements blockdev.Backend.
@@ -236,23 +252,32 @@ func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
 	if err := check(ctx, id); err != nil {
 		return err
 	}
-	name := imagePrefix + string(id)
-	active, err := p.active(name)
+	f, err := p.find(ctx, id)
+	switch {
+	case errors.Is(err, blockdev.ErrNotFound):
+		return errors.Join(p.meta.forget(id), p.meta.dropDraft(id))
+	case err != nil:
+		return err
+	case f.draft:
+		return p.removeDraft(ctx, id)
+	}
+	active, err := p.active(f.Name)
 	switch {
 	case err != nil:
 		return err
 	case active:
 		return fmt.Errorf("%w: it is open", blockdev.ErrBusy)
 	}
-	err = p.change(ctx, "remove", "lvrename", p.group, name, unique(trashPrefix, id))
-	if errors.Is(err, blockdev.ErrNotFound) {
-		return p.removeDraft(ctx, id)
-	}
-	if err != nil {
+	err = p.rename(ctx, "remove", f.Name, unique(trashPrefix, id))
+	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 		return err
 	}
 	p.wakeReclaim()
 	return p.explain(p.meta.forget(id))
+}
+
+func (p *Pool) rename(ctx context.Context, what, name, to string) error {
+	return p.change(ctx, what, outcome{renameCommits, alters(name, func(r *row) { r.Name = to })}, "lvrename", p.group, name, to)
 }
 
 func (p *Pool) wakeReclaim() {
@@ -274,7 +299,7 @@ func (p *Pool) reclaim(ctx context.Context) {
 		rows, err := p.rows(ctx)
 		for _, r := range rows {
 			if strings.HasPrefix(r.Name, trashPrefix) && err == nil {
-				err = p.change(ctx, "reclaim", "lvremove", "-f", p.lv(r.Name))
+				err = p.change(ctx, "reclaim", outcome{removeCommits, drops(r.Name)}, "lvremove", "-f", p.lv(r.Name))
 			}
 		}
 		if err != nil && ctx.Err() == nil {

@@ -21,6 +21,7 @@ const (
 	poolFile      = "pool.json"
 	lockFile      = "lock"
 	describedDir  = "images"
+	draftsDir     = "drafts"
 	quarantineDir = "quarantine"
 )
 
@@ -88,13 +89,13 @@ func (p *Pool) makeMeta(ctx context.Context, rows []row, o Options) (uuid string
 	fresh := p.metaName() + ".new"
 	for _, r := range rows {
 		if r.Name == fresh && slices.Contains(r.tags(), markTag) {
-			if err := p.change(ctx, "remove new descriptions", "lvremove", "-f", p.lv(fresh)); err != nil {
+			if err := p.change(ctx, "remove new descriptions", outcome{}, "lvremove", "-f", p.lv(fresh)); err != nil {
 				return "", err
 			}
 		}
 	}
 	size := p.roundUp(o.MetaBytes)
-	if err := p.change(ctx, "create descriptions", "lvcreate", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", fresh, "--addtag", markTag, "--addtag", poolTag+uuid); err != nil {
+	if err := p.change(ctx, "create descriptions", outcome{}, "lvcreate", "-Wn", "-V", fmt.Sprintf("%db", size), "-T", p.lv(p.thin), "-n", fresh, "--addtag", markTag, "--addtag", poolTag+uuid); err != nil {
 		return "", err
 	}
 	if err := p.fault.effect("fill descriptions", func() error { return fillMeta(ctx, p.node(fresh), size) }); err != nil {
@@ -103,7 +104,7 @@ func (p *Pool) makeMeta(ctx context.Context, rows []row, o Options) (uuid string
 	if err := p.tell(ctx, "deactivate descriptions", "lvchange", "-an", p.lv(fresh)); err != nil {
 		return "", err
 	}
-	return uuid, p.change(ctx, "publish descriptions", "lvrename", p.group, fresh, p.metaName())
+	return uuid, p.change(ctx, "publish descriptions", outcome{}, "lvrename", p.group, fresh, p.metaName())
 }
 
 // fillMeta writes the whole volume, so that it never needs a block of the pool
@@ -154,7 +155,7 @@ func mountMeta(node string, fault fault) (_ *meta, err error) {
 	if m.root, err = os.OpenRoot(fmt.Sprintf("/proc/self/fd/%d", top.Fd())); err != nil {
 		return m, err
 	}
-	for _, dir := range []string{describedDir, quarantineDir} {
+	for _, dir := range []string{describedDir, draftsDir, quarantineDir} {
 		if err := m.root.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 			return m, err
 		}
@@ -255,6 +256,52 @@ func (m *meta) describe(id blockdev.ID, description []byte) error {
 	return m.replace(describedName(id), string(id), description)
 }
 
+// A draft is an image whose name stands among the drafts. It does before there is
+// a volume, and until its description takes the name's place.
+func draftName(id blockdev.ID) string { return draftsDir + "/" + string(id) }
+
+func (m *meta) isDraft(id blockdev.ID) (bool, error) { return m.there(draftName(id)) }
+
+func (m *meta) beginDraft(id blockdev.ID) error {
+	err := m.fault.effect("begin a draft", func() error {
+		f, err := m.root.OpenFile(draftName(id), os.O_WRONLY|os.O_CREATE, 0o600)
+		if err != nil {
+			return noSpace(err)
+		}
+		return f.Close()
+	})
+	if err != nil {
+		return err
+	}
+	return m.syncDir(draftsDir)
+}
+
+// publish makes a draft an image with a description. The journal of the filesystem
+// has both directories in one step; one too small for a journal may show the image
+// in both: it is a draft then, with a description.
+func (m *meta) publish(id blockdev.ID, description []byte) error {
+	sealed, err := envelope.Seal(string(id), description)
+	if err != nil {
+		return err
+	}
+	if err := m.write(draftName(id), sealed); err != nil {
+		return err
+	}
+	if err := m.fault.effect("rename a description", func() error { return m.root.Rename(draftName(id), describedName(id)) }); err != nil {
+		return noSpace(err)
+	}
+	return errors.Join(m.syncDir(describedDir), m.syncDir(draftsDir))
+}
+
+// dropDraft forgets that an image is a draft: there is nothing of it any more.
+func (m *meta) dropDraft(id blockdev.ID) error {
+	err := m.fault.effect("end a draft", func() error { return m.root.Remove(draftName(id)) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return m.syncDir(draftsDir)
+}
+
 func (m *meta) description(id blockdev.ID) ([]byte, error) {
 	b, err := m.read(describedName(id), string(id))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -272,9 +319,13 @@ func (m *meta) forget(id blockdev.ID) error {
 	return m.syncDir(describedDir)
 }
 
-// described lists the images that have a description.
-func (m *meta) described() ([]blockdev.ID, error) {
-	names, err := m.list(describedDir)
+// described lists the images that have a description, drafts those that are none yet.
+func (m *meta) described() ([]blockdev.ID, error) { return m.ids(describedDir) }
+
+func (m *meta) drafts() ([]blockdev.ID, error) { return m.ids(draftsDir) }
+
+func (m *meta) ids(dir string) ([]blockdev.ID, error) {
+	names, err := m.list(dir)
 	var ids []blockdev.ID
 	for _, name := range names {
 		if id := blockdev.ID(name); id.Valid() {

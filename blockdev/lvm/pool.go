@@ -20,7 +20,6 @@ import (
 
 // The first parts of our names, before an ID.
 const (
-	draftPrefix      = "hfd-"
 	imagePrefix      = "hfi-"
 	trashPrefix      = "hft-"
 	quarantinePrefix = "hfq-"
@@ -130,7 +129,6 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	if p.meta, err = p.openMeta(ctx, rows, o); err != nil {
 		return nil, err
 	}
-	p.table.stamp = "" // it did not know yet what is ours
 	if err := p.tidy(ctx); err != nil {
 		return nil, errors.Join(err, p.meta.close())
 	}
@@ -198,7 +196,8 @@ func (p *Pool) Shutdown() {
 	}
 }
 
-// tidy removes descriptions that no image has: a crash came between the two.
+// tidy removes descriptions, and names of drafts, that no image has: a crash came
+// between the two.
 func (p *Pool) tidy(ctx context.Context) error {
 	rows, err := p.rows(ctx)
 	if err != nil {
@@ -208,16 +207,21 @@ func (p *Pool) tidy(ctx context.Context) error {
 	for _, r := range rows {
 		images[strings.TrimPrefix(r.Name, imagePrefix)] = true
 	}
-	described, err := p.meta.described()
-	if err != nil {
-		return err
-	}
-	for _, id := range described {
-		if images[string(id)] {
-			continue
-		}
-		if err := p.meta.forget(id); err != nil {
+	for _, kind := range []struct {
+		list   func() ([]blockdev.ID, error)
+		forget func(blockdev.ID) error
+	}{{p.meta.described, p.meta.forget}, {p.meta.drafts, p.meta.dropDraft}} {
+		ids, err := kind.list()
+		if err != nil {
 			return err
+		}
+		for _, id := range ids {
+			if images[string(id)] {
+				continue
+			}
+			if err := kind.forget(id); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

@@ -128,7 +128,7 @@ func TestNonsense(t *testing.T) {
 			t.Errorf("a header at %d: %v", offset, err)
 		}
 	}
-	if p := (&Pool{devices: []string{"/dev/null"}}); p.stamp() != "" {
+	if p := (&Pool{devices: []string{"/dev/null"}}); p.state().stamp != "" {
 		t.Error("what is no physical volume has a stamp")
 	}
 }
@@ -144,12 +144,12 @@ func TestChangesByOthers(t *testing.T) {
 	if info, err := pool.Stat(t.Context(), id); err != nil || info.Size != 4<<20 {
 		t.Fatalf("%+v, %v", info, err)
 	}
-	before := pool.stamp()
-	if before == "" || before != pool.stamp() {
+	before := pool.state().stamp
+	if before == "" || before != pool.state().stamp {
 		t.Error("the stamp of what does not change is not one")
 	}
 	sh(t, "lvextend -qq -L 9m vg/"+imagePrefix+string(id))
-	if info, err := pool.Stat(t.Context(), id); err != nil || info.Size != 9<<20 || pool.stamp() == before {
+	if info, err := pool.Stat(t.Context(), id); err != nil || info.Size != 9<<20 || pool.state().stamp == before {
 		t.Errorf("after an operator's lvextend: %+v, %v", info, err)
 	}
 }

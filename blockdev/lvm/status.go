@@ -21,6 +21,9 @@ func (p *Pool) Stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) 
 }
 
 func (p *Pool) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) {
+	if _, err := p.numbered(ctx); err != nil {
+		return blockdev.Info{}, err
+	}
 	f, err := p.find(ctx, id)
 	if err != nil {
 		return blockdev.Info{}, err
@@ -54,7 +57,7 @@ func (p *Pool) list(ctx context.Context) ([]blockdev.Info, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	rows, err := p.rows(ctx)
+	rows, err := p.numbered(ctx)
 	if err != nil {
 		return nil, err
 	}
@@ -64,7 +67,10 @@ func (p *Pool) list(ctx context.Context) ([]blockdev.Info, error) {
 	}
 	var infos []blockdev.Info
 	for _, r := range rows {
-		f, ok := imageOf(r)
+		f, ok, err := p.imageOf(r)
+		if err != nil {
+			return nil, err
+		}
 		if !ok {
 			continue
 		}
@@ -83,20 +89,18 @@ func (p *Pool) list(ctx context.Context) ([]blockdev.Info, error) {
 	return infos, nil
 }
 
-// imageOf reads a volume's name; false for what is neither image nor draft.
-func imageOf(r row) (found, bool) {
+// imageOf reads a volume's name and looks whether it is a draft; false for what is
+// neither image nor draft.
+func (p *Pool) imageOf(r row) (found, bool, error) {
 	f := found{row: r}
-	name, isDraft := strings.CutPrefix(r.Name, draftPrefix)
-	if !isDraft {
-		var isImage bool
-		if name, isImage = strings.CutPrefix(r.Name, imagePrefix); !isImage {
-			return f, false
-		}
+	name, ours := strings.CutPrefix(r.Name, imagePrefix)
+	size, err := r.bytes()
+	f.id, f.size = blockdev.ID(name), size
+	if !ours || err != nil || !f.id.Valid() {
+		return f, false, nil
 	}
-	f.id, f.draft = blockdev.ID(name), isDraft
-	var err error
-	f.size, err = r.bytes()
-	return f, err == nil && f.id.Valid()
+	f.draft, err = p.meta.isDraft(f.id)
+	return f, true, err
 }
 
 // putAside gives an image that nothing explains a name in quarantine, its reason
@@ -118,7 +122,7 @@ func (p *Pool) putAside(ctx context.Context, f found, cause error) error {
 		return err
 	}
 	p.log.Error("an image is put into quarantine", "pool", p.Name(), "image", f.id, "name", name, "cause", cause)
-	if err := p.change(ctx, "quarantine", "lvrename", p.group, f.Name, name); err != nil {
+	if err := p.rename(ctx, "quarantine", f.Name, name); err != nil {
 		return err
 	}
 	return p.meta.forget(f.id)
@@ -154,8 +158,10 @@ func (p *Pool) quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
 }
 
 // has reports whether an image has a description, whatever is in it.
-func (m *meta) has(id blockdev.ID) (bool, error) {
-	_, err := m.root.Stat(describedName(id))
+func (m *meta) has(id blockdev.ID) (bool, error) { return m.there(describedName(id)) }
+
+func (m *meta) there(name string) (bool, error) {
+	_, err := m.root.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
@@ -228,7 +234,7 @@ func parseUsed(text []byte) (map[string]space, error) {
 
 // trash is what the volumes that are being removed occupy.
 func (p *Pool) trash(ctx context.Context) (int64, error) {
-	rows, err := p.rows(ctx)
+	rows, err := p.numbered(ctx)
 	if err != nil {
 		return 0, err
 	}

@@ -60,7 +60,7 @@ func (p *Pool) watch(ctx context.Context) {
 // extendPool gives the pool more space when it is to have it. While the group has
 // none left nothing is tried: refused is the stamp of its metadata then.
 func (p *Pool) extendPool(ctx context.Context, s status, refused string) string {
-	if p.extending.At == 0 || p.trouble(s) != nil || refused != "" && refused == p.stamp() {
+	if p.extending.At == 0 || p.trouble(s) != nil || refused != "" && refused == p.state().stamp {
 		return refused
 	}
 	for _, part := range []struct {
@@ -76,10 +76,10 @@ func (p *Pool) extendPool(ctx context.Context, s status, refused string) string 
 		switch {
 		case errors.Is(err, blockdev.ErrNoSpace):
 			p.log.Warn("the pool is to be extended, and its volume group has no room", "pool", p.Name(), "part", part.name, "cause", err)
-			return p.stamp()
+			return p.state().stamp
 		case err != nil:
 			p.log.Error("the pool could not be extended", "pool", p.Name(), "part", part.name, "cause", err)
-			return p.stamp()
+			return p.state().stamp
 		default:
 			p.log.Info("the pool has more room", "pool", p.Name(), "part", part.name)
 		}
@@ -90,7 +90,7 @@ func (p *Pool) extendPool(ctx context.Context, s status, refused string) string 
 // lengthen makes the pool's data or metadata longer by so many bytes, or by what the
 // volume group has.
 func (p *Pool) lengthen(ctx context.Context, option string, by int64) error {
-	err := p.change(ctx, "extend the pool", "lvextend", option, fmt.Sprintf("+%db", by), p.Name())
+	err := p.change(ctx, "extend the pool", outcome{}, "lvextend", option, fmt.Sprintf("+%db", by), p.Name())
 	if !errors.Is(err, blockdev.ErrNoSpace) {
 		return err
 	}
@@ -105,5 +105,5 @@ func (p *Pool) lengthen(ctx context.Context, option string, by int64) error {
 	if free < p.extent || free >= by {
 		return err
 	}
-	return p.change(ctx, "extend the pool", "lvextend", option, fmt.Sprintf("+%db", free), p.Name())
+	return p.change(ctx, "extend the pool", outcome{}, "lvextend", option, fmt.Sprintf("+%db", free), p.Name())
 }
