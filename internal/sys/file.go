@@ -47,7 +47,7 @@ func fileStatus(st unix.Stat_t) FileStatus {
 // (fdatasync(2)). After an error what was written may be lost although a later call
 // succeeds.
 func SyncData(f *os.File) error {
-	if err := control(f, func(fd uintptr) error { return unix.Fdatasync(int(fd)) }); err != nil {
+	if err := control(f, func(fd uintptr) error { return retry(func() error { return unix.Fdatasync(int(fd)) }) }); err != nil {
 		return &os.PathError{Op: "fdatasync", Path: f.Name(), Err: err}
 	}
 	return nil

@@ -115,12 +115,12 @@ func TestBrokenClients(t *testing.T) {
 				must(t, err)
 				c = raw
 			}
-			c.SetDeadline(time.Now().Add(patience))
+			must(t, c.SetDeadline(time.Now().Add(patience)))
 			c.Write(sends.bytes) // the server may have hung up before all is sent
 			if !sends.wrong {
 				must(t, c.(interface{ CloseWrite() error }).CloseWrite())
 			}
-			io.Copy(io.Discard, c) // to the end
+			_, _ = io.Copy(io.Discard, c) // to the end
 			c.Close()
 			good.ok(cmdWrite, 0, 4096, 4096, pattern(4096, 1))
 			good.reads(4096, pattern(4096, 1))
@@ -170,7 +170,7 @@ func TestClientThatStopsReading(t *testing.T) {
 	_, socket := serving(t, Options{MaxInFlight: most}, e)
 	for range 3 {
 		c := dial(t, socket).enter("")
-		c.SetDeadline(time.Now().Add(200 * time.Millisecond)) // what it sends until then is what counts
+		must(t, c.SetDeadline(time.Now().Add(200*time.Millisecond))) // what it sends until then is what counts
 		for {
 			if _, err := c.Write(requestBytes(cmdRead, 0, 1, 0, mib)); err != nil {
 				break
@@ -193,7 +193,7 @@ func TestSlowHandshake(t *testing.T) {
 	must(t, err)
 	defer silent.Close()
 	endless := dial(t, socket)
-	silent.SetDeadline(time.Now().Add(patience))
+	must(t, silent.SetDeadline(time.Now().Add(patience)))
 	if _, err := io.Copy(io.Discard, silent); err != nil {
 		t.Errorf("a silent client: %v", err)
 	}

@@ -102,7 +102,7 @@ func dial(t testing.TB, socket string) *client {
 func meet(t testing.TB, conn net.Conn) *client {
 	t.Helper()
 	t.Cleanup(func() { conn.Close() })
-	conn.SetDeadline(time.Now().Add(patience))
+	must(t, conn.SetDeadline(time.Now().Add(patience)))
 	c := &client{t: t, Conn: conn}
 	hello := c.read(18)
 	if binary.BigEndian.Uint64(hello) != magicInit || binary.BigEndian.Uint64(hello[8:]) != magicOption || binary.BigEndian.Uint16(hello[16:]) != 3 {

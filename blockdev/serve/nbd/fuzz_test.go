@@ -43,10 +43,10 @@ func fuzzed(t *testing.T, sent []byte) []byte {
 	s := NewServer(Options{})
 	must(t, s.Add(e))
 	ours, theirs := connected(t)
-	ours.SetDeadline(time.Now().Add(patience))
+	must(t, ours.SetDeadline(time.Now().Add(patience)))
 	served := make(chan struct{})
 	go func() {
-		s.ServeConn(theirs) // most end with an error
+		_ = s.ServeConn(theirs) // most end with an error
 		close(served)
 	}()
 	go func() {

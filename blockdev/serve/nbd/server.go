@@ -209,8 +209,8 @@ func (s *Server) leave() {
 // serve takes a connection through both phases.
 func (s *Server) serve(conn net.Conn, tlsNeeded bool) error {
 	defer s.leave()
-	conn.SetDeadline(time.Now().Add(s.options.HandshakeTime))
-	stop := context.AfterFunc(s.ctx, func() { conn.SetDeadline(longAgo) })
+	_ = conn.SetDeadline(time.Now().Add(s.options.HandshakeTime))
+	stop := context.AfterFunc(s.ctx, func() { _ = conn.SetDeadline(longAgo) })
 	used, t, err := s.negotiate(conn, tlsNeeded)
 	if !stop() && err == nil {
 		err = net.ErrClosed // the server was closed meanwhile
@@ -222,7 +222,7 @@ func (s *Server) serve(conn net.Conn, tlsNeeded bool) error {
 		}
 		return fmt.Errorf("handshake: %w", err)
 	}
-	conn.SetDeadline(time.Time{})
+	_ = conn.SetDeadline(time.Time{})
 	return s.transmit(used, t)
 }
 

@@ -50,8 +50,8 @@ func (s *Server) stream(conn net.Conn, t *terms) error {
 	st := &stream{terms: t, conn: conn, queue: t.export.meter.NewQueue(), budget: newBudget(s.options.MaxInFlight), gone: gone, jobs: make(chan *job)}
 	defer st.queue.Close()
 	stop := context.AfterFunc(s.ctx, func() {
-		conn.SetReadDeadline(longAgo)
-		conn.SetWriteDeadline(time.Now().Add(endTime))
+		_ = conn.SetReadDeadline(longAgo)
+		_ = conn.SetWriteDeadline(time.Now().Add(endTime))
 		st.budget.close()
 	})
 	defer stop()
@@ -161,9 +161,9 @@ func (st *stream) serve(j *job) {
 		st.queue.End(kind, j.began, int64(j.length), err != nil)
 	}
 	if err != nil || reply == nil {
-		st.result(&j.request, codeOf(err))
+		_ = st.result(&j.request, codeOf(err))
 	} else {
-		st.send(reply)
+		_ = st.send(reply)
 	}
 	if j.buf != nil {
 		j.buf.free()
@@ -215,7 +215,7 @@ func (st *stream) send(b []byte) error {
 	}
 	if _, err := st.conn.Write(b); err != nil {
 		st.broken = err
-		st.conn.SetReadDeadline(longAgo)
+		_ = st.conn.SetReadDeadline(longAgo)
 		st.budget.close()
 	}
 	return st.broken
