@@ -246,7 +246,7 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 		if err != nil {
 			return err
 		}
-		if !a.Limits.None() { // before anybody can use it
+		if !a.Limits.None() && e.ownLimiter(a.Target) == nil { // before anybody can use it
 			if err := e.limit(ctx, at, a, a.Limits); err != nil {
 				return err
 			}
@@ -285,7 +285,7 @@ func (e *Engine) request(ctx context.Context, v Volume, a Attachment) (attach.Re
 	}
 	return attach.Request{
 		Volume: v.ID, Endpoint: endpoint, Mounted: dir,
-		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Others: v.others(a),
+		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Others: v.others(a), Limits: a.Limits,
 	}, nil
 }
 

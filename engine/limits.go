@@ -9,7 +9,9 @@ import (
 	"holdfast/blockdev/attach"
 )
 
-// Limiter bounds what targets do with devices. limit.Limiter is one.
+// Limiter bounds what targets do with devices that are mounted on this host.
+// limit.Limiter is one. Attachers whose sandboxes get the device itself may be an
+// attach.Limiter.
 type Limiter interface {
 	// Explain tells how limits hold for a target, errors.ErrUnsupported, with the
 	// reason, where they cannot.
@@ -65,13 +67,40 @@ func (e *Engine) mayLimit(v Volume, id string, t attach.Target, readOnly bool, l
 	if l.None() {
 		return nil
 	}
-	if e.o.Limiter == nil {
-		return problem(ErrUnsupported, "limits", "this server does not limit rates")
+	if _, err := e.explainLimits(t, readOnly, l); err != nil {
+		return noLimits(err)
 	}
-	if e.isRaw(t) {
-		return problem(ErrUnsupported, "limits", "cannot be enforced here: what a virtual machine does is not limited")
+	return nil
+}
+
+// ownLimiter is that of a target whose sandboxes bound themselves, nil for one that
+// the host bounds, or nobody.
+func (e *Engine) ownLimiter(t attach.Target) attach.Limiter {
+	own, _ := e.o.Attachers[t.Type].(attach.Limiter)
+	return own
+}
+
+// explainLimits tells how limits hold, errors.ErrUnsupported where they cannot.
+func (e *Engine) explainLimits(t attach.Target, readOnly bool, l blockdev.Limits) (blockdev.Enforcement, error) {
+	own := e.ownLimiter(t)
+	switch {
+	case own != nil:
+		return own.Explain(t, readOnly, l)
+	case e.isRaw(t):
+		return blockdev.Enforcement{}, fmt.Errorf("what this virtual machine does is not limited: %w", errors.ErrUnsupported)
+	case e.o.Limiter == nil:
+		return blockdev.Enforcement{}, fmt.Errorf("this server does not limit rates: %w", errors.ErrUnsupported)
 	}
-	if _, err := e.o.Limiter.Explain(t, readOnly); err != nil {
+	return e.o.Limiter.Explain(t, readOnly)
+}
+
+// mayChange refuses other limits for an attachment that keeps those it came with.
+func (e *Engine) mayChange(a Attachment, l blockdev.Limits) error {
+	own := e.ownLimiter(a.Target)
+	if own == nil || a.Limits == l {
+		return nil
+	}
+	if err := own.MayChange(a.Target); err != nil {
 		return noLimits(err)
 	}
 	return nil
@@ -84,10 +113,10 @@ func noLimits(err error) error {
 // Enforcement tells how an attachment's limits hold; the zero value for one
 // without limits.
 func (e *Engine) Enforcement(a Attachment) blockdev.Enforcement {
-	if a.Limits.None() || e.o.Limiter == nil {
+	if a.Limits.None() {
 		return blockdev.Enforcement{}
 	}
-	found, err := e.o.Limiter.Explain(a.Target, a.ReadOnly)
+	found, err := e.explainLimits(a.Target, a.ReadOnly, a.Limits)
 	if err != nil {
 		return blockdev.Enforcement{Mechanism: "none", Gaps: []string{err.Error()}}
 	}
@@ -115,6 +144,9 @@ func (e *Engine) SetLimits(ctx context.Context, workspace, name, id string, l bl
 		if err := e.mayLimit(v, id, a.Target, a.ReadOnly, l); err != nil {
 			return Attachment{}, err
 		}
+		if err := e.mayChange(*a, l); err != nil {
+			return Attachment{}, err
+		}
 		old := *a
 		a.Limits = l
 		v.UpdatedAt, v.UpdatedBy = e.now(), actor
@@ -133,7 +165,10 @@ func (e *Engine) SetLimits(ctx context.Context, workspace, name, id string, l bl
 // limit makes limits hold for an attachment whose device is open; no limits
 // lift what there was. A device that is closed has none.
 func (e *Engine) limit(ctx context.Context, v Volume, a Attachment, l blockdev.Limits) error {
-	if e.o.Limiter == nil {
+	switch own := e.ownLimiter(a.Target); {
+	case own != nil:
+		return e.limitInside(ctx, own, v, a, l)
+	case e.o.Limiter == nil, e.isRaw(a.Target):
 		return nil
 	}
 	device, err := e.deviceOf(ctx, v, a.ReadOnly)
@@ -141,6 +176,20 @@ func (e *Engine) limit(ctx context.Context, v Volume, a Attachment, l blockdev.L
 		return err
 	}
 	err = e.o.Limiter.Apply(ctx, device, a.Target, a.ReadOnly, l)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return noLimits(err)
+	}
+	return err
+}
+
+// limitInside makes limits hold for a volume that is in a sandbox that bounds itself.
+func (e *Engine) limitInside(ctx context.Context, own attach.Limiter, v Volume, a Attachment, l blockdev.Limits) error {
+	request, err := e.request(ctx, v, a)
+	if err != nil {
+		return err
+	}
+	request.Limits = l
+	err = own.Limit(ctx, request)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return noLimits(err)
 	}
@@ -166,9 +215,11 @@ func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string,
 }
 
 // lift takes an attachment's limits away before it is detached: what is dirty is
-// flushed at full speed, and whoever gets the device next has none.
+// flushed at full speed, and whoever gets the device next has none. Those of a sandbox
+// that bounds itself stay until the volume has left it: a guest that does not let go
+// must not be rid of them.
 func (e *Engine) lift(ctx context.Context, v Volume, a Attachment) error {
-	if a.Limits.None() {
+	if a.Limits.None() || e.ownLimiter(a.Target) != nil {
 		return nil
 	}
 	return e.limit(ctx, v, a, blockdev.Limits{})

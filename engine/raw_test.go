@@ -9,7 +9,6 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
-	"holdfast/blockdev/filesystem"
 )
 
 // machine is an attacher whose sandboxes get the device itself. They know of its
@@ -43,6 +42,64 @@ func (m machine) Attach(ctx context.Context, r attach.Request) error {
 		if _, there := k.visible[place(r)]; !there {
 			k.visible[place(r)], k.told[place(r)] = r.Volume, r.Endpoint.Size
 		}
+		k.rule(r)
+	})
+}
+
+func (m machine) Detach(ctx context.Context, r attach.Request) error {
+	return m.without(m.attacher.Detach(ctx, r), r)
+}
+
+func (m machine) Fence(ctx context.Context, r attach.Request) error {
+	return m.without(m.attacher.Fence(ctx, r), r)
+}
+
+// without takes the limits of a volume that has left away.
+func (m machine) without(err error, r attach.Request) error {
+	if err == nil {
+		r.Limits = blockdev.Limits{}
+		m.w.kernel.mu.Lock()
+		defer m.w.kernel.mu.Unlock()
+		m.w.kernel.rule(r)
+	}
+	return err
+}
+
+// rule keeps a machine's limits where limiter keeps the host's.
+func (k *kernel) rule(r attach.Request) {
+	key := "mem:" + string(r.Volume) + "|" + r.Target.Container
+	if k.limits[key] = r.Limits; r.Limits.None() {
+		delete(k.limits, key)
+	}
+}
+
+// Explain and the others implement attach.Limiter: a machine "none" has no limits, and
+// one "fixed" keeps those that it got.
+func (m machine) Explain(t attach.Target, _ bool, _ blockdev.Limits) (blockdev.Enforcement, error) {
+	if t.Container == "none" {
+		return blockdev.Enforcement{}, errors.ErrUnsupported
+	}
+	return blockdev.Enforcement{Mechanism: "machine"}, nil
+}
+
+func (m machine) MayChange(t attach.Target) error {
+	if t.Container == "fixed" {
+		return errors.ErrUnsupported
+	}
+	return nil
+}
+
+func (m machine) Limit(_ context.Context, r attach.Request) error {
+	if m.gone(r.Target) {
+		return blockdev.ErrGone
+	}
+	k := m.w.kernel
+	return m.w.effect("limit inside", func() {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if k.visible[place(r)] == r.Volume {
+			k.rule(r)
+		}
 	})
 }
 
@@ -75,7 +132,8 @@ func (w *world) verifyMachines(t *testing.T, v Volume, info blockdev.Info) {
 func machineLife() []op {
 	return []op{
 		createOp("v", "", "ext4", 16),
-		attachOp("v", "vm", "first", false),
+		limitedOp("v", "vm", "first"),
+		limitsOp("v", 200),
 		resizeOp("v", 32),
 		detachOp("v", "first"),
 		attachOp("v", "vm", "second", false),
@@ -252,12 +310,52 @@ func TestMachineIsGone(t *testing.T) {
 	w.verifyConsistent(t)
 }
 
-func TestMachinesHaveNoLimits(t *testing.T) {
+// TestLimitsOfMachines: they are made where the volume is, are there after a restart,
+// and stay while a guest does not let go. What cannot be had changes nothing.
+func TestLimitsOfMachines(t *testing.T) {
 	w := newWorld(t)
+	ctx := t.Context()
 	do1(t, w, createOp("v", "", "ext4", 16))
-	_, err := w.engine.Attach(t.Context(), space, "v", AttachVolume{Holder: "sandbox:box", Target: attach.Target{Type: "vm", Container: "box"}, Limits: blockdev.Limits{ReadIOPS: 100}})
+	into := func(box string) (Attachment, error) {
+		return w.engine.Attach(ctx, space, "v", AttachVolume{Holder: "sandbox:box", Target: attach.Target{Type: "vm", Container: box}, Limits: blockdev.Limits{ReadIOPS: 100}})
+	}
+	_, err := into("none")
 	wants(t, err, ErrUnsupported, "limits")
-	if v, _ := w.engine.Volume(space, "v"); v.Tainted || v.Filesystem != filesystem.Ext4 {
+	if v := w.volume("v"); v.Tainted || len(v.Attachments) != 0 {
 		t.Errorf("what was refused has changed the volume: %+v", v)
 	}
+	a, err := into("box")
+	if err != nil || w.engine.Enforcement(a).Mechanism != "machine" {
+		t.Fatalf("%+v, %v", a, err)
+	}
+	if a, err = w.engine.SetLimits(ctx, space, "v", a.ID, blockdev.Limits{WriteIOPS: 50}, ""); err != nil {
+		t.Fatal(err)
+	}
+	w.kernel.mu.Lock()
+	clear(w.kernel.limits) // the daemon died between the wish and its making
+	w.kernel.busy[place(attach.Request{Target: a.Target})] = true
+	w.kernel.mu.Unlock()
+	w.restart(false)
+	w.verifyLimits(t, []Volume{w.volume("v")})
+	_, err = w.engine.Detach(ctx, space, "v", a.ID, "")
+	wants(t, err, ErrConflict, "goes on by itself")
+	w.verifyLimits(t, []Volume{w.volume("v")}) // a guest is not rid of them by that
+	w.kernel.mu.Lock()
+	clear(w.kernel.busy)
+	w.kernel.mu.Unlock()
+	if err := w.engine.tend(ctx); err != nil {
+		t.Fatal(err)
+	}
+	w.verifyLimits(t, []Volume{w.volume("v")})
+
+	a, err = into("fixed")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = w.engine.SetLimits(ctx, space, "v", a.ID, blockdev.Limits{}, "")
+	wants(t, err, ErrUnsupported, "cannot be enforced")
+	if _, err = w.engine.SetLimits(ctx, space, "v", a.ID, a.Limits, ""); err != nil {
+		t.Errorf("the same limits: %v", err)
+	}
+	w.verifyLimits(t, []Volume{w.volume("v")})
 }

@@ -15,7 +15,7 @@ func upkeepLife() []op {
 	return []op{
 		createOp("a", "", "xfs", 300),
 		createOp("b2", "", "ext4", 16),
-		limitedOp("a", "box"),
+		limitedOp("a", "runc", "box"),
 		limitsOp("a", 200),
 		captureOp("a", false),
 		captureOp("a", true),
@@ -51,13 +51,14 @@ func freezeOp(name, box string) op {
 }
 
 // limitedOp attaches with limits.
-func limitedOp(name, box string) op {
-	o := attachOp(name, "runc", box, false)
+func limitedOp(name, kind, box string) op {
+	o := attachOp(name, kind, box, false)
+	r := AttachVolume{Holder: "sandbox:" + box, Target: attach.Target{Type: kind, Container: box}, Limits: blockdev.Limits{ReadIOPS: 100}}
+	if kind == "runc" {
+		r.MountPath = "/data"
+	}
 	o.do = func(w *world) error {
-		_, err := w.engine.Attach(context.Background(), space, name, AttachVolume{
-			Holder: "sandbox:" + box, Target: attach.Target{Type: "runc", Container: box}, MountPath: "/data",
-			Limits: blockdev.Limits{ReadIOPS: 100},
-		})
+		_, err := w.engine.Attach(context.Background(), space, name, r)
 		return err
 	}
 	return o

@@ -54,6 +54,25 @@ type Request struct {
 	// Lazy makes Detach take the volume away while files of it are open, too: of a
 	// filesystem that was shut down, or that nobody can write.
 	Lazy bool
+	// Limits hold from the moment at which the sandbox has the volume. For a Limiter.
+	Limits blockdev.Limits
+}
+
+// Limiter is an Attacher whose sandboxes bound by themselves what they do with a
+// volume. Its Attach makes the request's limits hold before anything can be read or
+// written, and they hold until the sandbox has let the volume go.
+type Limiter interface {
+	// Explain tells how limits hold in a target's sandbox. errors.ErrUnsupported, with
+	// the reason, for those that cannot.
+	Explain(t Target, readOnly bool, l blockdev.Limits) (blockdev.Enforcement, error)
+	// MayChange is nil when limits of a volume in that sandbox can be changed while it
+	// is there, else errors.ErrUnsupported with the reason.
+	MayChange(t Target) error
+	// Limit makes exactly the request's limits hold for a volume that is in the
+	// sandbox; the zero Limits lift all. One that is not there has none: success.
+	// errors.ErrUnsupported, with the reason, when they can only be had by another
+	// Attach. Errors else as Attach.
+	Limit(ctx context.Context, r Request) error
 }
 
 // State is what a Probe finds.

@@ -15,6 +15,7 @@ import (
 	"github.com/BurntSushi/toml"
 
 	"holdfast/blockdev/attach/firecracker"
+	"holdfast/blockdev/attach/qemu"
 )
 
 // Config is what an operator can set. Sizes are bytes. Every setting has one
@@ -48,6 +49,7 @@ type Config struct {
 	RuncRoots     []string
 	VMSockets     []string
 	FirecrackerIO string // "Sync", "Async"
+	QemuAIO       string // "auto", "io_uring", "native", "threads"
 	TenantsAttach bool   // with --dev always
 
 	Cage       string // "required", "off"
@@ -97,7 +99,7 @@ func DefaultConfig() Config {
 		LogFormat: "text", LogLevel: "info",
 		PoolMode: "auto", Overprovision: 1.0,
 		DefaultRegion: "local", MaxSize: 64 << 40,
-		RuncRoot: "/run/runc", FirecrackerIO: firecracker.Sync,
+		RuncRoot: "/run/runc", FirecrackerIO: firecracker.Sync, QemuAIO: string(qemu.Auto),
 		Cage: cageRequired, CageWarm: 2, CageMemory: 1 << 30,
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30, MaxEntries: 2_000_000,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
@@ -145,6 +147,7 @@ func (c *Config) settings() []setting {
 		{"runc_roots", "further state directories of runc that a target may name", listValue{&c.RuncRoots}},
 		{"vm_sockets", "directories below which targets may name sockets of virtual machines: of monitors (QMP) of QEMU, of the APIs of Firecracker and Cloud Hypervisor", listValue{&c.VMSockets}},
 		{"firecracker_io_engine", "how Firecracker does a volume's I/O: Sync, or Async (io_uring)", choiceValue{&c.FirecrackerIO, []string{firecracker.Sync, firecracker.Async}}},
+		{"qemu_aio", "how QEMU does a volume's I/O: io_uring, native, threads, or auto: the first of them that it has", choiceValue{&c.QemuAIO, qemu.AIOs()}},
 		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
 		{"cage", "where filesystem tools read what tenants have written: in a cage (runc, user namespaces), or, off, as root on this host", choiceValue{&c.Cage, []string{cageRequired, cageOff}}},
 		{"cage_warm", "cages that wait ready: a grow that finds none waits for one to be made", intValue{&c.CageWarm}},

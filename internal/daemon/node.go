@@ -334,7 +334,7 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
-	inQEMU, inCloudHypervisor := qemu.New(qemu.Options{Door: door}), cloudhypervisor.New(door, cloudhypervisor.Options{})
+	inQEMU, inCloudHypervisor := qemu.New(qemu.Options{Door: door, AIO: qemu.AIO(n.c.QemuAIO)}), cloudhypervisor.New(door, cloudhypervisor.Options{})
 	atStart, err := vmstart.New(vmstart.Options{
 		Dir: n.at.vmStart(), Door: door, FirecrackerIO: n.c.FirecrackerIO, Log: n.log,
 		Resizers: map[string]attach.Resizer{qemu.Type: inQEMU, firecracker.Type: inFirecracker, cloudhypervisor.Type: inCloudHypervisor},

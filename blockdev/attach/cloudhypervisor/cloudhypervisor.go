@@ -33,7 +33,7 @@ type Options struct {
 	Wait time.Duration // for a guest to let a disk go; 0: 5 s
 }
 
-// Attacher is an attach.Attacher, attach.Resizer and attach.Sentry.
+// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter and attach.Sentry.
 type Attacher struct {
 	door *vmsocket.Door
 	wait time.Duration
@@ -44,6 +44,7 @@ var (
 	_ attach.Resizer  = (*Attacher)(nil)
 	_ attach.Sentry   = (*Attacher)(nil)
 	_ attach.Named    = (*Attacher)(nil)
+	_ attach.Limiter  = (*Attacher)(nil)
 )
 
 // New takes the door to the sockets.
@@ -78,10 +79,17 @@ type disk struct {
 	Serial   string `json:"serial"`
 	Image    string `json:"image_type"`
 	Backing  bool   `json:"backing_files"`
+
+	Rates *vmsocket.Rates `json:"rate_limiter_config,omitempty"`
 }
 
-func diskOf(r attach.Request) disk {
-	return disk{ID: diskID(r.Volume), Path: r.Endpoint.Path, ReadOnly: r.ReadOnly, Direct: true, Serial: Serial(r.Volume), Image: raw}
+func diskOf(r attach.Request) (disk, error) {
+	rates, err := vmsocket.RatesOf(r.Limits, r.ReadOnly)
+	d := disk{ID: diskID(r.Volume), Path: r.Endpoint.Path, ReadOnly: r.ReadOnly, Direct: true, Serial: Serial(r.Volume), Image: raw}
+	if !rates.None() {
+		d.Rates = &rates
+	}
+	return d, err
 }
 
 // info is a part of the document's VmInfo.
@@ -150,11 +158,15 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 	if err != nil {
 		return refusal(err)
 	}
+	want, err := diskOf(r)
+	if err != nil {
+		return err
+	}
 	if d := i.disk(r.Volume); d != nil {
-		if want := diskOf(r); d.Path != want.Path || d.ReadOnly != want.ReadOnly || d.Image != want.Image {
+		if d.Path != want.Path || d.ReadOnly != want.ReadOnly || d.Image != want.Image {
 			return fmt.Errorf("%w: the virtual machine has the volume's disk in another mode", blockdev.ErrBusy)
 		}
-		return nil
+		return has(*d, r)
 	}
 	if _, leaving := i.Devices[diskID(r.Volume)]; leaving {
 		return fmt.Errorf("%w: the guest has not let the disk go that was removed before", blockdev.ErrBusy)
@@ -165,7 +177,7 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 	if err := a.door.SeesImage(r); err != nil {
 		return err
 	}
-	return refusal(a.do(ctx, r.Target, http.MethodPut, "vm.add-disk", diskOf(r), nil))
+	return refusal(a.do(ctx, r.Target, http.MethodPut, "vm.add-disk", want, nil))
 }
 
 // Resized tells the VMM, which tells the guest, the size that the image has. A disk

@@ -27,7 +27,7 @@ const (
 	writeback  = "Writeback"   // Drive.cache_type
 )
 
-// Attacher is an attach.Attacher, attach.Resizer and attach.Sentry.
+// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter and attach.Sentry.
 type Attacher struct {
 	door   *vmsocket.Door
 	engine string
@@ -37,6 +37,7 @@ var (
 	_ attach.Attacher = (*Attacher)(nil)
 	_ attach.Resizer  = (*Attacher)(nil)
 	_ attach.Sentry   = (*Attacher)(nil)
+	_ attach.Limiter  = (*Attacher)(nil)
 )
 
 // New takes the door to the sockets and the I/O engine of drives, Sync or Async.
@@ -67,19 +68,27 @@ type drive struct {
 	ReadOnly bool   `json:"is_read_only"`
 	Path     string `json:"path_on_host"`
 	Engine   string `json:"io_engine"`
+
+	Rates *vmsocket.Rates `json:"rate_limiter,omitempty"`
 }
 
-// partialDrive is the document's PartialDrive.
+// partialDrive is the document's PartialDrive. What it does not name stays.
 type partialDrive struct {
-	ID   string `json:"drive_id"`
-	Path string `json:"path_on_host"`
+	ID    string          `json:"drive_id"`
+	Path  string          `json:"path_on_host,omitempty"`
+	Rates *vmsocket.Rates `json:"rate_limiter,omitempty"`
 }
 
 // driveID names a volume's drive: Firecracker allows letters, digits and underscores.
 func driveID(id blockdev.ID) string { return strings.ReplaceAll(string(id), "-", "_") }
 
-func (a *Attacher) drive(r attach.Request) drive {
-	return drive{ID: driveID(r.Volume), Cache: writeback, ReadOnly: r.ReadOnly, Path: r.Endpoint.Path, Engine: a.engine}
+func (a *Attacher) drive(r attach.Request) (drive, error) {
+	rates, err := vmsocket.RatesOf(r.Limits, r.ReadOnly)
+	d := drive{ID: driveID(r.Volume), Cache: writeback, ReadOnly: r.ReadOnly, Path: r.Endpoint.Path, Engine: a.engine}
+	if !rates.None() {
+		d.Rates = &rates
+	}
+	return d, err
 }
 
 // Resolve finds the VMM behind the target's socket. blockdev.ErrInvalid when it is
@@ -137,7 +146,10 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 		return err
 	}
 	found, foreign, err := a.find(ctx, r)
-	want := a.drive(r)
+	if err != nil {
+		return err
+	}
+	want, err := a.drive(r)
 	switch {
 	case err != nil:
 		return err
@@ -146,7 +158,7 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 	case found != nil && (found.Path != want.Path || found.ReadOnly != want.ReadOnly || found.Cache != want.Cache):
 		return fmt.Errorf("%w: the microVM has a drive of the volume's name in another mode", blockdev.ErrBusy)
 	case found != nil:
-		return nil
+		return a.rate(ctx, r, i, *found)
 	}
 	if err := mayTakeDrives(i); err != nil {
 		return err
@@ -158,7 +170,16 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 }
 
 func (a *Attacher) put(ctx context.Context, r attach.Request) error {
-	return refusal(a.door.Do(ctx, r.Target, http.MethodPut, "/drives/"+driveID(r.Volume), a.drive(r), nil))
+	d, err := a.drive(r)
+	if err != nil {
+		return err
+	}
+	return refusal(a.door.Do(ctx, r.Target, http.MethodPut, "/drives/"+d.ID, d, nil))
+}
+
+func (a *Attacher) patch(ctx context.Context, r attach.Request, p partialDrive) error {
+	p.ID = driveID(r.Volume)
+	return refusal(a.door.Do(ctx, r.Target, http.MethodPatch, "/drives/"+p.ID, p, nil))
 }
 
 // Resized makes Firecracker read the image's size again. The guest is told by its
@@ -175,7 +196,7 @@ func (a *Attacher) resized(ctx context.Context, r attach.Request) error {
 	if i.State == notStarted { // the drive is given again: PATCH is for booted ones
 		return a.put(ctx, r)
 	}
-	return refusal(a.door.Do(ctx, r.Target, http.MethodPatch, "/drives/"+driveID(r.Volume), partialDrive{driveID(r.Volume), r.Endpoint.Path}, nil))
+	return a.patch(ctx, r, partialDrive{Path: r.Endpoint.Path})
 }
 
 // refusal makes a refusal a conflict: the request was as the document has it.

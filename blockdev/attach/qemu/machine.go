@@ -5,7 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"regexp"
+	"slices"
 	"strings"
 	"time"
 
@@ -30,13 +30,25 @@ func deviceName(id blockdev.ID) string { return "holdfast-" + string(id) }
 // machine is a virtual machine's monitor.
 type machine struct {
 	*qmp.Monitor
-	wait time.Duration
+	o Options
+}
+
+// Do is the monitor's, bounded: one whose process stands still, or hangs in the
+// command, is blockdev.ErrBusy. Whether the command was carried out is then not known.
+func (m *machine) Do(ctx context.Context, command string, args qmp.Args) (json.RawMessage, error) {
+	bounded, cancel := context.WithTimeout(ctx, m.o.Command)
+	defer cancel()
+	answer, err := m.Monitor.Do(bounded, command, args)
+	if err != nil && ctx.Err() == nil && bounded.Err() != nil {
+		return nil, busy("the monitor has not answered to %s within %s: QEMU is stopped, or hangs in it", command, m.o.Command)
+	}
+	return answer, err
 }
 
 func (m *machine) ask(ctx context.Context, command string, args qmp.Args, into any) error {
 	answer, err := m.Do(ctx, command, args)
 	if err != nil {
-		return err
+		return refusal(err)
 	}
 	if err := json.Unmarshal(answer, into); err != nil {
 		return fmt.Errorf("%s: %w", command, err)
@@ -45,26 +57,30 @@ func (m *machine) ask(ctx context.Context, command string, args qmp.Args, into a
 }
 
 // peripherals tells the devices that have names, and their types.
-func (m *machine) peripherals(ctx context.Context) ([]peripheral, error) {
-	var all []peripheral
-	return all, m.ask(ctx, "qom-list", qmp.Args{"path": "/machine/peripheral"}, &all)
+func (m *machine) peripherals(ctx context.Context) ([]object, error) {
+	return m.list(ctx, "/machine/peripheral")
 }
 
-type peripheral struct{ Name, Type string } // Type: "child<virtio-blk-pci>"
+// list tells what is at a path of QEMU's object tree.
+func (m *machine) list(ctx context.Context, path string) (all []object, err error) {
+	return all, m.ask(ctx, "qom-list", qmp.Args{"path": path}, &all)
+}
+
+type object struct{ Name, Type string } // Type: "child<virtio-blk-pci>"
+
+func (m *machine) has(ctx context.Context, path, name string) (bool, error) {
+	all, err := m.list(ctx, path)
+	return slices.ContainsFunc(all, func(o object) bool { return o.Name == name }), err
+}
 
 func (m *machine) hasDevice(ctx context.Context, name string) (bool, error) {
-	all, err := m.peripherals(ctx)
-	for _, p := range all {
-		if p.Name == name {
-			return true, err
-		}
-	}
-	return false, err
+	return m.has(ctx, "/machine/peripheral", name)
 }
 
 // node is a block node; nil for none of that name.
 type node struct {
 	Name     string `json:"node-name"`
+	Driver   string `json:"drv"`
 	ReadOnly bool   `json:"ro"`
 }
 
@@ -144,46 +160,59 @@ func (m *machine) plug(ctx context.Context, r attach.Request) error {
 		return busy("the virtual machine has the volume in another mode")
 	}
 	there, err := m.hasDevice(ctx, deviceName(r.Volume))
-	if err != nil || there {
+	if err != nil {
 		return err
 	}
-	if n == nil {
-		if err := m.addNode(ctx, r); err != nil {
-			return err
-		}
+	switch {
+	case there:
+		return m.limit(ctx, r)
+	case n == nil:
+		err = m.addNode(ctx, r)
+	default: // an earlier life of the daemon made it
+		err = m.limit(ctx, r)
 	}
-	if err := m.addDevice(ctx, r.Volume); err != nil {
+	if err == nil {
+		err = m.addDevice(ctx, r.Volume)
+	}
+	if err != nil {
 		return errors.Join(err, m.closeNode(context.WithoutCancel(ctx), r.Volume))
 	}
 	return nil
 }
 
-// addNode opens the image: with io_uring where QEMU and its kernel have it, else
-// with threads, which always work.
+// addNode opens the image, below a filter that bounds what passes: with the first way
+// of doing I/O that QEMU and its host have.
 func (m *machine) addNode(ctx context.Context, r attach.Request) error {
+	if err := m.makeGroup(ctx, r); err != nil {
+		return err
+	}
 	driver := "file"
 	if r.Endpoint.Kind == blockdev.Block {
 		driver = "host_device"
 	}
+	// Zeroes that a guest writes are written: they must keep the space that a volume
+	// was given in advance (detect-zeroes is off by default).
+	options := func(more qmp.Args) qmp.Args {
+		more["read-only"], more["discard"] = r.ReadOnly, "unmap"
+		more["cache"] = qmp.Args{"direct": true, "no-flush": false}
+		return more
+	}
 	var failures error
-	for _, aio := range []string{"io_uring", "threads"} {
-		options := func(more qmp.Args) qmp.Args {
-			more["read-only"], more["discard"] = r.ReadOnly, "unmap"
-			more["cache"] = qmp.Args{"direct": true, "no-flush": false}
-			return more
-		}
+	for _, aio := range m.o.AIO.ways() {
 		_, err := m.Do(ctx, "blockdev-add", options(qmp.Args{
-			"driver": "raw", "node-name": nodeName(r.Volume),
-			"file": options(qmp.Args{"driver": driver, "filename": r.Endpoint.Path, "aio": aio, "locking": "on"}),
+			"driver": "throttle", "node-name": nodeName(r.Volume), "throttle-group": groupName(r.Volume),
+			"file": options(qmp.Args{
+				"driver": "raw",
+				"file":   options(qmp.Args{"driver": driver, "filename": r.Endpoint.Path, "aio": string(aio), "locking": "on"}),
+			}),
 		}))
 		if err == nil {
 			return nil
 		}
-		var refused *qmp.Error
-		if !errors.As(err, &refused) {
-			return err
-		}
 		failures = refusal(err)
+		if !lacksAIO(err, aio) {
+			break
+		}
 	}
 	return failures
 }
@@ -206,8 +235,7 @@ func (m *machine) addDevice(ctx context.Context, id blockdev.ID) error {
 		if err == nil {
 			return nil
 		}
-		var refused *qmp.Error
-		if !errors.As(err, &refused) {
+		if !isRefusal(err) {
 			return err
 		}
 		failures = refusal(err)
@@ -215,28 +243,9 @@ func (m *machine) addDevice(ctx context.Context, id blockdev.ID) error {
 	return failures
 }
 
-// hostPath is an absolute path in a sentence, quoted as a rule.
-var hostPath = regexp.MustCompile(`(^|[^\pL\pN])/[^'"]*`)
-
-// refusal says what a command that QEMU refused means. Paths of the host that its
-// words name are left out.
-func refusal(err error) error {
-	var refused *qmp.Error
-	if !errors.As(err, &refused) {
-		return err
-	}
-	switch text := refused.Desc; {
-	case strings.Contains(text, "Failed to get"), strings.Contains(text, "lock"):
-		return busy("another program has the image locked (%s)", refused.Command)
-	case strings.Contains(text, "Permission denied"), strings.Contains(text, "No such file"):
-		return busy("the virtual machine's process may not open the image: it needs access to the pool's files")
-	}
-	return busy("the virtual machine refused %s: %s (%s)", refused.Command, hostPath.ReplaceAllString(refused.Desc, "${1}(path)"), refused.Class)
-}
-
 // unplug asks the guest to let the device go, waits for it, and closes the image.
 func (m *machine) unplug(ctx context.Context, id blockdev.ID) error {
-	waiting, cancel := context.WithTimeout(ctx, m.wait)
+	waiting, cancel := context.WithTimeout(ctx, m.o.Wait)
 	defer cancel()
 	there, err := m.hasDevice(ctx, deviceName(id))
 	if err == nil && there {
@@ -251,13 +260,12 @@ func (m *machine) unplug(ctx context.Context, id blockdev.ID) error {
 func (m *machine) removeDevice(ctx, waiting context.Context, name string) error {
 	mark := m.Mark()
 	_, err := m.Do(ctx, "device_del", qmp.Args{"id": name})
-	var refused *qmp.Error
-	switch {
-	case errors.As(err, &refused) && refused.Class == "DeviceNotFound":
+	switch r := refused(err); {
+	case r != nil && r.Class == deviceNotFound:
 		return nil
-	case errors.As(err, &refused) && strings.Contains(refused.Desc, "already in the process of unplug"):
+	case r != nil && strings.Contains(r.Desc, "already in the process of unplug"):
 	case err != nil:
-		return err
+		return refusal(err)
 	}
 	event, err := m.Wait(waiting, mark, func(e qmp.Event) bool {
 		var about struct{ Device string }
@@ -287,29 +295,31 @@ func (m *machine) silent(ctx context.Context) error {
 	if !status.Running {
 		return busy("the guest was asked to let the device go and is not running (%s)", status.Status)
 	}
-	return busy("the guest was asked to let the device go and has not answered within %s", m.wait)
+	return busy("the guest was asked to let the device go and has not answered within %s", m.o.Wait)
 }
 
-// closeNode closes the image. A device that was deleted a moment ago may hold it
-// for a moment more.
+// closeNode closes the image, and removes what bounded it. A device that was deleted a
+// moment ago may hold it for a moment more.
 func (m *machine) closeNode(ctx context.Context, id blockdev.ID) error {
-	waiting, cancel := context.WithTimeout(ctx, m.wait)
+	waiting, cancel := context.WithTimeout(ctx, m.o.Wait)
 	defer cancel()
 	for {
 		n, err := m.node(ctx, nodeName(id))
-		if err != nil || n == nil {
+		if err != nil {
 			return err
 		}
-		if _, err = m.Do(ctx, "blockdev-del", qmp.Args{"node-name": nodeName(id)}); err == nil {
-			return nil
+		if n == nil {
+			return m.dropGroup(ctx, id)
 		}
-		var refused *qmp.Error
-		if !errors.As(err, &refused) {
+		if _, err = m.Do(ctx, "blockdev-del", qmp.Args{"node-name": nodeName(id)}); err == nil {
+			continue
+		}
+		if !isRefusal(err) {
 			return err
 		}
 		select {
 		case <-waiting.Done():
-			return busy("the virtual machine keeps the image open: %s", refusal(refused).Error())
+			return busy("the virtual machine keeps the image open: %s", refusal(err).Error())
 		case <-time.After(10 * time.Millisecond):
 		}
 	}

@@ -20,9 +20,12 @@ type Options struct {
 	Door   *vmsocket.Door // to the monitors that the operator allows
 	Wait   time.Duration  // for a guest to let a device go; 0: 5 s
 	Answer time.Duration  // for a monitor to greet; 0: 5 s
+	// Command bounds one command, which takes milliseconds as a rule; 0: 10 s.
+	Command time.Duration
+	AIO     AIO // "": Auto
 }
 
-// Attacher is an attach.Attacher, attach.Resizer and attach.Sentry.
+// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter and attach.Sentry.
 type Attacher struct{ o Options }
 
 var (
@@ -30,6 +33,7 @@ var (
 	_ attach.Resizer  = (*Attacher)(nil)
 	_ attach.Sentry   = (*Attacher)(nil)
 	_ attach.Named    = (*Attacher)(nil)
+	_ attach.Limiter  = (*Attacher)(nil)
 )
 
 // New gives an Attacher.
@@ -39,6 +43,9 @@ func New(o Options) *Attacher {
 	}
 	if o.Answer <= 0 {
 		o.Answer = 5 * time.Second
+	}
+	if o.Command <= 0 {
+		o.Command = 10 * time.Second
 	}
 	return &Attacher{o}
 }
@@ -147,7 +154,7 @@ func (a *Attacher) with(ctx context.Context, t attach.Target, do func(*machine) 
 	defer process.Close()
 	m, err := a.monitor(ctx, t)
 	if err == nil {
-		err = do(&machine{m, a.o.Wait})
+		err = do(&machine{m, a.o})
 		_ = m.Close()
 	}
 	if err != nil {

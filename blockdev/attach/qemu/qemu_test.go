@@ -286,7 +286,7 @@ func TestRefusedCommands(t *testing.T) {
 	}
 	for name, c := range map[string]struct{ command, words, want string }{
 		"blockdev-add": {"blockdev-add", "Could not open '/pool/image': Input/output error", "refused blockdev-add: Could not open '(path)': Input/output error"},
-		"device_add":   {"device_add", "Bus 'rp0' does not support hotplugging", "does not support hotplugging"},
+		"device_add":   {"device_add", "Bus 'rp0' does not support hotplugging", "needs a pcie-root-port"},
 		"locked":       {"device_add", `Failed to get "write" lock`, "locked"},
 		"forbidden":    {"blockdev-add", "Could not open '/pool/image': Permission denied", "may not open"},
 		"qom-list":     {"qom-list", "what", "what"},

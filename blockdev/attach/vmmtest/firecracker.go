@@ -3,6 +3,7 @@ package vmmtest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/http"
 	"os"
 	"strings"
@@ -91,6 +92,9 @@ func (f *firecracker) patch(id string, config map[string]any) (int, any) {
 	if d == nil {
 		return refuse("Unable to patch the block device: Invalid block device ID")
 	}
+	if rates, ok := config["rate_limiter"].(map[string]any); ok {
+		d.limit(rates)
+	}
 	path, ok := config["path_on_host"]
 	if !ok {
 		return http.StatusNoContent, nil
@@ -107,6 +111,23 @@ func (f *firecracker) patch(id string, config map[string]any) (int, any) {
 	d.file.Close()
 	f.drives[id] = again
 	return http.StatusNoContent, nil
+}
+
+// limit changes the budgets that are named; one without a size is no limit.
+func (d *drive) limit(rates map[string]any) {
+	all := map[string]any{}
+	if had, ok := d.config["rate_limiter"].(map[string]any); ok {
+		maps.Copy(all, had)
+	}
+	maps.Copy(all, rates)
+	maps.DeleteFunc(all, func(_ string, b any) bool {
+		bucket, _ := b.(map[string]any)
+		size, _ := bucket["size"].(float64)
+		return size == 0
+	})
+	if d.config["rate_limiter"] = all; len(all) == 0 {
+		delete(d.config, "rate_limiter")
+	}
 }
 
 func (d *drive) open(readOnly bool) (err error) {

@@ -12,11 +12,15 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/internal/sys"
 )
+
+// queueTime bounds the wait for a place in the queue of who listens.
+const queueTime = time.Second
 
 // Door leads to the sockets that an operator allows. It is safe for concurrent use.
 type Door struct {
@@ -111,7 +115,7 @@ func (d *Door) connect(ctx context.Context, socket string) (net.Conn, int, error
 	if err != nil {
 		return nil, 0, err
 	}
-	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", name)
+	conn, err := dial(ctx, name)
 	if err != nil {
 		return nil, 0, explain(err)
 	}
@@ -124,6 +128,24 @@ func (d *Door) connect(ctx context.Context, socket string) (net.Conn, int, error
 		return nil, 0, err
 	}
 	return conn, pid, nil
+}
+
+// dial connects. A monitor's queue has room for one connection: one that is full may
+// be empty in a moment.
+func dial(ctx context.Context, name string) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, queueTime)
+	defer cancel()
+	for {
+		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", name)
+		if !errors.Is(err, syscall.EAGAIN) {
+			return conn, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 func openSocket(prefix, rest string) (*os.File, error) {
