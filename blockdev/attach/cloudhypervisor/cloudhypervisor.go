@@ -83,13 +83,8 @@ type disk struct {
 	Rates *vmsocket.Rates `json:"rate_limiter_config,omitempty"`
 }
 
-func diskOf(r attach.Request) (disk, error) {
-	rates, err := vmsocket.RatesOf(r.Limits, r.ReadOnly)
-	d := disk{ID: diskID(r.Volume), Path: r.Endpoint.Path, ReadOnly: r.ReadOnly, Direct: true, Serial: Serial(r.Volume), Image: raw}
-	if !rates.None() {
-		d.Rates = &rates
-	}
-	return d, err
+func diskOf(r attach.Request) disk {
+	return disk{ID: diskID(r.Volume), Path: r.Endpoint.Path, ReadOnly: r.ReadOnly, Direct: true, Serial: Serial(r.Volume), Image: raw}
 }
 
 // info is a part of the document's VmInfo.
@@ -158,8 +153,8 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 	if err != nil {
 		return refusal(err)
 	}
-	want, err := diskOf(r)
-	if err != nil {
+	want := diskOf(r)
+	if want.Rates, err = vmsocket.Given(r.Limits, r.ReadOnly); err != nil {
 		return err
 	}
 	if d := i.disk(r.Volume); d != nil {

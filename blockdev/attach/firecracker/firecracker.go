@@ -82,13 +82,8 @@ type partialDrive struct {
 // driveID names a volume's drive: Firecracker allows letters, digits and underscores.
 func driveID(id blockdev.ID) string { return strings.ReplaceAll(string(id), "-", "_") }
 
-func (a *Attacher) drive(r attach.Request) (drive, error) {
-	rates, err := vmsocket.RatesOf(r.Limits, r.ReadOnly)
-	d := drive{ID: driveID(r.Volume), Cache: writeback, ReadOnly: r.ReadOnly, Path: r.Endpoint.Path, Engine: a.engine}
-	if !rates.None() {
-		d.Rates = &rates
-	}
-	return d, err
+func (a *Attacher) drive(r attach.Request) drive {
+	return drive{ID: driveID(r.Volume), Cache: writeback, ReadOnly: r.ReadOnly, Path: r.Endpoint.Path, Engine: a.engine}
 }
 
 // Resolve finds the VMM behind the target's socket. blockdev.ErrInvalid when it is
@@ -146,10 +141,7 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 		return err
 	}
 	found, foreign, err := a.find(ctx, r)
-	if err != nil {
-		return err
-	}
-	want, err := a.drive(r)
+	want := a.drive(r)
 	switch {
 	case err != nil:
 		return err
@@ -170,8 +162,9 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 }
 
 func (a *Attacher) put(ctx context.Context, r attach.Request) error {
-	d, err := a.drive(r)
-	if err != nil {
+	d := a.drive(r)
+	var err error
+	if d.Rates, err = vmsocket.Given(r.Limits, r.ReadOnly); err != nil {
 		return err
 	}
 	return refusal(a.door.Do(ctx, r.Target, http.MethodPut, "/drives/"+d.ID, d, nil))

@@ -25,6 +25,15 @@ type Bucket struct {
 // can be had at once, and then no more until it comes back.
 const second = 1000
 
+// Given is RatesOf as a field that is left out where nothing is bounded.
+func Given(l blockdev.Limits, readOnly bool) (*Rates, error) {
+	rates, err := RatesOf(l, readOnly)
+	if err != nil || rates.None() {
+		return nil, err
+	}
+	return &rates, nil
+}
+
 // RatesOf expresses limits by budgets for reads and writes together: of a reader the
 // read limits, of a writer the sum of both. errors.ErrUnsupported for a writer that is
 // bounded in one direction only, which would bound the other as well.
