@@ -29,14 +29,20 @@ func must(t *testing.T, err error) {
 // start builds the daemon and starts one that may use the guests' monitors.
 func start(t *testing.T, guests ...*vmtest.VM) *localdaemon.Daemon {
 	t.Helper()
+	var prefixes []string
+	for _, g := range guests {
+		prefixes = append(prefixes, g.Dir)
+	}
+	return startWith(t, prefixes...)
+}
+
+// startWith is start for sockets below directories.
+func startWith(t *testing.T, prefixes ...string) *localdaemon.Daemon {
+	t.Helper()
 	dir := t.TempDir()
 	program := filepath.Join(dir, "holdfastd")
 	if out, err := exec.Command("go", "build", "-o", program, "holdfast/cmd/holdfastd").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
-	}
-	var prefixes []string
-	for _, g := range guests {
-		prefixes = append(prefixes, g.Dir)
 	}
 	d, err := localdaemon.Start(t.Context(), program, filepath.Join(dir, "state"), "--pool-size", "2GiB", "--vm-sockets", strings.Join(prefixes, ","))
 	must(t, err)
