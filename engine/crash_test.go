@@ -61,7 +61,7 @@ func attachOp(name, kind, where string, readOnly bool) op {
 	switch kind {
 	case "host":
 		r.Target.Path = "/" + where
-	case "vm":
+	case "vm", "start":
 		r.Target.Container = where
 	default:
 		r.Target.Container, r.MountPath = where, "/data"
@@ -141,7 +141,7 @@ func deleteOp(name string) op {
 }
 
 // lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
-var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife}
+var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife, "start": startLife}
 
 // life is the whole life of volumes of each kind.
 func life() []op {

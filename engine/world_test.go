@@ -48,7 +48,7 @@ type world struct {
 func newWorld(t testing.TB) *world {
 	w := &world{t: t, pool: blockdevtest.NewMemory(), trimPiece: 1 << 40, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
 	w.pool.Failpoint = w.point
-	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}, limits: map[string]blockdev.Limits{}, shut: map[blockdev.ID]bool{}, open: map[string]opened{}, leases: map[blockdev.ID]string{}, told: map[string]int64{}}
+	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}, limits: map[string]blockdev.Limits{}, shut: map[blockdev.ID]bool{}, open: map[string]opened{}, leases: map[blockdev.ID]string{}, told: map[string]int64{}, running: map[string]int{}}
 	dir := t.TempDir()
 	var err error
 	w.store, err = metadata.Open(filepath.Join(dir, "db"), metadata.Options{Log: slog.New(slog.DiscardHandler), Failpoint: w.point})
@@ -72,7 +72,7 @@ func (w *world) boot() {
 	e, err := New(context.Background(), Options{
 		Store: w.store, SideLog: w.sideLog, Pool: w.pool, PoolName: "memory", PoolKind: "memory",
 		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
-		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}, "vm": machine{attacher{w, false}}},
+		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}, "vm": machine{attacher{w, false}}, "start": starter{machine{attacher{w, false}}}},
 		Limiter:       limiter{w},
 		Ledger:        NewLedger(LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log:           slog.New(slog.DiscardHandler),
@@ -287,6 +287,8 @@ type kernel struct {
 	leases  map[blockdev.ID]string     // of the device that was mounted last
 	told    map[string]int64           // bytes of the device as virtual machines know it, by holder key
 	boots   int
+	running map[string]int // machines that were started after their attachment, by name: their pids
+	started int
 }
 
 type mount struct {
@@ -312,6 +314,7 @@ func (k *kernel) powerCut() {
 	clear(k.busy)
 	clear(k.frozen)
 	clear(k.limits)
+	clear(k.running)
 	clear(k.shut)
 	for _, o := range k.open {
 		o.letGo()
