@@ -60,10 +60,14 @@ func export(t testing.TB, name string, f *os.File, o ExportOptions) *Export {
 	return e
 }
 
+// byGoroutines is whether unix sockets are served without io_uring.
+var byGoroutines bool
+
 // serving starts a server on a unix socket, and checks at the end that it ends
 // and leaves nothing behind.
 func serving(t testing.TB, o Options, exports ...*Export) (s *Server, socket string) {
 	t.Helper()
+	o.noLoop = byGoroutines
 	s = NewServer(o)
 	for _, e := range exports {
 		must(t, s.Add(e))

@@ -7,7 +7,8 @@
 //
 //	handshake.go, option.go   options until the client says GO; a deadline bounds it
 //	request.go                a request is decoded and checked: the one place for that
-//	stream.go                 transmission by goroutines: TLS, and every other device
+//	loop*.go                  transmission by one io_uring: unix sockets, on a File
+//	stream.go                 transmission by goroutines: TLS, and every other Device
 //	perform.go                what a request does to the device
 //
 // Promises:

@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -31,6 +33,33 @@ func (m *memory) Extent(off, limit int64) (int64, bool, error) {
 	return min(limit, 4096-off%4096), off/4096%2 == 0, nil
 }
 
+// onFile is a memory that is a file, for the loop.
+type onFile struct {
+	*memory
+	file *os.File
+}
+
+func (d onFile) File() *os.File { return d.file }
+
+// fuzzedFile is fuzzed with the loop; what it writes past the export is in the file.
+func fuzzedFile(t *testing.T, sent []byte) []byte {
+	t.Helper()
+	const size = 64 << 10
+	f, err := os.Create(filepath.Join(t.TempDir(), "image"))
+	must(t, err)
+	defer f.Close()
+	behind := bytes.Repeat([]byte{canary}, 4096)
+	_, err = f.WriteAt(behind, size)
+	must(t, err)
+	answers := fuzzedOn(t, onFile{&memory{bytes: make([]byte, size)}, f}, sent)
+	rest, err := os.ReadFile(f.Name())
+	must(t, err)
+	if !bytes.Equal(rest[size:], behind) {
+		t.Fatal("a byte behind the export was written")
+	}
+	return answers
+}
+
 // fuzzed serves a client that sends some bytes and hangs up, and gives all that it
 // was answered. Nothing outside of the export may be written.
 func fuzzed(t *testing.T, sent []byte) []byte {
@@ -38,7 +67,18 @@ func fuzzed(t *testing.T, sent []byte) []byte {
 	const size = 64 << 10
 	all := bytes.Repeat([]byte{canary}, 3*size)
 	clear(all[size : 2*size])
-	e, err := NewExport("x", &memory{bytes: all[size : 2*size : 2*size]}, ExportOptions{Size: size, Description: "fuzzed"})
+	answers := fuzzedOn(t, &memory{bytes: all[size : 2*size : 2*size]}, sent)
+	for i, b := range all {
+		if (i < size || i >= 2*size) && b != canary {
+			t.Fatalf("a byte outside of the export was written, at %d", i-size)
+		}
+	}
+	return answers
+}
+
+func fuzzedOn(t *testing.T, d Device, sent []byte) []byte {
+	t.Helper()
+	e, err := NewExport("x", d, ExportOptions{Size: 64 << 10, Description: "fuzzed"})
 	must(t, err)
 	s := NewServer(Options{})
 	must(t, s.Add(e))
@@ -56,11 +96,6 @@ func fuzzed(t *testing.T, sent []byte) []byte {
 	answers, _ := io.ReadAll(ours)
 	<-served
 	must(t, s.Close())
-	for i, b := range all {
-		if (i < size || i >= 2*size) && b != canary {
-			t.Fatalf("a byte outside of the export was written, at %d", i-size)
-		}
-	}
 	return answers
 }
 
@@ -111,13 +146,16 @@ func FuzzTransmission(f *testing.F) {
 	f.Add(requestBytes(99, 0xffff, 1, 0, 0))
 	f.Add([]byte("no request at all, but long enough to be one"))
 	f.Fuzz(func(t *testing.T, sent []byte) {
-		answers := fuzzed(t, append(bytes.Clone(preamble), sent...))
-		replies, ok := readReplies(answers)
-		if !ok {
-			t.Fatalf("the answers are no whole replies: %x", answers[:min(len(answers), 512)])
-		}
-		if most := len(sent) / requestSize; replies > most {
-			t.Errorf("%d replies to at most %d requests", replies, most)
+		sent = append(bytes.Clone(preamble), sent...)
+		for name, serve := range map[string]func(*testing.T, []byte) []byte{"goroutines": fuzzed, "ring": fuzzedFile} {
+			answers := serve(t, sent)
+			replies, ok := readReplies(answers)
+			if !ok {
+				t.Fatalf("%s: the answers are no whole replies: %x", name, answers[:min(len(answers), 512)])
+			}
+			if most := (len(sent) - len(preamble)) / requestSize; replies > most {
+				t.Errorf("%s: %d replies to at most %d requests", name, replies, most)
+			}
 		}
 	})
 }

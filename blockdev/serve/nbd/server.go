@@ -34,6 +34,8 @@ type Options struct {
 	// Ended is told how a connection ended, nil for one that its client ended as it
 	// should. It is called by the connection's goroutine.
 	Ended func(remote net.Addr, err error)
+
+	noLoop bool // for tests: goroutines serve unix sockets as well
 }
 
 // endTime bounds how long Close waits for clients to take the replies to requests

@@ -15,6 +15,11 @@ import (
 
 // transmit serves requests until the connection ends, and closes it.
 func (s *Server) transmit(conn net.Conn, t *terms) error {
+	if unixConn, file := loopable(conn, t); file != nil && !s.options.noLoop {
+		if done, err := s.loop(unixConn, file, t); done {
+			return err
+		}
+	}
 	return s.stream(conn, t)
 }
 
@@ -77,7 +82,10 @@ func (st *stream) receive() error {
 	var head [requestSize]byte
 	for {
 		var r request
-		if _, err := io.ReadFull(in, head[:]); err != nil {
+		if n, err := io.ReadFull(in, head[:]); err != nil {
+			if n == 0 && errors.Is(err, io.EOF) {
+				return errHungUp
+			}
 			return err
 		}
 		if !r.parse(head[:]) {
@@ -151,12 +159,11 @@ func (st *stream) work(j *job) {
 // serve performs a request and answers it. A reply that cannot be sent ends the
 // connection, which the reader notices.
 func (st *stream) serve(j *job) {
-	st.wait(j)
-	var data []byte
-	if j.buf != nil {
-		data = j.buf.data(int(j.length))
+	var reply []byte
+	err := st.wait(j)
+	if err == nil {
+		reply, err = st.do(j)
 	}
-	reply, err := st.do(j, data)
 	if kind, counted := kindOf(&j.request); counted {
 		st.queue.End(kind, j.began, int64(j.length), err != nil)
 	}
@@ -172,9 +179,13 @@ func (st *stream) serve(j *job) {
 }
 
 // do performs a request, and gives its reply if that has data.
-func (st *stream) do(j *job, data []byte) ([]byte, error) {
+func (st *stream) do(j *job) ([]byte, error) {
 	if j.kind == cmdBlockStatus {
 		return st.blockStatus(&j.request)
+	}
+	var data []byte
+	if j.buf != nil {
+		data = j.buf.data(int(j.length))
 	}
 	err := st.perform(st.queue, &j.request, data)
 	if err != nil || j.kind != cmdRead {
@@ -183,11 +194,11 @@ func (st *stream) do(j *job, data []byte) ([]byte, error) {
 	return st.putReadHeader(j.buf, &j.request), nil
 }
 
-// wait keeps a throttled request back while the client is there.
-func (st *stream) wait(j *job) {
+// wait keeps a throttled request back, while the client is there.
+func (st *stream) wait(j *job) error {
 	ns := st.throttle(&j.request)
 	if ns == 0 {
-		return
+		return nil
 	}
 	began := meter.Now()
 	st.queue.Wait(meter.Throttle)
@@ -196,7 +207,9 @@ func (st *stream) wait(j *job) {
 	defer timer.Stop()
 	select {
 	case <-timer.C:
+		return nil
 	case <-st.gone.Done():
+		return st.gone.Err()
 	}
 }
 

@@ -1,0 +1,476 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"runtime"
+	"syscall"
+	"time"
+
+	"holdfast/blockdev/serve/meter"
+	"holdfast/blockdev/serve/uring"
+	"holdfast/internal/sys"
+)
+
+// filer is a device whose reads and writes may be done on a file, by whoever has a
+// better way than ReadAt and WriteAt.
+type filer interface{ File() *os.File }
+
+const (
+	// loopSlots bounds the requests of a connection in flight.
+	loopSlots = 256
+	// loopEntries is enough for every slot, the receiver, the sender, the waker and
+	// a few timers.
+	loopEntries = 512
+	// receiveSize is how much is received at once; a payload of up to largeSize comes
+	// that way, a larger one is received where it belongs.
+	receiveSize = 128 << 10
+	largeSize   = 64 << 10
+	// sendPieces bounds the replies that go out in one message.
+	sendPieces = 64
+)
+
+// Completions are told apart by their tags: those of slots are their numbers.
+const (
+	tagReceive = loopSlots + iota
+	tagSend
+	tagWake
+	tagTimer
+)
+
+// loop serves a connection on a unix socket by one io_uring: requests are received,
+// the file is read and written and replies are sent by one thread, which waits for
+// all of it in one place. What io_uring is no better for (flushes, discards, the
+// block status) goes to helpers. Its fields are its thread's but for those of
+// helping.
+//
+// Nothing on the way of a read or write allocates, once buffers are there.
+type loop struct {
+	*terms
+	ring  *sys.Uring
+	queue *meter.Queue
+	sock  int
+	file  int
+
+	slots [loopSlots]slot
+	free  []int // numbers of slots
+	left  int64 // of the bytes in flight
+
+	in        []byte // what was received and not yet taken: in[inFrom:inTo]
+	inFrom    int
+	inTo      int
+	large     int   // slot whose payload is received where it belongs, or -1
+	skip      int64 // bytes of a refused payload that are still to come
+	receiving bool
+	over      error // why no more is received; io.EOF for the client's good-bye
+	stuck     bool  // a request waits for a slot or for bytes
+
+	outgoing []int // slots whose replies are to be sent, the oldest first
+	sending  int   // how many of them are on their way
+	message  *uring.Message
+	broken   error // why no more is sent
+
+	delayed delays
+	timers  [4]uring.Timer
+	timerAt [4]int64 // when each is due; 0: not armed
+
+	inflight int // operations that own memory, the waker's not counted
+	serving  int // slots in use
+	helping
+}
+
+// slot is a request on its way.
+type slot struct {
+	request
+	number  int
+	small   *buffer // for most requests, kept
+	buf     *buffer // of this one; nil when it has no data
+	cost    int64
+	began   int64
+	since   int64 // when it began to wait for what it waits for
+	due     int64 // when a throttled request goes on
+	done    int   // bytes that are read, written, or received of a large payload
+	err     error
+	status  []byte // reply of a block status
+	reply   []byte // what is left to send
+	scratch [failureSize]byte
+}
+
+// loopable gives the file of a device that the loop can serve on conn.
+func loopable(conn net.Conn, t *terms) (*net.UnixConn, *os.File) {
+	unixConn, ok := conn.(*net.UnixConn)
+	device, is := t.export.device.(filer)
+	if !ok || !is {
+		return nil, nil
+	}
+	return unixConn, device.File()
+}
+
+// loop serves a connection until it ends, and closes it. It is false, with nothing
+// done, where there is no io_uring.
+func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ring, err := sys.NewUring(loopEntries)
+	if err != nil {
+		return false, nil
+	}
+	wake, err := sys.NewEventFD()
+	if err != nil {
+		ring.Close()
+		return false, nil
+	}
+	l := &loop{terms: t, ring: ring, queue: t.export.meter.NewQueue(), left: s.options.MaxInFlight, in: make([]byte, receiveSize), large: -1, message: uring.NewMessage(sendPieces)}
+	l.helping.start(l, wake)
+	for n := range l.slots {
+		l.slots[n].number = n
+		l.free = append(l.free, n)
+	}
+	stop := context.AfterFunc(s.ctx, func() {
+		conn.CloseRead() // ends the receive that waits in the ring
+		time.AfterFunc(endTime, func() { conn.CloseWrite() })
+	})
+	err = errors.Join(withDescriptor(conn, func(fd int) error {
+		return withDescriptor(file, func(fileFD int) error {
+			l.sock, l.file = fd, fileFD
+			return l.run()
+		})
+	}), l.helping.end(), ring.Close())
+	l.queue.Close()
+	stop()
+	if err != nil && s.ctx.Err() != nil {
+		err = net.ErrClosed
+	}
+	return true, errors.Join(err, ignoreClosed(conn.Close()))
+}
+
+// withDescriptor lends the descriptor of f, which stays open meanwhile.
+func withDescriptor(f syscall.Conn, fn func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	return errors.Join(raw.Control(func(fd uintptr) { inner = fn(int(fd)) }), inner)
+}
+
+// run is the loop. It returns when the client is done, gone or wrong, and nothing
+// is in flight any more.
+func (l *loop) run() error {
+	for !l.ended() {
+		l.wakeable()
+		l.receive()
+		l.send()
+		l.arm()
+		if err := l.ring.Enter(1); err != nil {
+			panic(err) // a bug in here; memory that the kernel still owns must not be freed
+		}
+		for e, ok := l.ring.Event(); ok; e, ok = l.ring.Event() {
+			l.complete(e)
+		}
+		l.finishHelped()
+		l.resume()
+		l.take()
+	}
+	if l.broken != nil {
+		return l.broken
+	}
+	if errors.Is(l.over, io.EOF) {
+		return nil
+	}
+	return l.over
+}
+
+// ended tells that nothing is left to do, and has the waker end as well.
+func (l *loop) ended() bool {
+	if l.over == nil || l.inflight > 0 || l.serving > 0 {
+		return false
+	}
+	if l.awake {
+		l.rouse()
+	}
+	return !l.awake
+}
+
+// operation gives an entry for one that owns memory. There always is room: no slot
+// has two at once.
+func (l *loop) operation() *sys.UringEntry {
+	l.inflight++
+	return l.ring.Next()
+}
+
+func (l *loop) complete(e sys.UringEvent) {
+	switch {
+	case e.UserData == tagWake:
+		l.awake = false
+	case e.UserData >= tagTimer:
+		l.timerAt[e.UserData-tagTimer] = 0
+	case e.UserData == tagReceive:
+		l.inflight--
+		l.received(int(e.Res))
+	case e.UserData == tagSend:
+		l.inflight--
+		l.sent(int(e.Res))
+	default:
+		l.inflight--
+		l.transferred(&l.slots[e.UserData], int(e.Res))
+	}
+}
+
+// receive asks for more from the client, unless what is there cannot be taken yet.
+func (l *loop) receive() {
+	if l.receiving || l.over != nil || l.stuck {
+		return
+	}
+	l.receiving = true
+	if l.large >= 0 {
+		s := &l.slots[l.large]
+		uring.Recv(l.operation(), l.sock, s.buf.data(int(s.length))[s.done:], true, tagReceive)
+		return
+	}
+	if l.inFrom == l.inTo {
+		l.inFrom, l.inTo = 0, 0
+	} else if l.inFrom > 0 && l.inTo == len(l.in) {
+		l.inTo = copy(l.in, l.in[l.inFrom:l.inTo])
+		l.inFrom = 0
+	}
+	uring.Recv(l.operation(), l.sock, l.in[l.inTo:], false, tagReceive)
+}
+
+func (l *loop) received(n int) {
+	l.receiving = false
+	switch {
+	case n < 0 && syscall.Errno(-n) == syscall.EINTR:
+	case n < 0:
+		l.hangUp(os.NewSyscallError("recv", syscall.Errno(-n)))
+	case n == 0 && l.inFrom == l.inTo && l.large < 0 && l.skip == 0:
+		l.hangUp(errHungUp)
+	case n == 0:
+		l.hangUp(io.ErrUnexpectedEOF)
+	case l.large >= 0:
+		s := &l.slots[l.large]
+		if s.done += n; s.done == int(s.length) {
+			l.large = -1
+			l.begin(s)
+		}
+	default:
+		l.inTo += n
+	}
+}
+
+// errHungUp is a client that went without a good-bye.
+var errHungUp = errors.New("the client hung up")
+
+// hangUp ends the receiving. A large payload that did not come to its end is
+// forgotten.
+func (l *loop) hangUp(why error) {
+	if l.over == nil {
+		l.over = why
+	}
+	l.stuck = false
+	if l.large >= 0 {
+		l.release(&l.slots[l.large])
+		l.large = -1
+	}
+}
+
+// take goes through what was received, as far as it can.
+func (l *loop) take() {
+	l.stuck = false
+	for l.over == nil && l.large < 0 {
+		if l.skip > 0 {
+			n := min(l.skip, int64(l.inTo-l.inFrom))
+			l.inFrom += int(n)
+			if l.skip -= n; l.skip > 0 {
+				return
+			}
+		}
+		if l.inTo-l.inFrom < requestSize {
+			return
+		}
+		var r request
+		if !r.parse(l.in[l.inFrom : l.inFrom+requestSize]) {
+			l.hangUp(fmt.Errorf("%w: request magic", errProtocol))
+			return
+		}
+		if r.kind == cmdDisconnect {
+			l.hangUp(io.EOF)
+			return
+		}
+		if !l.takeRequest(&r) {
+			return
+		}
+	}
+}
+
+// takeRequest begins one whose header is there; false when it has to wait.
+func (l *loop) takeRequest(r *request) bool {
+	c := l.check(r)
+	there := l.inTo - l.inFrom - requestSize
+	if c == codeOK && r.kind == cmdWrite && r.length <= largeSize && there < int(r.length) {
+		return false // the rest of the payload comes with the next receive
+	}
+	cost := int64(bufferFront)
+	data := c == codeOK && (r.kind == cmdRead || r.kind == cmdWrite)
+	if data {
+		cost += int64(r.length)
+	}
+	if len(l.free) == 0 || l.left < cost {
+		l.stuck = true
+		return false
+	}
+	s := l.occupy(r, cost, data)
+	l.inFrom += requestSize
+	switch {
+	case c != codeOK:
+		l.skip = r.payload()
+		l.refuse(s, c)
+	case r.kind == cmdWrite:
+		s.done = copy(s.buf.data(int(r.length)), l.in[l.inFrom:l.inTo])
+		l.inFrom += s.done
+		if s.done < int(r.length) {
+			l.large = s.number
+			return true
+		}
+		l.begin(s)
+	default:
+		l.begin(s)
+	}
+	return true
+}
+
+// occupy takes a slot, with a buffer for data.
+func (l *loop) occupy(r *request, cost int64, data bool) *slot {
+	last := len(l.free) - 1
+	s := &l.slots[l.free[last]]
+	l.free = l.free[:last]
+	s.request, s.cost, s.began, s.done, s.err, s.status = *r, cost, meter.Now(), 0, nil, nil
+	l.left -= cost
+	l.serving++
+	switch {
+	case data && r.length <= 4096:
+		if s.small == nil {
+			s.small = takeBuffer(4096)
+		}
+		s.buf = s.small
+	case data:
+		s.buf = takeBuffer(int(r.length))
+	}
+	return s
+}
+
+func (l *loop) release(s *slot) {
+	if s.buf != nil && s.buf != s.small {
+		s.buf.free()
+	}
+	s.buf, s.reply, s.status = nil, nil, nil
+	l.left += s.cost
+	l.serving--
+	l.free = append(l.free, s.number)
+}
+
+// begin performs a request that is all there, or holds it back.
+func (l *loop) begin(s *slot) {
+	if _, counted := kindOf(&s.request); counted {
+		l.queue.Begin()
+	}
+	if wait := l.throttle(&s.request); wait > 0 {
+		s.since = meter.Now()
+		s.due = s.since + wait
+		l.queue.Wait(meter.Throttle)
+		l.delayed.push(&l.slots, s.number)
+		return
+	}
+	l.perform(s)
+}
+
+func (l *loop) perform(s *slot) {
+	s.done = 0
+	switch s.kind {
+	case cmdWrite:
+		if err := l.export.flusher.failure(); err != nil {
+			l.finish(s, err)
+			return
+		}
+		fallthrough
+	case cmdRead:
+		s.since = meter.Now()
+		l.queue.Wait(meter.Device)
+		l.transfer(s)
+	default:
+		l.help(s)
+	}
+}
+
+func (l *loop) transfer(s *slot) {
+	b, at := s.buf.data(int(s.length))[s.done:], int64(s.offset)+int64(s.done)
+	if s.kind == cmdRead {
+		uring.Read(l.operation(), l.file, b, at, uint64(s.number))
+	} else {
+		uring.Write(l.operation(), l.file, b, at, uint64(s.number))
+	}
+}
+
+// transferred goes on with what was read or written in part, and ends it otherwise.
+func (l *loop) transferred(s *slot, n int) {
+	var err error
+	switch {
+	case n > 0:
+		if s.done += n; s.done < int(s.length) {
+			l.transfer(s)
+			return
+		}
+	case n == 0:
+		err = fmt.Errorf("%d of %d bytes: %w", s.done, s.length, io.ErrUnexpectedEOF)
+	case syscall.Errno(-n) == syscall.EINTR || syscall.Errno(-n) == syscall.EAGAIN:
+		l.transfer(s)
+		return
+	default:
+		err = syscall.Errno(-n)
+	}
+	l.queue.Waited(meter.Device, s.since)
+	switch {
+	case err != nil || s.kind == cmdRead:
+	case s.flags&flagFUA != 0:
+		l.help(s)
+		return
+	default:
+		err = l.export.flusher.failure()
+	}
+	l.finish(s, err)
+}
+
+// finish counts a request and has it answered.
+func (l *loop) finish(s *slot, err error) {
+	if kind, counted := kindOf(&s.request); counted {
+		l.queue.End(kind, s.began, int64(s.length), err != nil)
+	}
+	switch {
+	case err != nil:
+		l.refuse(s, codeOf(err))
+	case s.status != nil:
+		l.answer(s, s.status)
+	case s.kind == cmdRead:
+		l.answer(s, l.putReadHeader(s.buf, &s.request))
+	default:
+		l.refuse(s, codeOK)
+	}
+}
+
+// refuse answers without data.
+func (l *loop) refuse(s *slot, c code) {
+	l.answer(s, s.scratch[:l.putResult(s.scratch[:], &s.request, c)])
+}
+
+func (l *loop) answer(s *slot, reply []byte) {
+	if l.broken != nil {
+		l.release(s)
+		return
+	}
+	s.reply = reply
+	l.outgoing = append(l.outgoing, s.number)
+}

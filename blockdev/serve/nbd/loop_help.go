@@ -1,0 +1,102 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"os"
+	"sync"
+
+	"holdfast/blockdev/serve/uring"
+)
+
+// loopHelpers bounds the helpers of a connection.
+const loopHelpers = 4
+
+// helping is how the loop has done by goroutines what would hold it up: it hands
+// slots over and gets them back with their results, woken by an eventfd.
+type helping struct {
+	l       *loop
+	wake    *os.File
+	wakeFD  int
+	counter [8]byte // read of the eventfd
+	awake   bool    // a read of the eventfd waits in the ring
+	jobs    chan *slot
+	helped  int // slots that are not back yet
+	helpers int
+	idle    sync.WaitGroup
+
+	mu       sync.Mutex
+	finished []*slot
+	taken    []*slot // finished ones that the loop goes through; its own
+}
+
+func (h *helping) start(l *loop, wake *os.File) {
+	h.l, h.wake = l, wake
+	h.wakeFD = int(wake.Fd())
+	h.jobs = make(chan *slot, loopSlots) // handing over never waits
+}
+
+// end waits for the helpers, who have nothing to do any more.
+func (h *helping) end() error {
+	close(h.jobs)
+	h.idle.Wait()
+	return h.wake.Close()
+}
+
+// help hands a slot over.
+func (h *helping) help(s *slot) {
+	h.l.helped++
+	h.jobs <- s
+	if h.helpers < min(h.l.helped, loopHelpers) {
+		h.helpers++
+		h.idle.Go(h.work)
+	}
+}
+
+func (h *helping) work() {
+	for s := range h.jobs {
+		switch s.kind {
+		case cmdBlockStatus:
+			s.status, s.err = h.l.blockStatus(&s.request)
+		case cmdWrite: // is written, and waits to be durable
+			s.err = h.l.settle(h.l.queue, &s.request)
+		default:
+			s.err = h.l.terms.perform(h.l.queue, &s.request, nil)
+		}
+		h.mu.Lock()
+		first := len(h.finished) == 0
+		h.finished = append(h.finished, s)
+		h.mu.Unlock()
+		if first {
+			h.rouse()
+		}
+	}
+}
+
+// rouse completes the waker's read.
+func (h *helping) rouse() {
+	_, _ = h.wake.Write(binary.NativeEndian.AppendUint64(nil, 1)) // fails only when it is closed
+}
+
+// wakeable keeps a read of the eventfd waiting in the ring while helpers have
+// something.
+func (l *loop) wakeable() {
+	if l.awake || l.helped == 0 {
+		return
+	}
+	l.awake = true
+	uring.Read(l.ring.Next(), l.wakeFD, l.counter[:], 0, tagWake)
+}
+
+// finishHelped answers what the helpers are through with.
+func (l *loop) finishHelped() {
+	if l.helped == 0 {
+		return
+	}
+	l.mu.Lock()
+	l.taken, l.finished = l.finished, l.taken[:0]
+	l.mu.Unlock()
+	for _, s := range l.taken {
+		l.helped--
+		l.finish(s, s.err)
+	}
+}

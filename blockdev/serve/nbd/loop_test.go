@@ -1,0 +1,186 @@
+package nbd
+
+import (
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/meter"
+	"holdfast/blockdev/serve/throttle"
+)
+
+// TestByGoroutines runs the tests of the transmission phase once more, without
+// io_uring, which the others have on a unix socket.
+func TestByGoroutines(t *testing.T) {
+	byGoroutines = true
+	defer func() { byGoroutines = false }()
+	for name, test := range map[string]func(*testing.T){
+		"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
+		"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
+		"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves,
+		"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
+	} {
+		t.Run(name, test)
+	}
+}
+
+// rings counts the rings of this process.
+func rings(t *testing.T) (n int) {
+	t.Helper()
+	names, err := os.ReadDir("/proc/self/fd")
+	must(t, err)
+	for _, name := range names {
+		if to, err := os.Readlink("/proc/self/fd/" + name.Name()); err == nil && strings.Contains(to, "io_uring") {
+			n++
+		}
+	}
+	return n
+}
+
+func TestUnixSocketsAreServedByRings(t *testing.T) {
+	_, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{}))
+	before := rings(t)
+	one, two := dial(t, socket).enter(""), dial(t, socket).enter("")
+	one.ok(cmdRead, 0, 0, 4096, nil)
+	two.ok(cmdRead, 0, 0, 4096, nil)
+	if got := rings(t) - before; got != 2 {
+		t.Errorf("two connections have %d rings", got)
+	}
+}
+
+// TestThrottled: a limit holds for all connections together, what waits for it is
+// told, and it ends when it is lifted.
+func TestThrottled(t *testing.T) {
+	m, l := &meter.Meter{}, &throttle.Limiter{}
+	l.Set(blockdev.Limits{WriteIOPS: 200, ReadBytes: 1 << 20}, 10*time.Millisecond)
+	_, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{Meter: m, Limiter: l}))
+	began := time.Now()
+	clients := []*client{dial(t, socket).enter(""), dial(t, socket).enter("")}
+	for _, c := range clients {
+		for n := range uint64(20) {
+			c.write(append(requestBytes(cmdWrite, 0, n, n*4096, 4096), pattern(4096, n)...))
+			c.write(requestBytes(cmdRead, 0, 100+n, n*4096, 4096))
+		}
+	}
+	for _, c := range clients {
+		for range 40 {
+			head := c.read(simpleSize)
+			if result := head[4:8]; !slices.Equal(result, []byte{0, 0, 0, 0}) {
+				t.Fatalf("a throttled request fails: %x", head)
+			}
+			if head[15] >= 100 {
+				c.read(4096)
+			}
+		}
+	}
+	// 40 writes at 200 a second, 2 of them at once; 160 KiB of reads at 1 MiB a second.
+	if took := time.Since(began); took < 180*time.Millisecond {
+		t.Errorf("40 writes went through in %v", took)
+	}
+	s := m.Snapshot()
+	if s.Waits[meter.Throttle].Time < 100*time.Millisecond || s.Waits[meter.Throttle].Now != 0 || s.Inside != 0 {
+		t.Errorf("waited %+v, %d inside", s.Waits[meter.Throttle], s.Inside)
+	}
+	if s.Kinds[meter.Write].Requests != 40 || s.Kinds[meter.Read].Bytes != 40*4096 {
+		t.Errorf("counted %d writes, %d bytes of reads", s.Kinds[meter.Write].Requests, s.Kinds[meter.Read].Bytes)
+	}
+}
+
+// TestThrottledClientLeaves: requests that wait for hours hold nothing up when their
+// client is gone.
+func TestThrottledClientLeaves(t *testing.T) {
+	m, l := &meter.Meter{}, &throttle.Limiter{}
+	l.Set(blockdev.Limits{WriteIOPS: 1}, time.Millisecond)
+	s, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{Meter: m, Limiter: l}))
+	c := dial(t, socket).enter("")
+	for n := range uint64(30) {
+		c.write(append(requestBytes(cmdWrite, 0, n, 0, 4096), make([]byte, 4096)...))
+	}
+	await(t, func() bool { return m.Snapshot().Waits[meter.Throttle].Now > 20 })
+	c.Close()
+	await(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.conns == 0 })
+	if s := m.Snapshot(); s.Kinds[meter.Write].Errors < 20 || s.Inside != 0 {
+		t.Errorf("%d requests were dropped, %d are inside", s.Kinds[meter.Write].Errors, s.Inside)
+	}
+}
+
+// TestFullDisk writes until the filesystem is full: that is an error of its own, and
+// nothing that was answered is lost.
+func TestFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	must(t, syscall.Mount("none", dir, "tmpfs", 0, "size=4m"))
+	defer func() { must(t, syscall.Unmount(dir, syscall.MNT_DETACH)) }()
+	f, err := os.Create(dir + "/image")
+	must(t, err)
+	defer f.Close()
+	must(t, f.Truncate(16*mib))
+	_, socket := serving(t, Options{}, export(t, "", f, ExportOptions{}))
+	c := dial(t, socket).structured("")
+	var written uint64
+	for ; written < 16*mib; written += 64 << 10 {
+		result, _ := c.request(cmdWrite, 0, written, 64<<10, pattern(64<<10, written))
+		if result == codeNoSpace {
+			break
+		}
+		if result != codeOK {
+			t.Fatalf("a write to a full filesystem: error %d", result)
+		}
+	}
+	if written < 3*mib || written > 4*mib {
+		t.Errorf("%d bytes fit into 4 MiB", written)
+	}
+	for at := uint64(0); at < written; at += 64 << 10 {
+		c.reads(at, pattern(64<<10, at))
+	}
+	c.ok(cmdTrim, 0, 0, uint32(written), nil)
+	c.ok(cmdWrite, flagFUA, 8*mib, 64<<10, pattern(64<<10, 1))
+}
+
+// TestShortFile: a file that lost its end gives an error, not zeroes.
+func TestShortFile(t *testing.T) {
+	f := image(t, mib, 0)
+	_, socket := serving(t, Options{}, export(t, "", f, ExportOptions{}))
+	c := dial(t, socket).enter("")
+	must(t, f.Truncate(64<<10+512))
+	for _, r := range []struct {
+		offset uint64
+		length uint32
+	}{{64 << 10, 4096}, {128 << 10, 4096}, {0, 128 << 10}} {
+		if got, _ := c.request(cmdRead, 0, r.offset, r.length, nil); got != codeIO {
+			t.Errorf("a read of %d at %d of a cut file: error %d", r.length, r.offset, got)
+		}
+	}
+	c.ok(cmdRead, 0, 0, 64<<10, nil)
+}
+
+// unsynced is a file whose sync fails.
+type unsynced struct{ *File }
+
+func (u unsynced) Sync() error { return fmt.Errorf("sync: %w", syscall.EIO) }
+
+func TestFailedSyncOfAFile(t *testing.T) {
+	file, err := NewFile(image(t, mib, 0))
+	must(t, err)
+	e, err := NewExport("", unsynced{file}, ExportOptions{Size: mib})
+	must(t, err)
+	_, socket := serving(t, Options{}, e)
+	c, other := dial(t, socket).structured(""), dial(t, socket).enter("")
+	c.ok(cmdWrite, 0, 0, 4096, pattern(4096, 1))
+	if got, _ := other.request(cmdWrite, flagFUA, 4096, 4096, pattern(4096, 1)); got != codeIO {
+		t.Errorf("FUA with a failed sync: %d", got)
+	}
+	for _, on := range []*client{c, other} {
+		if got, _ := on.request(cmdWrite, 0, 0, 4096, make([]byte, 4096)); got != codeIO {
+			t.Errorf("a write after a failed sync: %d", got)
+		}
+		if got, _ := on.request(cmdFlush, 0, 0, 0, nil); got != codeIO {
+			t.Errorf("a flush after a failed sync: %d", got)
+		}
+		on.reads(0, pattern(4096, 1))
+	}
+}

@@ -1,0 +1,176 @@
+package sys
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Flags of io_uring_setup and io_uring_enter, linux/io_uring.h.
+const (
+	uringSetupCQSize       = 1 << 3
+	uringSetupSubmitAll    = 1 << 7
+	uringSetupSingleIssuer = 1 << 12
+	uringSetupDeferTaskrun = 1 << 13
+
+	uringEnterGetEvents = 1 << 0
+
+	uringOffSQRing = 0
+	uringOffSQEs   = 0x10000000
+
+	uringFeatSingleMmap = 1 << 0
+	uringFeatNoDrop     = 1 << 1
+)
+
+// UringEntry is one submission: struct io_uring_sqe.
+type UringEntry struct {
+	Opcode   uint8
+	Flags    uint8
+	IOPrio   uint16
+	FD       int32
+	Off      uint64
+	Addr     uint64
+	Len      uint32
+	OpFlags  uint32
+	UserData uint64
+	_        [3]uint64
+}
+
+// UringEvent is one completion: struct io_uring_cqe.
+type UringEvent struct {
+	UserData uint64
+	Res      int32
+	Flags    uint32
+}
+
+// uringParams is struct io_uring_params.
+type uringParams struct {
+	sqEntries, cqEntries, flags, sqThreadCPU, sqThreadIdle, features, wqFD uint32
+	resv                                                                   [3]uint32
+	sq                                                                     struct{ head, tail, ringMask, ringEntries, flags, dropped, array, resv1, _, _ uint32 }
+	cq                                                                     struct{ head, tail, ringMask, ringEntries, overflow, cqes, flags, resv1, _, _ uint32 }
+}
+
+// Uring is an io_uring with its queues in memory. It belongs to the thread that
+// made it: no other may call its methods.
+type Uring struct {
+	fd            int
+	rings, sqeMem []byte
+	entries       []UringEntry
+	sqTail        *uint32
+	sqHead        *uint32
+	tail          uint32 // ours; published by Enter
+	cqHead        *uint32
+	cqTail        *uint32
+	cqMask        uint32
+	events        []UringEvent
+}
+
+// NewUring makes a ring for so many submissions, a power of two, and twice as many
+// completions at once, used by the calling thread only (the goroutine is locked to
+// it). errors.ErrUnsupported where the kernel has none that is new enough (6.1) or
+// forbids it.
+func NewUring(entries uint32) (*Uring, error) {
+	p := uringParams{flags: uringSetupCQSize | uringSetupSubmitAll | uringSetupSingleIssuer | uringSetupDeferTaskrun, cqEntries: 2 * entries}
+	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
+	if errno != 0 {
+		err := os.NewSyscallError("io_uring_setup", errno)
+		if errno == unix.ENOSYS || errno == unix.EINVAL || errno == unix.EPERM {
+			err = errors.Join(errors.ErrUnsupported, err)
+		}
+		return nil, err
+	}
+	r := &Uring{fd: int(fd)}
+	unix.CloseOnExec(r.fd)
+	if p.features&uringFeatSingleMmap == 0 || p.features&uringFeatNoDrop == 0 {
+		return nil, errors.Join(errors.ErrUnsupported, errors.New("io_uring lacks features"), r.Close())
+	}
+	if err := r.mapQueues(&p); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
+}
+
+func (r *Uring) mapQueues(p *uringParams) (err error) {
+	size := max(p.sq.array+p.sqEntries*4, p.cq.cqes+p.cqEntries*uint32(unsafe.Sizeof(UringEvent{})))
+	const prot, flags = unix.PROT_READ | unix.PROT_WRITE, unix.MAP_SHARED | unix.MAP_POPULATE
+	if r.rings, err = unix.Mmap(r.fd, uringOffSQRing, int(size), prot, flags); err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	if r.sqeMem, err = unix.Mmap(r.fd, uringOffSQEs, int(p.sqEntries)*int(unsafe.Sizeof(UringEntry{})), prot, flags); err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	word := func(off uint32) *uint32 { return (*uint32)(unsafe.Pointer(&r.rings[off])) }
+	r.entries = unsafe.Slice((*UringEntry)(unsafe.Pointer(&r.sqeMem[0])), p.sqEntries)
+	r.sqHead, r.sqTail = word(p.sq.head), word(p.sq.tail)
+	r.cqHead, r.cqTail, r.cqMask = word(p.cq.head), word(p.cq.tail), *word(p.cq.ringMask)
+	r.events = unsafe.Slice((*UringEvent)(unsafe.Pointer(&r.rings[p.cq.cqes])), p.cqEntries)
+	r.tail = atomic.LoadUint32(r.sqTail)
+	// Entry n always stands at place n: the array in between is filled once.
+	array := unsafe.Slice(word(p.sq.array), p.sqEntries)
+	for n := range array {
+		array[n] = uint32(n)
+	}
+	return nil
+}
+
+// Close frees the ring. Operations that are not complete are canceled by the
+// kernel in the background: memory of theirs must stay valid, so complete them
+// first.
+func (r *Uring) Close() error {
+	var errs []error
+	for _, m := range [][]byte{r.sqeMem, r.rings} {
+		if m != nil {
+			errs = append(errs, os.NewSyscallError("munmap", unix.Munmap(m)))
+		}
+	}
+	return errors.Join(append(errs, os.NewSyscallError("close", unix.Close(r.fd)))...)
+}
+
+// Next gives an empty entry to fill, which the next Enter submits; nil when as many
+// as the ring has wait for that.
+func (r *Uring) Next() *UringEntry {
+	if r.tail-atomic.LoadUint32(r.sqHead) == uint32(len(r.entries)) {
+		return nil
+	}
+	e := &r.entries[r.tail&uint32(len(r.entries)-1)]
+	*e = UringEntry{}
+	r.tail++
+	return e
+}
+
+// Enter submits what was filled and waits until at least so many completions are
+// there. A signal may end the wait early.
+func (r *Uring) Enter(wait uint32) error {
+	submit := r.tail - atomic.LoadUint32(r.sqHead)
+	atomic.StoreUint32(r.sqTail, r.tail)
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait), uringEnterGetEvents, 0, 0)
+	if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN && errno != unix.EBUSY {
+		return fmt.Errorf("io_uring_enter: %w", errno)
+	}
+	return nil
+}
+
+// Event takes the oldest completion; false when there is none.
+func (r *Uring) Event() (e UringEvent, ok bool) {
+	head := *r.cqHead // only we write it
+	if head == atomic.LoadUint32(r.cqTail) {
+		return e, false
+	}
+	e = r.events[head&r.cqMask]
+	atomic.StoreUint32(r.cqHead, head+1)
+	return e, true
+}
+
+// NewEventFD makes an eventfd for waking who waits in a ring.
+func NewEventFD() (*os.File, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	return os.NewFile(uintptr(fd), "eventfd"), nil
+}
