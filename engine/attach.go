@@ -253,6 +253,9 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 		}
 		return attacher.Attach(ctx, request)
 	})
+	if errors.Is(err, errors.ErrUnsupported) && e.ownLimiter(a.Target) != nil {
+		return noLimits(err)
+	}
 	if err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -97,8 +98,9 @@ func (m *machine) node(ctx context.Context, name string) (*node, error) {
 	return nil, nil
 }
 
-// place is where a device can be plugged in.
-type place struct{ driver, bus string }
+// place is where a device can be plugged in, as arguments of device_add. A root port
+// takes one device, at address 0: QEMU would put a second one where no guest looks.
+type place struct{ args qmp.Args }
 
 // places tells where there is room: first free root ports, whose devices are the
 // faster ones, then virtio-scsi controllers. blockdev.ErrBusy for nowhere.
@@ -107,17 +109,19 @@ func (m *machine) places(ctx context.Context) ([]place, error) {
 	if err != nil {
 		return nil, err
 	}
-	taken, err := m.takenPorts(ctx)
-	if err != nil {
-		return nil, err
-	}
 	var ports, controllers []place
 	for _, p := range all {
 		switch {
-		case p.Type == "child<pcie-root-port>" && !taken[p.Name]:
-			ports = append(ports, place{"virtio-blk-pci", p.Name})
+		case p.Type == "child<pcie-root-port>":
+			free, err := m.isFree(ctx, p.Name)
+			if err != nil {
+				return nil, err
+			}
+			if free {
+				ports = append(ports, place{qmp.Args{"driver": "virtio-blk-pci", "bus": p.Name, "addr": "0"}})
+			}
 		case strings.HasPrefix(p.Type, "child<virtio-scsi-pci"):
-			controllers = append(controllers, place{"scsi-hd", p.Name + ".0"})
+			controllers = append(controllers, place{qmp.Args{"driver": "scsi-hd", "bus": p.Name + ".0"}})
 		}
 	}
 	if found := append(ports, controllers...); len(found) > 0 {
@@ -127,27 +131,14 @@ func (m *machine) places(ctx context.Context) ([]place, error) {
 		"Detach another volume, or start it with more (-device pcie-root-port,id=NAME or -device virtio-scsi-pci,id=NAME)")
 }
 
-// takenPorts tells the bridges that have devices behind them.
-func (m *machine) takenPorts(ctx context.Context) (map[string]bool, error) {
-	type device struct {
-		ID     string `json:"qdev_id"`
-		Bridge *struct {
-			Devices []json.RawMessage
-		} `json:"pci_bridge"`
+// isFree reports whether a root port has nothing behind it. The object tree knows that
+// before the machine's firmware has looked at its buses, and query-pci does not.
+func (m *machine) isFree(ctx context.Context, port string) (bool, error) {
+	behind, err := m.list(ctx, "/machine/peripheral/"+port+"/"+port) // the bus has the port's id
+	if isRefusal(err) {                                              // device_add will tell
+		return true, nil
 	}
-	var buses []struct{ Devices []device }
-	if err := m.ask(ctx, "query-pci", nil, &buses); err != nil {
-		return nil, err
-	}
-	taken := map[string]bool{}
-	for _, bus := range buses {
-		for _, d := range bus.Devices {
-			if d.Bridge != nil && len(d.Bridge.Devices) > 0 {
-				taken[d.ID] = true
-			}
-		}
-	}
-	return taken, nil
+	return err == nil && !slices.ContainsFunc(behind, func(o object) bool { return strings.HasPrefix(o.Name, "child[") }), err
 }
 
 // plug makes the node and the device. It takes back what it made when it fails.
@@ -226,12 +217,14 @@ func (m *machine) addDevice(ctx context.Context, id blockdev.ID) error {
 	}
 	var failures error
 	for _, p := range places {
-		_, err := m.Do(ctx, "device_add", qmp.Args{
-			"driver": p.driver, "id": deviceName(id), "bus": p.bus, "drive": nodeName(id), "serial": Serial(id),
+		args := qmp.Args{
+			"id": deviceName(id), "drive": nodeName(id), "serial": Serial(id),
 			// A write that finds no space stops the guest, which loses nothing and goes on
 			// (cont) when there is some; other errors are the guest's to handle.
 			"werror": "enospc", "rerror": "report",
-		})
+		}
+		maps.Copy(args, p.args)
+		_, err := m.Do(ctx, "device_add", args)
 		if err == nil {
 			return nil
 		}

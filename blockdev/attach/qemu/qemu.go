@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"syscall"
 	"time"
 
 	"holdfast/blockdev"
@@ -14,6 +16,9 @@ import (
 
 // Type is the target type that this attacher serves.
 const Type = "qemu"
+
+// endTime bounds the wait for the end of a process that has hung up.
+const endTime = 50 * time.Millisecond
 
 // Options configure an Attacher.
 type Options struct {
@@ -157,12 +162,26 @@ func (a *Attacher) with(ctx context.Context, t attach.Target, do func(*machine) 
 		err = do(&machine{m, a.o})
 		_ = m.Close()
 	}
-	if err != nil {
-		if gone := process.Alive(); gone != nil {
-			return gone
-		}
+	if err == nil {
+		return nil
+	}
+	if hungUp(err) { // an ending process closes its files a moment before it has ended
+		ending, cancel := context.WithTimeout(ctx, endTime)
+		defer cancel()
+		_ = a.o.Door.AwaitEnd(ending, t)
+	}
+	if gone := process.Alive(); gone != nil {
+		return gone
+	}
+	if hungUp(err) {
+		return hindered{"the monitor has hung up: whether its last command was carried out is not known", err}
 	}
 	return err
+}
+
+// hungUp reports whether the other end of the connection has ended it.
+func hungUp(err error) bool {
+	return errors.Is(err, qmp.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
 func (a *Attacher) monitor(ctx context.Context, t attach.Target) (*qmp.Monitor, error) {
@@ -183,11 +202,16 @@ func (a *Attacher) monitor(ctx context.Context, t attach.Target) (*qmp.Monitor, 
 }
 
 // hindered is a blockdev.ErrBusy of a virtual machine, in its own words.
-type hindered string
+type hindered struct {
+	text  string
+	cause error // nil for none
+}
 
-func (h hindered) Error() string { return string(h) }
+func (h hindered) Error() string { return h.text }
 
 // Is lets it be told as blockdev.ErrBusy.
 func (h hindered) Is(target error) bool { return target == blockdev.ErrBusy }
 
-func busy(format string, args ...any) error { return hindered(fmt.Sprintf(format, args...)) }
+func (h hindered) Unwrap() error { return h.cause }
+
+func busy(format string, args ...any) error { return hindered{text: fmt.Sprintf(format, args...)} }

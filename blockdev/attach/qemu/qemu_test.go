@@ -31,13 +31,32 @@ const (
 	id       = blockdev.ID("vol-06c8qk4g1h6s9tj2m0a4n7v001")
 )
 
+// attacher waits for whatever takes its time, for as long as a test may.
 func attacher(t *testing.T, prefixes ...string) *qemu.Attacher {
+	t.Helper()
+	return with(t, qemu.Options{Wait: patience, Answer: patience, Command: patience}, prefixes...)
+}
+
+// hasty does not wait for guests.
+func hasty(t *testing.T, prefixes ...string) *qemu.Attacher {
+	t.Helper()
+	return with(t, qemu.Options{Wait: 100 * time.Millisecond, Answer: patience, Command: patience}, prefixes...)
+}
+
+// rash waits for nobody.
+func rash(t *testing.T, prefixes ...string) *qemu.Attacher {
+	t.Helper()
+	return with(t, qemu.Options{Wait: 100 * time.Millisecond, Answer: 300 * time.Millisecond, Command: 300 * time.Millisecond}, prefixes...)
+}
+
+func with(t *testing.T, o qemu.Options, prefixes ...string) *qemu.Attacher {
 	t.Helper()
 	door, err := vmsocket.New(prefixes, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return qemu.New(qemu.Options{Door: door, Wait: 200 * time.Millisecond, Answer: 500 * time.Millisecond})
+	o.Door = door
+	return qemu.New(o)
 }
 
 // process starts a QEMU without a machine, stopped.
@@ -72,7 +91,7 @@ func TestWrongMonitors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := attacher(t, dir)
+	a := rash(t, dir)
 	resolve := func(name string, want error, text string) {
 		t.Helper()
 		_, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: filepath.Join(dir, name)}, "")
@@ -127,15 +146,15 @@ func relays(from, to string) {
 				return
 			}
 			defer out.Close()
-			go func() { _, _ = io.Copy(out, in) }()
+			go func() { _, _ = io.Copy(out, in); out.Close() }() // the daemon has hung up
 			_, _ = io.Copy(in, out)
 		}()
 	}
 }
 
 // relay serves a socket that another process listens on: as a machine's, whose
-// process is never this one.
-func relay(t *testing.T, socket string, serve func(net.Conn)) {
+// process is never this one. hangUp ends that process.
+func relay(t *testing.T, socket string, serve func(net.Conn)) (hangUp func()) {
 	t.Helper()
 	inner := filepath.Join(t.TempDir(), "inner")
 	l, err := net.Listen("unix", inner)
@@ -147,7 +166,8 @@ func relay(t *testing.T, socket string, serve func(net.Conn)) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); l.Close() })
+	hangUp = func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); l.Close() }
+	t.Cleanup(hangUp)
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -157,15 +177,8 @@ func relay(t *testing.T, socket string, serve func(net.Conn)) {
 			go serve(c)
 		}
 	}()
-	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
-		if c, err := net.Dial("unix", socket); err == nil {
-			c.Close()
-			return
-		}
-		if time.Now().After(deadline) {
-			t.Fatal("nobody listens")
-		}
-	}
+	listens(t, socket)
+	return hangUp
 }
 
 // fake is a monitor that answers what a real one cannot be made to.
@@ -176,6 +189,25 @@ type fake struct {
 	said    []string                                 // commands
 	refuse  func(command string, args string) string // words of the refusal, "" for none; "hang up" ends the connection
 	refuses bool                                     // the guest, to let a device go
+	deaf    bool                                     // the guest: it does not answer
+	status  string                                   // of the machine
+}
+
+// set says what is refused from now on; nil for nothing.
+func (f *fake) set(refuse func(command, args string) string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if refuse == nil {
+		refuse = func(string, string) string { return "" }
+	}
+	f.refuse = refuse
+}
+
+// left tells the nodes and devices that are there.
+func (f *fake) left() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return strings.Join(append(slices.Clone(f.nodes), f.devices...), " ")
 }
 
 func fakeMonitor(t *testing.T, socket string) *fake {
@@ -212,7 +244,11 @@ func (f *fake) serve(c net.Conn) {
 		case "hang up":
 			return
 		default:
-			fmt.Fprintf(c, `{"error":{"class":"GenericError","desc":%q},"id":%d}`+"\r\n", words, q.ID)
+			class, text, found := strings.Cut(words, "|")
+			if !found {
+				class, text = "GenericError", words
+			}
+			fmt.Fprintf(c, `{"error":{"class":%q,"desc":%q},"id":%d}`+"\r\n", class, text, q.ID)
 		}
 	}
 }
@@ -220,12 +256,16 @@ func (f *fake) serve(c net.Conn) {
 func (f *fake) do(command string, text json.RawMessage) (answer any, event string) {
 	var args struct {
 		ID   string `json:"id"`
+		Path string `json:"path"`
 		Node string `json:"node-name"`
 	}
 	_ = json.Unmarshal(text, &args)
 	all := []map[string]any{}
 	switch command {
 	case "qom-list":
+		if args.Path != "/machine/peripheral" {
+			break
+		}
 		all = append(all, map[string]any{"name": "rp0", "type": "child<pcie-root-port>"}, map[string]any{"name": "rp1", "type": "child<pcie-root-port>"})
 		for _, d := range f.devices {
 			all = append(all, map[string]any{"name": d, "type": "child<virtio-blk-pci>"})
@@ -234,14 +274,18 @@ func (f *fake) do(command string, text json.RawMessage) (answer any, event strin
 		for _, n := range f.nodes {
 			all = append(all, map[string]any{"node-name": n, "ro": false})
 		}
-	case "query-pci":
 	case "blockdev-add":
 		f.nodes = append(f.nodes, args.Node)
 	case "blockdev-del":
 		f.nodes = slices.DeleteFunc(f.nodes, func(n string) bool { return n == args.Node })
 	case "device_add":
 		f.devices = append(f.devices, args.ID)
+	case "query-status":
+		return map[string]any{"running": f.status == "", "status": f.status}, ""
 	case "device_del":
+		if f.deaf {
+			return struct{}{}, ""
+		}
 		name := "DEVICE_DELETED"
 		if f.refuses {
 			name = "DEVICE_UNPLUG_GUEST_ERROR"
@@ -264,7 +308,7 @@ func TestRefusedCommands(t *testing.T) {
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "q")
 	f := fakeMonitor(t, socket)
-	a := attacher(t, dir)
+	a := hasty(t, dir)
 	target, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: socket}, "")
 	if err != nil {
 		t.Fatal(err)
@@ -274,16 +318,7 @@ func TestRefusedCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := attach.Request{Volume: id, Endpoint: blockdev.Endpoint{Kind: blockdev.File, Path: image, Size: 1 << 20}, Target: target}
-	set := func(refuse func(command, args string) string) {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		f.refuse = refuse
-	}
-	left := func() string {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return strings.Join(append(slices.Clone(f.nodes), f.devices...), " ")
-	}
+	set, left := f.set, f.left
 	for name, c := range map[string]struct{ command, words, want string }{
 		"blockdev-add": {"blockdev-add", "Could not open '/pool/image': Input/output error", "refused blockdev-add: Could not open '(path)': Input/output error"},
 		"device_add":   {"device_add", "Bus 'rp0' does not support hotplugging", "needs a pcie-root-port"},

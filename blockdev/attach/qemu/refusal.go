@@ -35,7 +35,7 @@ var meanings = []struct {
 	parts []string // one of them is in the text
 	means string
 }{
-	{[]string{`Failed to get "`, "Failed to lock byte", "Is another process using the image"}, "another program has the image locked"},
+	{[]string{`Failed to get "`, `Failed to get shared "`, "Failed to lock byte", "Is another process using the image"}, "the image is locked: another program, or another disk of this machine, has it"},
 	{[]string{"Permission denied", "Operation not permitted"}, "the virtual machine's process may not open the image: it needs access to the pool's files"},
 	{[]string{"No such file or directory", "No such device"}, "the virtual machine's process does not find the image: it needs access to the pool's files at this server's path"},
 	{[]string{"Read-only file system"}, "the image is on a filesystem that is read-only for the virtual machine's process"},
@@ -59,9 +59,9 @@ func refusal(err error) error {
 	for _, m := range meanings {
 		for _, part := range m.parts {
 			if strings.Contains(r.Desc, part) {
-				return busy("%s (%s)", m.means, r.Command)
+				return hindered{fmt.Sprintf("%s (%s)", m.means, r.Command), r}
 			}
 		}
 	}
-	return busy("the virtual machine refused %s: %s (%s)", r.Command, hostPath.ReplaceAllString(r.Desc, "${1}(path)"), r.Class)
+	return hindered{fmt.Sprintf("the virtual machine refused %s: %s (%s)", r.Command, hostPath.ReplaceAllString(r.Desc, "${1}(path)"), r.Class), r}
 }

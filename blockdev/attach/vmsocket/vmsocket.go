@@ -133,15 +133,15 @@ func (d *Door) connect(ctx context.Context, socket string) (net.Conn, int, error
 // dial connects. A monitor's queue has room for one connection: one that is full may
 // be empty in a moment.
 func dial(ctx context.Context, name string) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, queueTime)
-	defer cancel()
-	for {
+	for waiting := time.NewTimer(queueTime); ; {
 		conn, err := (&net.Dialer{}).DialContext(ctx, "unix", name)
 		if !errors.Is(err, syscall.EAGAIN) {
 			return conn, err
 		}
 		select {
 		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-waiting.C:
 			return nil, err
 		case <-time.After(5 * time.Millisecond):
 		}
