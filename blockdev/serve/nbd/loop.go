@@ -121,9 +121,14 @@ func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error)
 	}
 	wake, err := sys.NewEventFD()
 	if err != nil {
-		ring.Close()
+		_ = ring.Close() // the goroutines serve as well
 		return false, nil
 	}
+	socket, err := sys.TakeSocket(conn)
+	if err != nil {
+		return true, errors.Join(err, conn.Close(), wake.Close(), ring.Close())
+	}
+	conn.Close() // the socket lives on; only the poller no longer wakes for it
 	l := &loop{terms: t, ring: ring, queue: t.export.meter.NewQueue(), left: s.options.MaxInFlight, in: make([]byte, receiveSize), large: -1, message: uring.NewMessage(sendPieces)}
 	l.helping.start(l, wake)
 	for n := range l.slots {
@@ -131,10 +136,10 @@ func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error)
 		l.free = append(l.free, n)
 	}
 	stop := context.AfterFunc(s.ctx, func() {
-		conn.CloseRead() // ends the receive that waits in the ring
-		time.AfterFunc(endTime, func() { conn.CloseWrite() })
+		_ = sys.ShutdownSocket(socket, syscall.SHUT_RD) // ends the receive that waits in the ring
+		time.AfterFunc(endTime, func() { _ = sys.ShutdownSocket(socket, syscall.SHUT_WR) })
 	})
-	err = errors.Join(withDescriptor(conn, func(fd int) error {
+	err = errors.Join(withDescriptor(socket, func(fd int) error {
 		return withDescriptor(file, func(fileFD int) error {
 			l.sock, l.file = fd, fileFD
 			return l.run()
@@ -145,7 +150,7 @@ func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error)
 	if err != nil && s.ctx.Err() != nil {
 		err = net.ErrClosed
 	}
-	return true, errors.Join(err, ignoreClosed(conn.Close()))
+	return true, errors.Join(err, socket.Close())
 }
 
 // withDescriptor lends the descriptor of f, which stays open meanwhile.
