@@ -54,12 +54,24 @@ func TestVolumeInFirecracker(t *testing.T) {
 		t.Errorf("grown: %+v", d)
 	}
 
+	v, err := n.Volume(ctx, "data")
+	must(t, err)
+	_, err = n.SetLimits(ctx, "data", v.State.Attachments[0].ID, client.RateLimits{WriteIOPS: 100})
+	if err == nil || !strings.Contains(err.Error(), "give both") {
+		t.Errorf("limits of one direction: %v", err)
+	}
+	_, err = n.SetLimits(ctx, "data", v.State.Attachments[0].ID, client.RateLimits{ReadIOPS: 100, WriteIOPS: 100})
+	must(t, err)
+	if d := only(t, vm); !strings.Contains(string(d.Config), `"ops":{"refill_time":1000,"size":200}`) {
+		t.Errorf("limited: %+v", d)
+	}
+
 	n.create("late", client.VolumeSpec{Size: 16})
 	_, err = n.Attach(ctx, "late", toVMM(firecracker.Type, socket))
 	if err == nil || !strings.Contains(err.Error(), "has been started") {
 		t.Errorf("attached after boot: %v", err)
 	}
-	v, err := n.Volume(ctx, "data")
+	v, err = n.Volume(ctx, "data")
 	must(t, err)
 	if len(v.State.Attachments) != 1 {
 		t.Fatalf("attachments: %+v", v.State.Attachments)
@@ -104,8 +116,17 @@ func TestVolumeInCloudHypervisor(t *testing.T) {
 		t.Errorf("left: %+v", disks)
 	}
 
-	again, err := n.Attach(ctx, "data", toVMM("cloud-hypervisor", socket))
+	limited := toVMM("cloud-hypervisor", socket)
+	limited.Limits = &client.RateLimits{ReadBytes: 1 << 20, WriteBytes: 1 << 20}
+	again, err := n.Attach(ctx, "data", limited)
 	must(t, err)
+	if d := only(t, vm); !strings.Contains(string(d.Config), `"bandwidth":{"refill_time":1000,"size":2097152}`) || len(again.Enforcement.Gaps) == 0 {
+		t.Errorf("limited: %+v, %+v", d, again.Enforcement)
+	}
+	_, err = n.SetLimits(ctx, "data", again.ID, client.RateLimits{})
+	if err == nil || !strings.Contains(err.Error(), "detach the volume") {
+		t.Errorf("other limits: %v", err)
+	}
 	vm.Steer("deaf")
 	_, err = n.ForceDetach(ctx, "data", again.ID)
 	must(t, err)

@@ -4,7 +4,10 @@
 // Firecracker takes drives before a microVM boots, and takes none back (its published
 // API has PUT and PATCH of /drives, the first before boot only, and no DELETE). So a
 // volume is attached before boot, and is detached when the VMM's process has ended;
-// both are refused otherwise, with the reason. After growth the drive is read again;
+// both are refused otherwise, with the reason. The exception is hot-plug, a developer
+// preview since 1.16 with --enable-pci, where PUT and DELETE work later as well: no
+// guest is told, so it rescans its PCI bus after an attach (/sys/bus/pci/rescan), and
+// removes the device from it before a detach. After growth the drive is read again;
 // the API does not tell when the guest has seen it.
 //
 // Every drive is given cache_type Writeback: by Firecracker's default, Unsafe, a

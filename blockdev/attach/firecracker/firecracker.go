@@ -58,6 +58,8 @@ func (a *Attacher) Needs() attach.Needs {
 type instance struct {
 	App   string `json:"app_name"`
 	State string `json:"state"`
+
+	Version string `json:"vmm_version"`
 }
 
 // drive is the document's Drive, without what we do not use.
@@ -93,7 +95,7 @@ func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath strin
 	if err == nil {
 		var i instance
 		if i, err = a.describe(ctx, resolved); err == nil {
-			err = mayTakeDrives(i)
+			err = a.mayTakeDrives(resolved, i)
 		}
 	}
 	return resolved, blockdev.Op("firecracker.Resolve", "", err)
@@ -105,13 +107,6 @@ func (a *Attacher) describe(ctx context.Context, t attach.Target) (i instance, e
 		err = vmsocket.ErrGarbled
 	}
 	return i, vmsocket.NotA("Firecracker", err)
-}
-
-func mayTakeDrives(i instance) error {
-	if i.State == notStarted {
-		return nil
-	}
-	return fmt.Errorf("%w: the microVM has been started, and Firecracker takes drives before that only: attach the volume first, then start it", blockdev.ErrBusy)
 }
 
 // find gives the volume's drive, nil for none, and whether the image is there by
@@ -128,8 +123,8 @@ func (a *Attacher) find(ctx context.Context, r attach.Request) (found *drive, fo
 	return found, foreign, nil
 }
 
-// Attach gives the microVM the drive, before it boots. It has it already, booted or
-// not, is success. blockdev.ErrBusy when it has booted without it, has it in another
+// Attach gives the microVM the drive, before it boots or by hot-plug. It has it
+// already, booted or not, is success. blockdev.ErrBusy when it has booted without it, has it in another
 // mode, or refuses.
 func (a *Attacher) Attach(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("firecracker.Attach", r.Volume, a.attach(ctx, r))
@@ -152,7 +147,7 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 	case found != nil:
 		return a.rate(ctx, r, i, *found)
 	}
-	if err := mayTakeDrives(i); err != nil {
+	if err := a.mayTakeDrives(r.Target, i); err != nil {
 		return err
 	}
 	if err := a.door.SeesImage(r); err != nil {
@@ -201,12 +196,16 @@ func refusal(err error) error {
 	return err
 }
 
-// Detach is success when the VMM has ended, or has not got the drive.
-// blockdev.ErrBusy otherwise: Firecracker takes no drive back.
+// Detach is success when the VMM has ended, or has not got the drive. A drive of a
+// started microVM is taken back where Firecracker has hot-plug: the guest must have
+// let it go before, nobody asks it. blockdev.ErrBusy otherwise.
 func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	state, err := a.probe(ctx, r)
 	if err == nil && state == attach.StateAttached {
-		err = fmt.Errorf("%w: Firecracker takes no drive back, before boot neither: end the microVM, and the volume is free at once", blockdev.ErrBusy)
+		err = a.takeBack(ctx, r)
+	}
+	if errors.Is(err, blockdev.ErrGone) {
+		return nil
 	}
 	return blockdev.Op("firecracker.Detach", r.Volume, err)
 }

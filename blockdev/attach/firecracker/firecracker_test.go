@@ -33,10 +33,10 @@ type bench struct {
 	r  attach.Request
 }
 
-func start(t *testing.T) *bench {
+func start(t *testing.T, arguments ...string) *bench {
 	t.Helper()
 	socket := vmmtest.Socket(t)
-	b := &bench{vm: vmmtest.Start(t, vmmtest.Firecracker, socket)}
+	b := &bench{vm: vmmtest.Start(t, vmmtest.Firecracker, socket, arguments...)}
 	door, err := vmsocket.New([]string{filepath.Dir(socket)}, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

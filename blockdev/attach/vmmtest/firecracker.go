@@ -6,14 +6,17 @@ import (
 	"maps"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 )
 
 // firecracker is a microVM: drives are given before it boots, and updated after.
 type firecracker struct {
-	state  string // of InstanceInfo
-	drives map[string]*drive
-	order  []string
+	version string
+	pci     bool   // started with --enable-pci: drives come and go while it runs
+	state   string // of InstanceInfo
+	drives  map[string]*drive
+	order   []string
 }
 
 type drive struct {
@@ -23,20 +26,22 @@ type drive struct {
 }
 
 func newFirecracker() *firecracker {
-	return &firecracker{state: "Not started", drives: map[string]*drive{}}
+	return &firecracker{version: "1.17.0", pci: slices.Contains(os.Args, EnablePCI), state: "Not started", drives: map[string]*drive{}}
 }
 
 func (f *firecracker) serve(method, path string, body []byte) (int, any) {
 	id, isDrive := strings.CutPrefix(path, "/drives/")
 	switch {
 	case method == http.MethodGet && path == "/":
-		return http.StatusOK, map[string]any{"app_name": "Firecracker", "id": "test", "state": f.state, "vmm_version": "1.17.0"}
+		return http.StatusOK, map[string]any{"app_name": "Firecracker", "id": "test", "state": f.state, "vmm_version": f.version}
 	case method == http.MethodGet && path == "/vm/config":
 		all := []any{}
 		for _, id := range f.order {
 			all = append(all, f.drives[id].config)
 		}
 		return http.StatusOK, map[string]any{"drives": all}
+	case isDrive && method == http.MethodDelete:
+		return f.remove(id)
 	case isDrive:
 		var config map[string]any
 		if err := json.Unmarshal(body, &config); err != nil {
@@ -54,7 +59,7 @@ func (f *firecracker) serve(method, path string, body []byte) (int, any) {
 }
 
 func (f *firecracker) put(id string, config map[string]any) (int, any) {
-	if f.state != "Not started" {
+	if f.state != "Not started" && !f.pci {
 		return refuse("The requested operation is not supported after starting the microVM.")
 	}
 	if strings.ContainsFunc(id, func(r rune) bool {
@@ -81,6 +86,18 @@ func (f *firecracker) put(id string, config map[string]any) (int, any) {
 		}
 	}
 	f.drives[id] = d
+	return http.StatusNoContent, nil
+}
+
+// remove closes the drive of a running microVM at once, whatever the guest does.
+func (f *firecracker) remove(id string) (int, any) {
+	d := f.drives[id]
+	if f.state == "Not started" || !f.pci || d == nil {
+		return refuse("Invalid request method and/or path: DELETE drives/%s.", id)
+	}
+	d.file.Close()
+	delete(f.drives, id)
+	f.order = slices.DeleteFunc(f.order, func(other string) bool { return other == id })
 	return http.StatusNoContent, nil
 }
 
@@ -161,6 +178,10 @@ func (f *firecracker) disks() map[string]Disk {
 }
 
 func (f *firecracker) steer(what string) error {
+	if version, found := strings.CutPrefix(what, "version "); found {
+		f.version = version
+		return nil
+	}
 	next := map[string]string{"Not started boot": "Running", "Running pause": "Paused", "Paused resume": "Running"}[f.state+" "+what]
 	if next == "" {
 		return fmt.Errorf("a microVM that is %s cannot %s", f.state, what)

@@ -28,9 +28,9 @@ type VMM struct {
 
 // Start starts one that listens on a socket. It ends with the test, which fails when
 // a request was not as the VMM's document has it.
-func Start(t testing.TB, kind, socket string) *VMM {
+func Start(t testing.TB, kind, socket string, arguments ...string) *VMM {
 	t.Helper()
-	cmd := exec.Command(os.Args[0], "-test.run=^$") //nolint:gosec // this test itself
+	cmd := exec.Command(os.Args[0], append([]string{"-test.run=^$", "--"}, arguments...)...) //nolint:gosec // this test itself
 	cmd.Env = append(os.Environ(), envKind+"="+kind, envSocket+"="+socket)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()

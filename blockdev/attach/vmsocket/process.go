@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"holdfast/blockdev"
@@ -126,6 +128,15 @@ func (p *Process) Holds(file string) (bool, error) {
 	return false, p.Alive()
 }
 
+// HasArgument reports whether the process was started with an argument.
+func (p *Process) HasArgument(argument string) (bool, error) {
+	text, err := os.ReadFile(p.proc("cmdline"))
+	if gone := p.Alive(); gone != nil {
+		return false, gone
+	}
+	return slices.Contains(strings.Split(string(text), "\x00"), argument), err
+}
+
 func (p *Process) proc(name string) string { return "/proc/" + strconv.Itoa(p.pid) + "/" + name }
 
 // same compares files by inode, and block devices by what they are: a device may
@@ -176,6 +187,16 @@ func (d *Door) Kill(ctx context.Context, t attach.Target) error {
 
 func processGone(pid int, why string) error {
 	return fmt.Errorf("%w: process %d %s (%w)", blockdev.ErrGone, pid, why, os.ErrProcessDone)
+}
+
+// HasArgument reports whether the VMM of a resolved target was started with an argument.
+func (d *Door) HasArgument(t attach.Target, argument string) (bool, error) {
+	p, err := d.Open(t)
+	if err != nil {
+		return false, err
+	}
+	defer p.Close()
+	return p.HasArgument(argument)
 }
 
 // SeesImage is nil when the VMM sees a request's image at its path.

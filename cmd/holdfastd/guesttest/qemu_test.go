@@ -142,6 +142,19 @@ func TestVolumeInMachines(t *testing.T) {
 	}
 	_, err = c.Trim(ctx, "v")
 	refused(t, err, "UNSUPPORTED", "raw blocks")
+	limited, err := c.SetLimits(ctx, "v", a.ID, client.RateLimits{ReadIOPS: 20})
+	must(t, err)
+	if e := limited.Enforcement; e == nil || e.Mechanism != "QEMU throttle group" {
+		t.Errorf("limits hold by %+v", e)
+	}
+	begin := time.Now()
+	one.Sh(t, "dd if="+node+" of=/dev/null bs=4096 count=25 iflag=direct 2>/dev/null")
+	// Two pass at once, a tenth of a second's worth, and one begins.
+	if took := time.Since(begin); took < (25-3)*time.Second/20 {
+		t.Errorf("25 reads took %s at 20 a second", took)
+	}
+	_, err = c.SetLimits(ctx, "v", a.ID, client.RateLimits{})
+	must(t, err)
 
 	must(t, one.Do(ctx, "stop", nil))
 	_, err = c.Detach(ctx, "v", a.ID)
