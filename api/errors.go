@@ -87,6 +87,8 @@ var answers = []answer{
 	{engine.ErrCannotFence, 409, "CANNOT_FENCE", false},
 	{engine.ErrUnavailable, 503, "SERVICE_UNAVAILABLE", true},
 
+	{blockdev.ErrUnavailable, 503, "POOL_UNAVAILABLE", true},
+
 	{templates.ErrNotFound, 404, "NOT_FOUND", false},
 	{templates.ErrInvalid, 400, "INVALID_REQUEST", false},
 	{templates.ErrArchive, 400, "ARCHIVE_REFUSED", false},

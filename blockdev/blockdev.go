@@ -55,6 +55,7 @@ type Info struct {
 	Shared      int64  // of Allocated, bytes shared with other images; 0 where the backend cannot tell cheaply
 	Description []byte // as last given to Publish or Describe, verified; nil for a draft
 	Open        bool   // has an opening now
+	Pool        string // of several, where it is; "" for the first, and where there is one
 }
 
 // Capacity is a pool's space, in bytes.

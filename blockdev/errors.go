@@ -17,6 +17,9 @@ var (
 	// ErrNeedsRepair means that the pool takes no changes until an operator has
 	// repaired it; the text says what to do.
 	ErrNeedsRepair = errors.New("pool needs repair")
+	// ErrUnavailable means that the pool of the image is not open, or this host has
+	// no such pool.
+	ErrUnavailable = errors.New("pool is not available")
 	// ErrFailed means that a flush failed: what it covered may be lost and the
 	// process must stop acknowledging (fail-stop).
 	ErrFailed = errors.New("flush failed")

@@ -39,7 +39,7 @@ func (e *Engine) ChangeVolume(ctx context.Context, workspace, name string, c Cha
 		changed.UpdatedAt, changed.UpdatedBy = e.now(), c.Actor
 		if err := e.save(ctx, &changed); err != nil {
 			if grown && !lostWrite(err) {
-				e.o.Ledger.record(v.Workspace, v.ID, v.bytes())
+				e.ledger(v.Pool).record(v.Workspace, v.ID, v.bytes())
 			}
 			return Volume{}, userError(err)
 		}
@@ -129,7 +129,7 @@ func (e *Engine) mergeSize(v *Volume, c ChangeVolume) (grown bool, err error) {
 	}
 	before := v.SizeMiB
 	v.SizeMiB = *c.SizeMiB
-	if err := e.o.Ledger.promise(v.Workspace, v.ID, v.bytes(), e.Quota(v.Workspace)); err != nil {
+	if err := e.ledger(v.Pool).promise(v.Workspace, v.ID, v.bytes(), e.Quota(v.Workspace)); err != nil {
 		return false, err
 	}
 	// An offline growth of ext4 that is cut short needs the checker: said in the

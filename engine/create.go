@@ -63,6 +63,9 @@ func (e *Engine) design(ctx context.Context, r CreateVolume) (Volume, error) {
 	if v.Filesystem, err = checkFilesystem(r.Filesystem); err != nil {
 		return Volume{}, err
 	}
+	if v.Pool, err = e.choosePool(r.Pool); err != nil {
+		return Volume{}, err
+	}
 	v.SizeMiB = DefaultSizeMiB
 	if r.Template != "" {
 		if err := e.resolve(ctx, &v, r.Template); err != nil {
@@ -104,7 +107,11 @@ func (e *Engine) intend(ctx context.Context, v Volume, idempotencyKey string, r 
 	if !e.catalog.add(v) {
 		return problem(ErrExists, "metadata.name", "Volume %s already exists", v.Name)
 	}
-	if err := e.o.Ledger.promise(v.Workspace, v.ID, v.bytes(), e.Quota(v.Workspace)); err != nil {
+	err := e.place(v.ID, v.Pool)
+	if err == nil {
+		err = e.ledger(v.Pool).promise(v.Workspace, v.ID, v.bytes(), e.Quota(v.Workspace))
+	}
+	if err != nil {
 		e.catalog.remove(v.ID)
 		return err
 	}

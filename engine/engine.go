@@ -21,7 +21,9 @@ type Options struct {
 	SideLog     *metadata.SideLog // quotas, so that a rebuild finds them
 	Pool        blockdev.Backend
 	PoolName    string
-	PoolKind    string // for PoolStatus: "sparse"
+	PoolKind    string      // for PoolStatus: "sparse"
+	Others      []OtherPool // that volumes may be in besides; Pool is a Placer then
+	PoolPolicy  string      // where a create without a pool goes; see choosePool
 	Library     Library
 	Stage       Stage
 	Filesystems Filesystems
@@ -123,7 +125,8 @@ func (e *Engine) load() error {
 	defer func() { e.feed.seed(events) }()
 	return e.o.Store.View(func(tx *metadata.Tx) error {
 		err := volumesTable.Scan(tx, "", func(_ string, v Volume) error {
-			e.o.Ledger.record(v.Workspace, v.ID, v.bytes())
+			e.ledger(v.Pool).record(v.Workspace, v.ID, v.bytes())
+			e.placeFound(v)
 			if v.Phase == Deleting {
 				e.buried.add(v)
 				return nil
@@ -328,27 +331,6 @@ func (e *Engine) CountByStatus() map[Status]int {
 	counts := map[Status]int{}
 	e.catalog.each(func(v Volume) { counts[v.Status()]++ })
 	return counts
-}
-
-// Pools tells the pools' space and promises.
-func (e *Engine) Pools(ctx context.Context) ([]PoolStatus, error) {
-	p := PoolStatus{Name: e.o.PoolName, Backend: e.o.PoolKind}
-	var err error
-	if p.Capacity, err = e.o.Pool.Capacity(ctx); err != nil {
-		return nil, err
-	}
-	if p.Quarantined, err = e.o.Pool.Quarantined(ctx); err != nil {
-		return nil, err
-	}
-	if sharer, ok := e.o.Pool.(interface {
-		SharedBytes(context.Context) (int64, error)
-	}); ok {
-		if p.Shared, err = sharer.SharedBytes(ctx); err != nil {
-			return nil, err
-		}
-	}
-	e.o.Ledger.status(&p)
-	return []PoolStatus{p}, nil
 }
 
 // ListDir lists a directory of a detached volume without mounting it.

@@ -23,11 +23,18 @@ type LedgerOptions struct {
 type Ledger struct {
 	o LedgerOptions
 
-	mu         sync.Mutex
-	promises   map[blockdev.ID]promise
-	workspaces map[string]*usage
-	promised   int64 // sum of promises, bytes
-	reserved   int64 // sum of reservations, bytes
+	mu       sync.Mutex
+	promises map[blockdev.ID]promise
+	shares   *shares
+	promised int64 // sum of promises, bytes
+	reserved int64 // sum of reservations, bytes
+}
+
+// shares are what the workspaces have of all pools of a host. A ledger's lock is
+// taken before theirs.
+type shares struct {
+	mu  sync.Mutex
+	all map[string]*usage
 }
 
 type promise struct {
@@ -45,8 +52,12 @@ func NewLedger(o LedgerOptions) *Ledger {
 	if o.Other == nil {
 		o.Other = func() int64 { return 0 }
 	}
-	return &Ledger{o: o, promises: map[blockdev.ID]promise{}, workspaces: map[string]*usage{}}
+	return &Ledger{o: o, promises: map[blockdev.ID]promise{}, shares: &shares{all: map[string]*usage{}}}
 }
+
+// shareQuotas lets the quotas of workspaces count what they have in both pools. Before
+// either is used.
+func (l *Ledger) shareQuotas(with *Ledger) { l.shares = with.shares }
 
 // Reserve sets bytes aside for something that is not a volume yet (staging, an
 // image being built) until release is called; ErrNoSpace when they are not there.
@@ -70,6 +81,8 @@ func (l *Ledger) Reserve(bytes int64, what string) (release func(), err error) {
 func (l *Ledger) promise(workspace string, id blockdev.ID, bytes int64, q Quota) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.shares.mu.Lock()
+	defer l.shares.mu.Unlock()
 	old, known := l.promises[id]
 	if err := l.withinQuota(workspace, bytes, old.bytes, known, q); err != nil {
 		return err
@@ -87,7 +100,7 @@ func (l *Ledger) promise(workspace string, id blockdev.ID, bytes int64, q Quota)
 }
 
 func (l *Ledger) withinQuota(workspace string, bytes, before int64, known bool, q Quota) error {
-	u := l.workspaces[workspace]
+	u := l.shares.all[workspace]
 	if u == nil {
 		u = &usage{}
 	}
@@ -107,6 +120,8 @@ func (l *Ledger) withinQuota(workspace string, bytes, before int64, known bool, 
 func (l *Ledger) record(workspace string, id blockdev.ID, bytes int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.shares.mu.Lock()
+	defer l.shares.mu.Unlock()
 	l.set(workspace, id, bytes)
 }
 
@@ -120,17 +135,19 @@ func (l *Ledger) forget(id blockdev.ID) {
 	}
 	delete(l.promises, id)
 	l.promised -= p.bytes
-	u := l.workspaces[p.workspace]
+	l.shares.mu.Lock()
+	defer l.shares.mu.Unlock()
+	u := l.shares.all[p.workspace]
 	u.volumes--
 	u.bytes -= p.bytes
 }
 
 func (l *Ledger) set(workspace string, id blockdev.ID, bytes int64) {
 	old, known := l.promises[id]
-	u := l.workspaces[workspace]
+	u := l.shares.all[workspace]
 	if u == nil {
 		u = &usage{}
-		l.workspaces[workspace] = u
+		l.shares.all[workspace] = u
 	}
 	if !known {
 		u.volumes++
@@ -143,6 +160,13 @@ func (l *Ledger) set(workspace string, id blockdev.ID, bytes int64) {
 // available is what is left for promises, in bytes of the pool. Under mu.
 func (l *Ledger) available() int64 {
 	return l.o.Total - int64(float64(l.promised)/l.o.Ratio) - l.o.Other() - l.reserved - l.o.Reserve
+}
+
+// room is what can still be promised, in bytes.
+func (l *Ledger) room() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return max(int64(float64(l.available())*l.o.Ratio), 0)
 }
 
 // status fills the ledger's part of a PoolStatus.

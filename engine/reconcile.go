@@ -39,11 +39,9 @@ func (e *Engine) ReconcileReport(ctx context.Context) (Report, error) {
 	if err != nil {
 		return r, fmt.Errorf("reconcile: list the pool: %w", err)
 	}
-	found := make(map[blockdev.ID]blockdev.Info, len(images))
-	for _, info := range images {
-		if strings.HasPrefix(string(info.ID), blockdev.PrefixVolume+"-") {
-			found[info.ID] = info
-		}
+	found, err := e.locate(ctx, images)
+	if err != nil {
+		return r, fmt.Errorf("reconcile: %w", err)
 	}
 	if err := e.restoreQuotas(ctx); err != nil {
 		return r, fmt.Errorf("reconcile: quotas: %w", err)
@@ -99,6 +97,7 @@ func (e *Engine) follow(ctx context.Context, found map[blockdev.ID]blockdev.Info
 			e.o.Log.Error("an image's description is not a volume's: it is left alone", "image", id, "err", err)
 			continue
 		}
+		said.Pool = info.Pool // where it was found counts, whatever the operator calls that now
 		if err := e.believe(ctx, said, r); err != nil {
 			return err
 		}
@@ -117,15 +116,22 @@ func (e *Engine) believe(ctx context.Context, said Volume, r *Report) error {
 		e.catalog.remove(said.ID)
 		e.buried.add(said)
 		return nil
-	case ok && known.Sequence >= said.Sequence:
+	case ok && known.Sequence >= said.Sequence && known.Pool == said.Pool:
 		return nil
+	case ok && known.Sequence >= said.Sequence:
+		known = known.clone()
+		known.Pool = said.Pool
+		e.eachLedger(func(l *Ledger) { l.forget(said.ID) })
+		e.ledger(said.Pool).record(known.Workspace, known.ID, known.bytes())
+		return e.commit(ctx, known)
 	case ok:
 		r.Newer++
-		e.o.Ledger.record(said.Workspace, said.ID, said.bytes())
+		e.eachLedger(func(l *Ledger) { l.forget(said.ID) })
+		e.ledger(said.Pool).record(said.Workspace, said.ID, said.bytes())
 		return e.commit(ctx, said)
 	}
 	r.Adopted++
-	e.o.Ledger.record(said.Workspace, said.ID, said.bytes())
+	e.ledger(said.Pool).record(said.Workspace, said.ID, said.bytes())
 	if !e.catalog.add(said) {
 		// Two images claim one name: a description is never dropped, so the one
 		// without a record gets a name that tells.

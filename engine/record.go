@@ -133,7 +133,7 @@ func (e *Engine) erase(ctx context.Context, id blockdev.ID) error {
 	if err != nil {
 		return err
 	}
-	e.o.Ledger.forget(id)
+	e.eachLedger(func(l *Ledger) { l.forget(id) })
 	e.catalog.remove(id)
 	e.buried.remove(id)
 	e.unwatch(id)

@@ -19,6 +19,7 @@ type CreateVolume struct {
 	Template       string // "name", "name:latest", "name:N"; empty: blank
 	SizeMiB        *int64 // nil: the template's default, else 1024
 	Filesystem     string // empty: ext4
+	Pool           string // empty: as the host's policy has it
 	Ephemeral      bool   // deleted with the end of its last attachment
 	Actor          string
 	IdempotencyKey string // same key, same request: same answer for 24 h; another request: ErrConflict
@@ -95,6 +96,7 @@ type Quota struct {
 type PoolStatus struct {
 	Name        string
 	Backend     string
+	Unavailable string // why it is not open; the rest is what is promised there
 	Capacity    blockdev.Capacity
 	Provisioned int64   // promised to volumes
 	Other       int64   // held by what is not a volume (templates, sources, staging, trash)

@@ -111,9 +111,10 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 	return f, err
 }
 
-// asFile opens the image as a file for as long as use runs.
+// asFile opens the image as a file, or where the pool has none as a device, for as
+// long as use runs.
 func (e *Engine) asFile(ctx context.Context, id blockdev.ID, readOnly bool, use func(path string) error) (err error) {
-	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: readOnly})
+	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: readOnly})
 	if err != nil {
 		return err
 	}
@@ -153,7 +154,7 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 }
 
 func (e *Engine) hydrate(ctx context.Context, v Volume) error {
-	spec := templates.SourceSpec{Filesystem: v.Filesystem, Size: v.bytes(), Revision: v.Revision}
+	spec := templates.SourceSpec{Filesystem: v.Filesystem, Size: v.bytes(), Revision: v.Revision, Pool: v.Pool}
 	if err := e.o.Library.Hydrate(ctx, v.ID, spec); err != nil {
 		return err
 	}

@@ -219,7 +219,9 @@ func (t *trimming) finish(ctx context.Context, v *Volume) error {
 // exclusive is the space that is the volume's alone.
 func (e *Engine) exclusive(ctx context.Context, id blockdev.ID) (int64, error) {
 	if a, ok := e.o.Pool.(blockdev.Accountant); ok {
-		return a.Exclusive(ctx, id)
+		if bytes, err := a.Exclusive(ctx, id); !errors.Is(err, errors.ErrUnsupported) {
+			return bytes, err
+		}
 	}
 	info, err := e.o.Pool.Stat(ctx, id)
 	return info.Allocated - info.Shared, err

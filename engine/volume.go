@@ -42,6 +42,7 @@ type Volume struct {
 	Region      string            `json:"region"`
 	SizeMiB     int64             `json:"sizeMiB"` // wanted
 	Filesystem  filesystem.Type   `json:"filesystem"`
+	Pool        string            `json:"pool,omitempty"`     // where the image is; empty: the host's first
 	UUID        string            `json:"uuid"`               // of the filesystem
 	Template    string            `json:"template,omitempty"` // as resolved: "name:N"
 	Revision    blockdev.ID       `json:"revision,omitempty"`

@@ -45,10 +45,11 @@ type Options struct {
 	SideLog     SideLog          // template heads, so that a rebuild finds templates without revisions
 	Pool        blockdev.Backend // gives files and block devices; a blockdev.Cloner where it can
 	Space       Space
-	Filesystems Filesystems // nil: filesystem.NewTools()
-	Staging     string      // directory in the pool for uploads, ours alone; emptied at Open
-	Manifests   string      // directory in the pool for what revisions hold, ours alone; can be made again
-	Secret      []byte      // signs upload URLs
+	Spaces      map[string]Space // of the other pools, by name, where Pool is a Placer
+	Filesystems Filesystems      // nil: filesystem.NewTools()
+	Staging     string           // directory in the pool for uploads, ours alone; emptied at Open
+	Manifests   string           // directory in the pool for what revisions hold, ours alone; can be made again
+	Secret      []byte           // signs upload URLs
 	Log         *slog.Logger
 	Now         func() time.Time // nil: time.Now
 	Registries  *oci.Registries  // that images may be imported from; nil: none
@@ -93,11 +94,12 @@ type Library struct {
 	locks keyLocks // of templates; taken before mu
 	// openings are locks of published images: each has one opening at most, which
 	// two readers of one image would close under each other.
-	openings keyLocks
-	uploads  chan struct{}
-	sources  *sourceCache
-	images   imageBytes
-	reflinks bool // the pool's files can share bytes; tried once
+	openings  keyLocks
+	uploads   chan struct{}
+	sources   *sourceCache
+	images    imageBytes
+	elsewhere elsewhere
+	reflinks  bool // the pool's files can share bytes; tried once
 
 	clearing       keyLocks      // of revisions that are verified before their first use
 	verifying      chan struct{} // bounds the verifications that users ask for

@@ -279,7 +279,7 @@ func (l *Library) adoptSources(ctx context.Context, images []foundImage) error {
 		spec := *image.d.Source
 		known := spec.Revision == "" || l.readyRevision(spec.Revision)
 		if !l.o.Unclean && image.d.Recipe == sourceRecipe && known && l.sources.add(spec, image.id) {
-			l.images.set(image.id, image.d.Bytes)
+			l.account(image.id, image.d)
 			continue
 		}
 		if err := l.o.Pool.Remove(ctx, image.id); err != nil {
@@ -299,6 +299,7 @@ func (l *Library) removeSource(ctx context.Context, id blockdev.ID) error {
 		return err
 	}
 	l.images.remove(id)
+	l.elsewhere.forget(id)
 	return nil
 }
 

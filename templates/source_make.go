@@ -17,6 +17,9 @@ import (
 // makeSource makes and publishes the image for a spec.
 func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID, err error) {
 	id = newID(blockdev.PrefixSource, l.now())
+	if err := l.placeSource(id, s.Pool); err != nil {
+		return "", err
+	}
 	var v Revision
 	if s.Revision != "" {
 		if v, err = l.pinGood(ctx, s.Revision); err != nil {
@@ -28,7 +31,7 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 	if s.converts(v) {
 		need *= 2 // of the scratch image as well
 	}
-	release, err := l.reserve(need, "source "+string(id))
+	release, err := l.reserveIn(s.Pool, need, "source "+string(id))
 	if err != nil {
 		return "", err
 	}
@@ -139,7 +142,7 @@ func (l *Library) growFilesystem(ctx context.Context, id blockdev.ID, s SourceSp
 // pieces, and a clone costs with the pieces; a copy of the image from front to end
 // has few.
 func (l *Library) convertInOrder(ctx context.Context, id blockdev.ID, s SourceSpec) (err error) {
-	scratch := newID(blockdev.PrefixSource, l.now())
+	scratch := newID(blockdev.PrefixSource, l.now()) // with the revisions: that is where files are made
 	defer func() { err = errors.Join(err, l.abandon(ctx, scratch)) }()
 	if err := l.makeBlank(ctx, scratch, s); err != nil {
 		return err
@@ -204,7 +207,7 @@ func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec
 		return 0, l.rewriteRevision(ctx, id, v)
 	case scattered:
 		var release func()
-		if from, release, err = l.sources.get(ctx, SourceSpec{Filesystem: s.Filesystem, Size: v.ImageBytes, Revision: v.ID}); err != nil {
+		if from, release, err = l.sources.get(ctx, SourceSpec{Filesystem: s.Filesystem, Size: v.ImageBytes, Revision: v.ID, Pool: s.Pool}); err != nil {
 			return 0, err
 		}
 		defer release()

@@ -105,4 +105,5 @@ type SourceSpec struct {
 	Filesystem filesystem.Type `json:"filesystem"`         // not None
 	Size       int64           `json:"size"`               // bytes, of the volume
 	Revision   blockdev.ID     `json:"revision,omitempty"` // empty: a blank
+	Pool       string          `json:"pool,omitempty"`     // where; empty: with the revisions
 }

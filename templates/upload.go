@@ -272,7 +272,7 @@ func (l *Library) publish(ctx context.Context, id blockdev.ID, d description) er
 		return l.poolError(err)
 	}
 	if d.Kind == kindSource {
-		l.images.set(id, d.Bytes)
+		l.account(id, d)
 		return nil
 	}
 	info, err := l.o.Pool.Stat(ctx, id)
@@ -294,9 +294,15 @@ func (l *Library) dropUnfinished(r *record, v Revision) {
 }
 
 func (l *Library) reserve(bytes int64, what string) (release func(), err error) {
-	release, err = l.o.Space.Reserve(bytes, what)
+	return l.reserveIn("", bytes, what)
+}
+
+// reserveIn reserves in a pool.
+func (l *Library) reserveIn(pool string, bytes int64, what string) (release func(), err error) {
+	space := l.spaceOf(pool)
+	release, err = space.Reserve(bytes, what)
 	if err != nil && l.sources.shrink() { // the cache gives way
-		release, err = l.o.Space.Reserve(bytes, what)
+		release, err = space.Reserve(bytes, what)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrNoSpace, err)
