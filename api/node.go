@@ -10,6 +10,7 @@ import (
 type Pool struct {
 	Name          string       `json:"name"`
 	Backend       string       `json:"backend"`
+	Unavailable   string       `json:"unavailable,omitempty"` // why it is not open
 	Total         int64        `json:"total"`
 	Free          int64        `json:"free"`
 	Allocated     int64        `json:"allocated"`
@@ -39,7 +40,7 @@ func listPools(c *call) error {
 	list := make([]Pool, len(all))
 	for i, p := range all {
 		list[i] = Pool{
-			Name: p.Name, Backend: p.Backend, Total: p.Capacity.Total, Free: p.Capacity.Free, Allocated: p.Capacity.Allocated, Trash: p.Capacity.Trash,
+			Name: p.Name, Backend: p.Backend, Unavailable: p.Unavailable, Total: p.Capacity.Total, Free: p.Capacity.Free, Allocated: p.Capacity.Allocated, Trash: p.Capacity.Trash,
 			Provisioned: p.Provisioned, Other: p.Other, Reserve: p.Reserve, Available: p.Available, Shared: p.Shared,
 			Overprovision: p.Ratio, Volumes: p.Volumes, Quarantined: make([]Quarantine, len(p.Quarantined)),
 		}

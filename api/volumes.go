@@ -23,7 +23,7 @@ func createVolume(c *call) error {
 	r := engine.CreateVolume{
 		Workspace: c.workspace, Actor: c.principal.actor(), IdempotencyKey: key,
 		DisplayName: value(b.Metadata.DisplayName), Labels: b.Metadata.Labels, ExternalID: value(b.Metadata.ExternalID),
-		Region: value(b.Spec.Region), Template: value(b.Spec.Template), Filesystem: value(b.Spec.Filesystem),
+		Region: value(b.Spec.Region), Template: value(b.Spec.Template), Filesystem: value(b.Spec.Filesystem), Pool: value(b.Spec.Pool),
 	}
 	if b.Metadata.Name != nil {
 		r.Name, c.resource = *b.Metadata.Name, clip(*b.Metadata.Name, 64)

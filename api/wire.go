@@ -37,6 +37,7 @@ type VolumeSpec struct {
 	Region     string `json:"region"`
 	Template   string `json:"template,omitempty"`
 	Filesystem string `json:"filesystem"`
+	Pool       string `json:"pool,omitempty"`      // where it is; empty: the host's first
 	Ephemeral  bool   `json:"ephemeral,omitempty"` // deleted with the end of its attachment
 }
 
@@ -113,6 +114,7 @@ type VolumeRequest struct {
 		Region     *string         `json:"region"`
 		Template   *string         `json:"template"`
 		Filesystem *string         `json:"filesystem"`
+		Pool       *string         `json:"pool"`
 	} `json:"spec"`
 }
 
@@ -141,7 +143,7 @@ func terminatedAt(v engine.Volume) string {
 func volumeBody(v engine.Volume, sizes *Sizes) Volume {
 	b := Volume{
 		Metadata: volumeMetadata(v),
-		Spec:     VolumeSpec{Size: v.SizeMiB, Region: v.Region, Template: v.Template, Filesystem: string(v.Filesystem), Ephemeral: v.Ephemeral},
+		Spec:     VolumeSpec{Size: v.SizeMiB, Region: v.Region, Template: v.Template, Filesystem: string(v.Filesystem), Pool: v.Pool, Ephemeral: v.Ephemeral},
 		Events:   make([]Event, len(v.Events)),
 		State:    VolumeState{AttachedTo: v.AttachedTo(), Sizes: sizes},
 		Status:   string(v.Status()), TerminatedAt: terminatedAt(v),

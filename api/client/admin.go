@@ -110,6 +110,7 @@ func (c *Client) Quota(ctx context.Context, workspace string) (Quota, error) {
 type Pool struct {
 	Name        string       `json:"name"`
 	Backend     string       `json:"backend"`
+	Unavailable string       `json:"unavailable,omitempty"` // why it is not open
 	Total       int64        `json:"total"`
 	Free        int64        `json:"free"`
 	Allocated   int64        `json:"allocated"`

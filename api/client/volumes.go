@@ -38,6 +38,7 @@ type VolumeSpec struct {
 	Region     string `json:"region,omitempty"`
 	Template   string `json:"template,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"`
+	Pool       string `json:"pool,omitempty"`
 	Ephemeral  bool   `json:"ephemeral,omitempty"` // read-only: deleted with the end of its attachment
 }
 

@@ -37,6 +37,9 @@ func poolRows(r *rows, all []client.Pool) {
 			bytesize.Human(p.Trash), bytesize.Human(p.Reserve), strconv.FormatFloat(p.Ratio, 'g', -1, 64), bytesize.Human(p.Available), p.Volumes)
 	}
 	for _, p := range all {
+		if p.Unavailable != "" {
+			r.add("unavailable", p.Name, p.Backend, p.Unavailable)
+		}
 		for _, q := range p.Quarantined {
 			r.add("quarantined", q.Name, bytesize.Human(q.Bytes), q.Reason)
 		}

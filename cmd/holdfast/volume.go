@@ -79,6 +79,7 @@ func (a *app) volumeCreate() *cobra.Command {
 	f.StringVarP(&size, "size", "s", "", "size, as 10GiB or in MiB (default: the template's, else 1GiB)")
 	f.StringVarP(&v.Spec.Template, "template", "t", "", "template to fill it from: NAME, NAME:latest or NAME:VERSION")
 	f.StringVar(&v.Spec.Filesystem, "filesystem", "", "ext4, xfs, btrfs or none (default ext4)")
+	f.StringVar(&v.Spec.Pool, "pool", "", "pool to make it in (default: as the server's policy has it)")
 	f.StringVar(&v.Spec.Region, "region", "", "region (default: the server's)")
 	f.StringVar(&v.Metadata.DisplayName, "display-name", "", "name for people")
 	f.StringVar(&v.Metadata.ExternalID, "external-id", "", "your own id for it")

@@ -16,6 +16,7 @@ import (
 
 	"holdfast/blockdev/attach/firecracker"
 	"holdfast/blockdev/attach/qemu"
+	"holdfast/engine"
 )
 
 // Config is what an operator can set. Sizes are bytes. Every setting has one
@@ -36,8 +37,12 @@ type Config struct {
 	LogLevel  string
 
 	PoolMode      string
-	PoolDir       string // "": StateDir
-	PoolSize      int64  // 0: a quarter of the free space, at most 20 GiB
+	PoolDir       string   // "": StateDir
+	Pools         []string // further ones; see poolSpec
+	PoolPolicy    string
+	LVMExtendAt   int // percent; 0: never
+	LVMExtendBy   int
+	PoolSize      int64 // 0: a quarter of the free space, at most 20 GiB
 	Overprovision float64
 	Reserve       int64 // 0: a fiftieth of the pool, at most 1 GiB
 
@@ -97,7 +102,7 @@ func DefaultConfig() Config {
 	return Config{
 		StateDir: "/var/lib/holdfast", Listen: "127.0.0.1:7433",
 		LogFormat: "text", LogLevel: "info",
-		PoolMode: "auto", Overprovision: 1.0,
+		PoolMode: "auto", Overprovision: 1.0, PoolPolicy: engine.PolicyFirst, LVMExtendBy: 20,
 		DefaultRegion: "local", MaxSize: 64 << 40,
 		RuncRoot: "/run/runc", FirecrackerIO: firecracker.Sync, QemuAIO: string(qemu.Auto),
 		Cage: cageRequired, CageWarm: 2, CageMemory: 1 << 30,
@@ -137,6 +142,10 @@ func (c *Config) settings() []setting {
 		{"pool_mode", "how images are kept: in a directory that can reflink, in a file system image made there, or copied", choiceValue{&c.PoolMode, []string{"auto", "reflink", "image", "copy"}}},
 		{"pool_dir", "directory of the pool (default: STATE_DIR)", textValue{&c.PoolDir}},
 		{"pool_size", "size of the pool's image (default: a quarter of the free space, at most 20GiB)", sizeValue{&c.PoolSize}},
+		{"pool", "further pools, as [NAME=]lvm:GROUP/THINPOOL or NAME=sparse:/DIRECTORY; the one in pool_dir is called \"default\"", listValue{&c.Pools}},
+		{"pool_policy", "pool of a volume whose request names none: default, most-free, or a pool's name", textValue{&c.PoolPolicy}},
+		{"lvm_extend_at", "percent in use at which a thin pool gets more space from its volume group; 0: never", intValue{&c.LVMExtendAt}},
+		{"lvm_extend_by", "percent that it gets then, or all that the group has", intValue{&c.LVMExtendBy}},
 		{"overprovision", "how many bytes are promised for each byte there is; above 1 promises can be broken", floatValue{&c.Overprovision}},
 		{"reserve", "bytes kept free for deletes and metadata (default: a fiftieth of the pool, at most 1GiB)", sizeValue{&c.Reserve}},
 		{"regions", "regions that volumes may name (default: any)", listValue{&c.Regions}},
@@ -320,6 +329,12 @@ func (c *Config) check() []error {
 	}
 	if (c.TLSCert == "") != (c.TLSKey == "") {
 		bad("tls_cert and tls_key: both or neither")
+	}
+	if err := c.checkPools(); err != nil {
+		bad("%w", err)
+	}
+	if c.LVMExtendAt != 0 && (c.LVMExtendAt < 50 || c.LVMExtendAt > 99) || c.LVMExtendBy < 0 || c.LVMExtendBy > 1000 {
+		bad("lvm_extend_at is 0 or 50 to 99, lvm_extend_by 0 to 1000")
 	}
 	if c.Overprovision < 1 {
 		bad("overprovision: %g is below 1", c.Overprovision)

@@ -97,6 +97,12 @@ func TestMistakesAreNamed(t *testing.T) {
 		"default region unknown": {Sources{Flags: map[string]string{"regions": "a,b", "default_region": "c"}}, `"c"`},
 		"socket name too long":   {Sources{Flags: map[string]string{"state_dir": "/" + strings.Repeat("x", 120)}}, "socket"},
 		"public URL":             {Sources{Flags: map[string]string{"public_url": "holdfast.example"}}, "public_url"},
+		"pool of no kind":        {Sources{Flags: map[string]string{"pool": "fast=zfs:tank"}}, "lvm:GROUP/THINPOOL"},
+		"pool without a name":    {Sources{Flags: map[string]string{"pool": "sparse:/srv/pool"}}, "name"},
+		"pool twice":             {Sources{Flags: map[string]string{"pool": "lvm:vg/a,a=sparse:/srv/a"}}, "named before"},
+		"default pool again":     {Sources{Flags: map[string]string{"pool": "default=lvm:vg/a"}}, "default"},
+		"policy of no pool":      {Sources{Flags: map[string]string{"pool": "lvm:vg/a", "pool_policy": "b"}}, "neither"},
+		"thin pool's threshold":  {Sources{Flags: map[string]string{"lvm_extend_at": "10"}}, "50 to 99"},
 		"pool too small":         {Sources{Flags: map[string]string{"pool_size": "1MiB"}}, "pool_size"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -142,7 +148,7 @@ func TestWrittenConfigurationIsReadBack(t *testing.T) {
 	back, err := Load(Sources{File: file(t, b.String())})
 	must(t, err)
 	// An empty list is written as [], which is not nil.
-	for _, list := range []*[]string{&c.RuncRoots, &c.VMSockets, &c.SandboxImages, &c.Registries, &c.RegistryHosts} {
+	for _, list := range []*[]string{&c.Pools, &c.RuncRoots, &c.VMSockets, &c.SandboxImages, &c.Registries, &c.RegistryHosts} {
 		if *list == nil {
 			*list = []string{}
 		}

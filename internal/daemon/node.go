@@ -27,6 +27,7 @@ import (
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/limit"
+	"holdfast/blockdev/pools"
 	"holdfast/blockdev/sparse"
 	"holdfast/engine"
 	"holdfast/internal/preflight"
@@ -45,7 +46,9 @@ type node struct {
 	lock       *Lock
 	checks     []preflight.Check
 	secret     []byte
-	pool       *sparse.Pool
+	pool       *sparse.Pool // the default one
+	pools      *pools.Set
+	others     []*otherPool
 	poolDir    string
 	runDir     string // of sandboxes, in memory
 	store      *metadata.Store
@@ -174,7 +177,7 @@ func (n *node) openPool(ctx context.Context) error {
 		return err
 	}
 	n.later("pool", func() error { n.pool.Shutdown(); return nil })
-	return nil
+	return n.openPools(ctx, id)
 }
 
 // hostID names this host in what pools and volumes say of themselves.
@@ -252,9 +255,13 @@ func (n *node) openLibrary(ctx context.Context) error {
 		return err
 	}
 	n.space = newSpace(n.pool, n.poolDir, n.log)
+	spaces, err := n.openLedgers(ctx)
+	if err != nil {
+		return err
+	}
 	n.ledger = engine.NewLedger(engine.LedgerOptions{
 		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: reserve(n.c, capacity.Total),
-		Other: n.space.other, Free: n.space.free,
+		Other: n.space.other, Free: n.space.left,
 	})
 	n.registries, err = oci.NewRegistries(oci.RegistryOptions{
 		Hosts: n.c.Registries, Others: n.c.RegistryHosts, Credentials: n.c.RegistryCredentials, Stall: n.c.TransferLimit,
@@ -263,7 +270,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 		return fmt.Errorf("registries, registry_hosts, registry_credentials: %w", err)
 	}
 	n.library, err = templates.Open(ctx, templates.Options{
-		Store: n.store, SideLog: n.side, Pool: n.pool, Space: n.ledger,
+		Store: n.store, SideLog: n.side, Pool: n.pools, Space: n.ledger, Spaces: spaces,
 		Filesystems: n.tools, Staging: filepath.Join(n.pool.Staging(), "uploads"), Manifests: n.pool.Manifests(),
 		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxEntries: int64(n.c.MaxEntries), MaxUploads: n.c.MaxUploads,
 		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
@@ -274,6 +281,14 @@ func (n *node) openLibrary(ctx context.Context) error {
 		return err
 	}
 	n.later("templates", n.library.Close)
+	for _, p := range n.others {
+		if p.backend == nil {
+			continue
+		}
+		if err := p.space.counts(ctx, n.library); err != nil {
+			return fmt.Errorf("pool %s: %w", p.name, err)
+		}
+	}
 	return n.space.counts(ctx, n.library)
 }
 
@@ -290,7 +305,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 		return err
 	}
 	n.engine, err = engine.New(ctx, engine.Options{
-		Store: n.store, SideLog: n.side, Pool: n.pool, PoolName: "default", PoolKind: "sparse",
+		Store: n.store, SideLog: n.side, Pool: n.pools, PoolName: homePool, PoolKind: kindSparse, Others: n.enginePools(), PoolPolicy: n.c.PoolPolicy,
 		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers, Limiter: limiter,
 		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB, StepLimit: n.c.StepLimit,
@@ -395,7 +410,7 @@ func (n *node) healthy(context.Context) error {
 func (n *node) doctor(ctx context.Context) []preflight.Check {
 	checks := append(preflight.Host(ctx), cageCheck(n.c))
 	checks = append(checks, preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
-	return append(checks, n.checkTemplates())
+	return append(append(checks, n.checkPoolsNow(ctx)...), n.checkTemplates())
 }
 
 // checksBody is doctor for the API.

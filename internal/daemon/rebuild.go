@@ -100,7 +100,7 @@ func (n *node) restore() error {
 }
 
 func (n *node) printQuarantine(ctx context.Context, out io.Writer) error {
-	all, err := n.pool.Quarantined(ctx)
+	all, err := n.pools.Quarantined(ctx)
 	if err != nil {
 		return err
 	}

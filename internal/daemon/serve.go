@@ -126,6 +126,11 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 	}
 	s.start("backups", func() error { return s.n.backups(working) })
 	s.start("space", func() error { s.n.space.watch(working); return nil })
+	for _, p := range s.n.others {
+		if p.backend != nil {
+			s.start("space of "+p.name, func() error { p.space.watch(working); return nil })
+		}
+	}
 	s.start("watchdog", func() error {
 		watchdog(working, watchdogInterval(), s.n.healthy, func(err error) { s.n.log.Error("no sign of life for the watchdog", "cause", err) })
 		return nil

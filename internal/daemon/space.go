@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"holdfast/blockdev"
-	"holdfast/blockdev/sparse"
 	"holdfast/internal/sys"
 	"holdfast/templates"
 )
@@ -28,19 +27,24 @@ func reserve(c Config, total int64) int64 {
 	return min(total/reservePart, reserveMost)
 }
 
-// space tells the ledger what the pool holds besides volumes. What is asked
-// under the ledger's lock reads memory and one statfs.
+// space tells a pool's ledger what the pool holds besides volumes. What is asked
+// under the ledger's lock reads memory, and the pool's free space from the kernel.
 type space struct {
-	pool     *sparse.Pool
-	dir      string
+	pool     blockdev.Backend
+	name     string // of a pool besides the default one
 	log      *slog.Logger
-	failed   func(error) // ends the process
+	free     func() (int64, error)
+	failed   func(error) // ends the process; nil: nothing fits there until it answers again
 	library  atomic.Pointer[templates.Library]
 	overhead atomic.Int64 // the file system's own, and what is not the pool's
 }
 
-func newSpace(pool *sparse.Pool, dir string, log *slog.Logger) *space {
-	return &space{pool: pool, dir: dir, log: log, failed: failStop(log)}
+func newSpace(pool blockdev.Backend, dir string, log *slog.Logger) *space {
+	free := func() (int64, error) {
+		at, err := sys.SpaceOf(dir)
+		return at.Free, err
+	}
+	return &space{pool: pool, log: log, free: free, failed: failStop(log)}
 }
 
 // counts takes the library's images into the account, and measures.
@@ -49,8 +53,20 @@ func (s *space) counts(ctx context.Context, l *templates.Library) error {
 	return s.measure(ctx)
 }
 
-// measure compares what the file system says is occupied with what the images
-// say they occupy. Shared bytes are counted once, with the library's images.
+// images is what the library's images occupy in the pool.
+func (s *space) images() int64 {
+	l := s.library.Load()
+	switch {
+	case l == nil:
+		return 0
+	case s.name != "":
+		return l.BytesIn(s.name)
+	}
+	return l.Bytes()
+}
+
+// measure compares what the pool says is occupied with what the images say they
+// occupy. Shared bytes are counted once, with the library's images.
 func (s *space) measure(ctx context.Context) error {
 	images, err := s.pool.List(ctx)
 	if err != nil {
@@ -60,7 +76,7 @@ func (s *space) measure(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	ours := capacity.Trash + s.library.Load().Bytes()
+	ours := capacity.Trash + s.images()
 	for _, i := range images {
 		if strings.HasPrefix(string(i.ID), blockdev.PrefixVolume+"-") {
 			ours += i.Allocated - i.Shared
@@ -71,21 +87,20 @@ func (s *space) measure(ctx context.Context) error {
 }
 
 // other is what the pool holds besides volumes, in bytes.
-func (s *space) other() int64 {
-	held := s.overhead.Load()
-	if l := s.library.Load(); l != nil {
-		held += l.Bytes()
-	}
-	return held
-}
+func (s *space) other() int64 { return s.overhead.Load() + s.images() }
 
-func (s *space) free() int64 {
-	at, err := sys.SpaceOf(s.dir)
-	if err != nil {
-		s.failed(fmt.Errorf("the pool's file system does not answer: %w", err))
-		return 0
+// left is what is free in the pool.
+func (s *space) left() int64 {
+	free, err := s.free()
+	if err == nil {
+		return free
 	}
-	return at.Free
+	if s.failed != nil {
+		s.failed(fmt.Errorf("the pool's file system does not answer: %w", err))
+	} else {
+		s.log.Warn("the pool does not answer: nothing fits there", "pool", s.name, "cause", err)
+	}
+	return 0
 }
 
 // watch measures again each hour: on a file system that others use as well,

@@ -27,12 +27,12 @@ func HTTPFetch(client *http.Client, url string) Fetch {
 		var from, to int64
 		switch _, err := fmt.Sscanf(response.Header.Get("Content-Range"), "bytes %d-%d/", &from, &to); {
 		case response.StatusCode != http.StatusPartialContent:
-			return fmt.Errorf("%w: status %d for a range", ErrStore, response.StatusCode)
+			return fmt.Errorf("%w: status %d for a range", errStore, response.StatusCode)
 		case err != nil || from != off || to != end:
-			return fmt.Errorf("%w: bytes %d to %d were asked for, it says %.60q", ErrStore, off, end, response.Header.Get("Content-Range"))
+			return fmt.Errorf("%w: bytes %d to %d were asked for, it says %.60q", errStore, off, end, response.Header.Get("Content-Range"))
 		}
 		if _, err := io.ReadFull(response.Body, p); err != nil {
-			return fmt.Errorf("%w: it ends early: %w", ErrStore, err)
+			return fmt.Errorf("%w: it ends early: %w", errStore, err)
 		}
 		return nil
 	}

@@ -289,5 +289,5 @@ func (r *Remote) land(flights []*flight, p []byte, err error) {
 	}
 }
 
-// ErrStore: a store did not send what it was asked for.
-var ErrStore = errors.New("the store's answer is of no use")
+// errStore: a store did not send what it was asked for.
+var errStore = errors.New("the store's answer is of no use")
