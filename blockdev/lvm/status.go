@@ -193,9 +193,9 @@ func (p *Pool) used(ctx context.Context) (map[string]space, error) {
 	message := func(text string) error {
 		return p.fault.effect(text, func() error { return sys.MapperMessage(pool, text) })
 	}
-	if err := message(reserveSnapshot); err != nil {
+	if first := message(reserveSnapshot); first != nil {
 		if err := errors.Join(message(releaseSnapshot), message(reserveSnapshot)); err != nil {
-			return nil, p.explain(fmt.Errorf("the thin pool's metadata cannot be read: %w", err))
+			return nil, p.explain(fmt.Errorf("the thin pool's metadata cannot be read: %w", errors.Join(first, err)))
 		}
 	}
 	var r run.Result

@@ -1,0 +1,316 @@
+package lvm
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/blockdevtest"
+)
+
+var errCut = errors.New("this is where the test cuts")
+
+// knife is a fault that strikes once, at the n-th side effect. Questions to LVM do
+// not count, nor does what is done in the background.
+type knife struct {
+	at     int  // 0: never
+	after  bool // the effect is done, and then it strikes
+	dies   bool // nothing is done from then on, as after a crash
+	passed int
+	struck string // where
+}
+
+// hand holds a knife, or none, around a pool.
+type hand struct {
+	mu sync.Mutex
+	k  *knife
+}
+
+func (h *hand) take(k *knife) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.k = k
+}
+
+func (h *hand) fault(name string, do func() error) error {
+	h.mu.Lock()
+	k := h.k
+	dead := k != nil && k.dies && k.struck != ""
+	now := false
+	if k != nil && !dead && !strings.HasPrefix(name, "ask ") && name != "reclaim" {
+		k.passed++
+		if now = k.passed == k.at; now {
+			k.struck = name
+		}
+	}
+	h.mu.Unlock()
+	if dead || now && !k.after {
+		return errCut
+	}
+	err := do()
+	if now && err == nil {
+		return errCut
+	}
+	return err
+}
+
+// points says which of a test's points are tried in this run: under emulation all
+// of them take many minutes. Each is tried every fifth day, or all of them with
+// HOLDFAST_LVM_POINTS=all; with a number there it is as on that day.
+func points(t *testing.T) func(n int) bool {
+	const parts = 5
+	text := os.Getenv("HOLDFAST_LVM_POINTS")
+	if text == "all" {
+		return func(int) bool { return true }
+	}
+	day, err := strconv.Atoi(text)
+	if err != nil {
+		day = time.Now().YearDay()
+	}
+	t.Logf("HOLDFAST_LVM_POINTS=%d", day)
+	return func(n int) bool { return (n+day)%parts == 0 }
+}
+
+// scene is where the steps of the crash test happen.
+type scene struct {
+	*testing.T
+	place *place
+	hand  *hand
+	pool  *Pool
+	src   blockdev.ID // an image of 2 MiB with a text at its start
+	id    blockdev.ID // of the step
+	e     blockdev.Endpoint
+}
+
+func (s *scene) ok(err error) {
+	s.Helper()
+	if err != nil {
+		s.Fatal(err)
+	}
+}
+
+func (s *scene) ctx() context.Context { return s.T.Context() }
+
+var anyBlock = blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}}
+
+// image makes the step's image, as before the step.
+func (s *scene) image() {
+	s.ok(s.pool.Create(s.ctx(), s.id, 1<<20))
+	s.ok(s.pool.Publish(s.ctx(), s.id, []byte("1")))
+}
+
+func (s *scene) opened() {
+	s.image()
+	s.ok(s.open(anyBlock))
+}
+
+func (s *scene) open(w blockdev.Want) (err error) {
+	s.e, err = s.pool.Open(s.ctx(), s.id, w)
+	return err
+}
+
+// is fails unless the step's image is like this.
+func (s *scene) is(draft bool, size int64, description string, open bool) {
+	s.Helper()
+	i, err := s.pool.Stat(s.ctx(), s.id)
+	if err != nil || i.Draft != draft || i.Size != size || string(i.Description) != description || i.Open != open {
+		s.Errorf("%+v, %v; want draft=%t, %d bytes, %q, open=%t", i, err, draft, size, description, open)
+	}
+}
+
+func (s *scene) gone() {
+	s.Helper()
+	if i, err := s.pool.Stat(s.ctx(), s.id); !errors.Is(err, blockdev.ErrNotFound) {
+		s.Errorf("it is still there: %+v, %v", i, err)
+	}
+}
+
+// step is one call of the backend: what is before it, itself, and what is so when
+// it has succeeded.
+type step struct {
+	name   string
+	before func(*scene)
+	do     func(*scene) error
+	after  func(*scene)
+}
+
+var steps = []step{
+	{"create", func(*scene) {}, func(s *scene) error { return s.pool.Create(s.ctx(), s.id, 1<<20) }, func(s *scene) { s.is(true, 1<<20, "", false) }},
+	{"create over a draft that is open", func(s *scene) {
+		s.ok(s.pool.Create(s.ctx(), s.id, 3<<20))
+		s.ok(s.open(anyBlock))
+		s.pool = s.place.open(s.T)
+	}, func(s *scene) error { return s.pool.Create(s.ctx(), s.id, 1<<20) }, func(s *scene) { s.is(true, 1<<20, "", false) }},
+	{"publish", func(s *scene) {
+		s.ok(s.pool.Create(s.ctx(), s.id, 1<<20))
+		s.ok(s.open(anyBlock))
+	}, func(s *scene) error { return s.pool.Publish(s.ctx(), s.id, []byte("1")) }, func(s *scene) { s.is(false, 1<<20, "1", true) }},
+	{"create after a publish that failed", func(s *scene) {
+		s.ok(s.pool.Create(s.ctx(), s.id, 3<<20))
+		s.hand.take(&knife{at: 4}) // the description is there
+		if err := s.pool.Publish(s.ctx(), s.id, []byte("1")); !errors.Is(err, errCut) {
+			s.Fatal(err)
+		}
+		s.hand.take(nil)
+	}, func(s *scene) error { return s.pool.Create(s.ctx(), s.id, 1<<20) }, func(s *scene) { s.is(true, 1<<20, "", false) }},
+	{"describe", (*scene).image, func(s *scene) error { return s.pool.Describe(s.ctx(), s.id, []byte("2")) }, func(s *scene) { s.is(false, 1<<20, "2", false) }},
+	{"clone grown", func(*scene) {}, func(s *scene) error { return s.pool.Clone(s.ctx(), s.id, s.src, 5<<20) }, func(s *scene) {
+		s.is(true, 5<<20, "", false)
+		s.ok(s.open(anyBlock))
+		b := make([]byte, 6)
+		f, err := os.Open(s.e.Path)
+		s.ok(err)
+		_, err = f.Read(b)
+		s.ok(errors.Join(err, f.Close(), s.pool.Close(s.ctx(), s.id, s.e.Lease)))
+		if string(b) != "source" {
+			s.Errorf("the clone holds %q", b)
+		}
+	}},
+	{"open", (*scene).image, func(s *scene) error { return s.open(anyBlock) }, func(s *scene) { s.is(false, 1<<20, "1", true) }},
+	{"open read-only", (*scene).image, func(s *scene) error {
+		err := s.open(blockdev.Want{Kinds: anyBlock.Kinds, ReadOnly: true})
+		if errors.Is(err, blockdev.ErrBusy) { // a crash left it open, and nobody has its lease
+			s.ok(s.open(anyBlock))
+			s.ok(s.pool.Close(s.ctx(), s.id, s.e.Lease))
+			err = s.open(blockdev.Want{Kinds: anyBlock.Kinds, ReadOnly: true})
+		}
+		return err
+	}, func(s *scene) {
+		if !s.e.ReadOnly {
+			s.Errorf("opened as %+v", s.e)
+		}
+	}},
+	{"grow read-only", func(s *scene) {
+		s.image()
+		s.ok(s.open(blockdev.Want{Kinds: anyBlock.Kinds, ReadOnly: true}))
+	}, func(s *scene) error { return s.pool.Grow(s.ctx(), s.id, 3<<20) }, func(s *scene) {
+		s.is(false, 3<<20, "1", true)
+		if is, err := s.pool.readOnly(imagePrefix + string(s.id)); err != nil || !is {
+			s.Errorf("after a growth it is read-only: %t, %v", is, err)
+		}
+	}},
+	{"close", (*scene).opened, func(s *scene) error { return s.pool.Close(s.ctx(), s.id, s.e.Lease) }, func(s *scene) { s.is(false, 1<<20, "1", false) }},
+	{"remove", (*scene).image, func(s *scene) error { return s.pool.Remove(s.ctx(), s.id) }, (*scene).gone},
+	{"remove a draft", func(s *scene) { s.ok(s.pool.Create(s.ctx(), s.id, 1<<20)) }, func(s *scene) error { return s.pool.Remove(s.ctx(), s.id) }, (*scene).gone},
+	{"quarantine", func(s *scene) {
+		s.image()
+		damage(s.T, s.pool, s.id)
+	}, func(s *scene) error { _, err := s.pool.List(s.ctx()); return err }, func(s *scene) {
+		s.gone()
+		found, err := s.pool.Quarantined(s.ctx())
+		if n := slices.IndexFunc(found, func(q blockdev.Quarantine) bool { return strings.Contains(q.Name, string(s.id)) }); err != nil || n < 0 || found[n].Reason == "" {
+			s.Errorf("quarantined %+v, %v", found, err)
+		}
+	}},
+}
+
+// TestEveryPoint strikes at every side effect of every call of the backend, before
+// it and after it: once as a crash, after which the pool is opened anew, and once as
+// an error that the process survives. The call tells of it, and made again it
+// succeeds; nothing else has changed and nothing is left.
+func TestEveryPoint(t *testing.T) {
+	s := &scene{T: t, place: sharedPlace(t), hand: &hand{}, src: blockdevtest.NewID(blockdev.PrefixSource)}
+	tried, n := points(t), 0
+	s.place.o.fault = s.hand.fault
+	s.pool = s.place.open(t)
+	s.id = s.src
+	s.ok(s.pool.Create(t.Context(), s.src, 2<<20))
+	s.ok(s.open(anyBlock))
+	s.ok(os.WriteFile(s.e.Path, []byte("source"), 0))
+	s.ok(s.pool.Close(t.Context(), s.src, s.e.Lease))
+	s.ok(s.pool.Publish(t.Context(), s.src, nil))
+	for _, step := range steps {
+		t.Run(step.name, func(t *testing.T) {
+			outer := s.T
+			s.T = t
+			defer func() { s.T = outer }()
+			last := s.try(step, &knife{})
+			for at := 1; at <= last; at++ {
+				// A crash after one effect is a crash before the next.
+				for _, k := range []*knife{{at: at, dies: true}, {at: at}, {at: at, after: true}, {at: at, dies: true, after: true}} {
+					if k.dies && k.after && at < last {
+						continue
+					}
+					if n++; tried(n) {
+						s.try(step, k)
+					}
+				}
+			}
+		})
+	}
+	s.pool = s.place.open(t)
+	s.left()
+}
+
+// try does one step with one strike, and tells how many side effects it had.
+func (s *scene) try(step step, k *knife) int {
+	s.Helper()
+	s.id = blockdevtest.NewID(blockdev.PrefixVolume)
+	step.before(s)
+	s.hand.take(k)
+	err := step.do(s)
+	at := fmt.Sprintf("%d, %q, after=%t, dies=%t", k.at, k.struck, k.after, k.dies)
+	if k.at > 0 && !errors.Is(err, errCut) || k.at == 0 && err != nil {
+		s.Errorf("struck at %s: %v", at, err)
+	}
+	if k.dies {
+		s.pool.Shutdown() // what it still does in the background is nothing
+		s.place.pool = nil
+	}
+	s.hand.take(nil)
+	if k.dies {
+		s.pool = s.place.open(s.T)
+	}
+	if k.at > 0 {
+		if err := step.do(s); err != nil {
+			s.Errorf("struck at %s, and again: %v", at, err)
+		}
+	}
+	if step.after(s); s.Failed() {
+		s.Fatalf("struck at %s", at)
+	}
+	return k.passed
+}
+
+// left fails unless all that is ours is an image that is listed, with its
+// description, or in quarantine.
+func (s *scene) left() {
+	s.Helper()
+	infos, err := s.pool.List(s.ctx())
+	s.ok(err)
+	var want []string
+	for _, i := range infos {
+		if !i.Draft {
+			want = append(want, string(i.ID))
+		}
+	}
+	var described []string
+	names, err := s.pool.meta.list(describedDir)
+	s.ok(err)
+	described = append(described, names...)
+	slices.Sort(want)
+	if slices.Sort(described); !slices.Equal(want, described) {
+		s.Errorf("images %v, descriptions %v", want, described)
+	}
+	found, err := s.pool.Quarantined(s.ctx())
+	s.ok(err)
+	rows, err := s.pool.rows(s.ctx())
+	s.ok(err)
+	ours := 0
+	for _, r := range rows {
+		if !strings.HasPrefix(r.Name, trashPrefix) && r.Name != s.pool.metaName() {
+			ours++
+		}
+	}
+	if ours != len(infos)+len(found) {
+		s.Errorf("%d volumes of ours, %d listed, %d in quarantine", ours, len(infos), len(found))
+	}
+}
