@@ -73,11 +73,11 @@ func (p *Pool) change(ctx context.Context, what string, does outcome, args ...st
 	p.changing.Lock()
 	defer p.changing.Unlock()
 	before := p.state()
-	err := p.tell(ctx, what, args...)
-	if err == nil {
-		p.changed(before, does)
+	if err := p.tell(ctx, what, args...); err != nil {
+		return p.explain(err)
 	}
-	return p.explain(errors.Join(err, p.flushDevices()))
+	p.changed(before, does)
+	return p.explain(p.flushDevices())
 }
 
 // flushDevices has the physical volumes write their caches.

@@ -4,9 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
-	"strings"
 
 	"holdfast/blockdev"
 )
@@ -287,6 +287,14 @@ func (p *Pool) wakeReclaim() {
 	}
 }
 
+var trashForm = regexp.MustCompile(`^` + trashPrefix + `([^.]+)\.[0-9a-f]{12}$`)
+
+// isTrash tells what Remove has put aside, by its whole name.
+func isTrash(r row) bool {
+	found := trashForm.FindStringSubmatch(r.Name)
+	return found != nil && blockdev.ID(found[1]).Valid()
+}
+
 // reclaim removes what is in the trash: giving back the blocks of a large volume
 // takes time.
 func (p *Pool) reclaim(ctx context.Context) {
@@ -298,7 +306,7 @@ func (p *Pool) reclaim(ctx context.Context) {
 		}
 		rows, err := p.rows(ctx)
 		for _, r := range rows {
-			if strings.HasPrefix(r.Name, trashPrefix) && err == nil {
+			if isTrash(r) && err == nil {
 				err = p.change(ctx, "reclaim", outcome{removeCommits, drops(r.Name)}, "lvremove", "-f", p.lv(r.Name))
 			}
 		}

@@ -14,7 +14,7 @@ import (
 
 // The tests run in a guest: this host has no device mapper.
 func TestMain(m *testing.M) {
-	os.Exit(vmtest.Main(m, vmtest.Options{Disks: []int64{16 << 30, 4 << 30}}))
+	os.Exit(vmtest.Main(m, vmtest.Options{Disks: []int64{16 << 30, 4 << 30, 4 << 30}}))
 }
 
 func sh(t testing.TB, line string) string {

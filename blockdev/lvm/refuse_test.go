@@ -104,10 +104,13 @@ func TestRoom(t *testing.T) {
 
 // TestNonsense: what tools say that makes no sense is an error, never half believed.
 func TestNonsense(t *testing.T) {
-	for _, bad := range []string{"", "{}", "not json", `{"report":[]}`} {
-		if rows, err := parseRows([]byte(bad)); err == nil {
-			t.Errorf("%q gave %v", bad, rows)
+	for _, bad := range []string{"", "{}", "not json", `{"report":[]}`, `{"report":[{"lv":[{"lv_name":"x","lv_si`, `{"report":[{"lv":[{"lv_name":"x"}]}]}`, `{"report":[{"lv":[{"lv_size":"1"}]}]}`, `{"report":[{"lv":[{"lv_name":"x","lv_size":"1m"}]}]}`} {
+		if rows, err := parseRows([]byte(bad)); !errors.Is(err, errNonsense) {
+			t.Errorf("%q gave %v, %v", bad, rows, err)
 		}
+	}
+	if rows, err := parseRows([]byte(`{"report":[{"lv":[{"lv_name":"x","lv_size":"512","of_later":"y"}],"of_later":[]}],"log":[]}`)); err != nil || len(rows) != 1 || rows[0].Name != "x" {
+		t.Errorf("a report with more in it: %+v, %v", rows, err)
 	}
 	if used, err := parseUsed([]byte("  1 65536 0\n\n 2 131072 65536\n")); err != nil || used["1"] != (space{65536, 0}) || used["2"] != (space{131072, 65536}) {
 		t.Errorf("%v, %v", used, err)

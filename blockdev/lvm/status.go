@@ -240,7 +240,7 @@ func (p *Pool) trash(ctx context.Context) (int64, error) {
 	}
 	var removed []string
 	for _, r := range rows {
-		if strings.HasPrefix(r.Name, trashPrefix) {
+		if isTrash(r) {
 			removed = append(removed, r.ThinID)
 		}
 	}
@@ -263,7 +263,7 @@ func (p *Pool) Reclaiming(ctx context.Context) (int, error) {
 	rows, err := p.rows(ctx)
 	n := 0
 	for _, r := range rows {
-		if strings.HasPrefix(r.Name, trashPrefix) {
+		if isTrash(r) {
 			n++
 		}
 	}

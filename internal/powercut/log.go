@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 )
 
 // sector is the unit of the log, in bytes; the rig asks for it when it starts
@@ -19,6 +20,7 @@ const (
 	flagFUA     = 1 << 1
 	flagDiscard = 1 << 2
 	flagMark    = 1 << 3
+	flagMeta    = 1 << 4 // a filesystem's metadata, for all that it matters here
 )
 
 const (
@@ -26,12 +28,16 @@ const (
 	logVersion = 1
 )
 
+// markAt is where the text of a mark begins in its sector.
+const markAt = 32
+
 // entry is one request that the disk has seen.
 type entry struct {
 	at     int64 // where its own sector is in the log, bytes
 	offset int64 // on the disk, bytes
 	length int64 // bytes, 0 for a flush
 	flags  uint64
+	mark   string // its text
 }
 
 func (e entry) flush() bool   { return e.flags&flagFlush != 0 }
@@ -39,7 +45,7 @@ func (e entry) discard() bool { return e.flags&flagDiscard != 0 }
 
 // end is where the next entry begins in the log.
 func (e entry) end() int64 {
-	if e.discard() {
+	if e.discard() || e.flags&flagMark != 0 {
 		return e.at + sector
 	}
 	return e.at + sector + e.length
@@ -65,6 +71,9 @@ func readLog(log io.ReaderAt, size, disk int64) ([]entry, error) {
 	at := int64(sector)
 	for at < size {
 		e, err := readEntry(log, at, disk)
+		if err == nil && e.flags&flagMark != 0 {
+			err = errors.New("a mark, which nobody here makes")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("entry %d at %d: %w", len(entries), at, err)
 		}
@@ -78,17 +87,21 @@ func readLog(log io.ReaderAt, size, disk int64) ([]entry, error) {
 }
 
 func readEntry(log io.ReaderAt, at, disk int64) (entry, error) {
-	var b [32]byte
+	var b [sector]byte
 	if _, err := log.ReadAt(b[:], at); err != nil {
 		return entry{}, err
 	}
 	first, count, flags := binary.LittleEndian.Uint64(b[0:]), binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
 	limit := uint64(disk / sector)
 	switch {
-	case flags&^uint64(flagFlush|flagFUA|flagDiscard|flagMark) != 0:
+	case flags&^uint64(flagFlush|flagFUA|flagDiscard|flagMark|flagMeta) != 0:
 		return entry{}, fmt.Errorf("unknown flags %#x", flags)
-	case flags&flagMark != 0:
-		return entry{}, errors.New("a mark, which nobody here makes")
+	case flags&flagMark != 0: // its text lies behind the entry, in the same sector
+		length := binary.LittleEndian.Uint64(b[24:])
+		if length > sector-markAt {
+			return entry{}, fmt.Errorf("a mark of %d bytes", length)
+		}
+		return entry{at: at, flags: flags, mark: strings.TrimRight(string(b[markAt:markAt+length]), "\x00")}, nil
 	case first > limit || count > limit-first:
 		return entry{}, fmt.Errorf("%d sectors at %d on a disk of %d", count, first, limit)
 	case count == 0 && flags == 0:
@@ -97,16 +110,9 @@ func readEntry(log io.ReaderAt, at, disk int64) (entry, error) {
 	return entry{at: at, offset: int64(first) * sector, length: int64(count) * sector, flags: flags}, nil
 }
 
-// disk is what a log can be replayed onto.
-type disk interface {
-	io.WriterAt
-	// Zero makes a range read as zero.
-	Zero(offset, length int64) error
-}
-
 // replay does on d again what the entries did, leaving out those that dropped
 // tells of.
-func replay(d disk, log io.ReaderAt, entries []entry, dropped func(i int) bool) error {
+func replay(d Disk, log io.ReaderAt, entries []entry, dropped func(i int) bool) error {
 	buf := make([]byte, 1<<20)
 	for i, e := range entries {
 		if e.length == 0 || dropped(i) {

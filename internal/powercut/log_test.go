@@ -117,7 +117,7 @@ func TestDamagedLogsAreRefused(t *testing.T) {
 		want string
 	}{
 		"never written":   {newLog().add(0, 0, 0, 0).add(0, 1, 0, 'a'), "never written"},
-		"unknown flag":    {newLog().add(0, 1, 1<<4, 'a'), "unknown flags"},
+		"unknown flag":    {newLog().add(0, 1, 1<<5, 'a'), "unknown flags"},
 		"mark":            {newLog().add(0, 1, flagMark, 'a'), "mark"},
 		"beyond the disk": {newLog().add(15, 2, 0, 'a'), "on a disk of 16"},
 		"overflow":        {newLog().add(1<<63, 1<<63, flagDiscard, 0), "on a disk of 16"},
