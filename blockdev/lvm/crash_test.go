@@ -68,15 +68,14 @@ func (h *hand) fault(name string, do func() error) error {
 }
 
 // points says which of a test's points are tried in this run: under emulation all
-// of them take many minutes. Each is tried every fifth day, or all of them with
+// of them take many minutes. Each is tried every so many days, or all of them with
 // HOLDFAST_LVM_POINTS=all; with a number there it is as on that day.
-func points(t *testing.T) func(n int) bool {
-	const parts = 5
+func points(t *testing.T, days int) func(n int) bool {
 	if os.Getenv("HOLDFAST_LVM_POINTS") == "all" {
 		return func(int) bool { return true }
 	}
 	day := today(t)
-	return func(n int) bool { return (n+day)%parts == 0 }
+	return func(n int) bool { return (n+day)%days == 0 }
 }
 
 func today(t *testing.T) int {
@@ -227,7 +226,7 @@ var steps = []step{
 // succeeds; nothing else has changed and nothing is left.
 func TestEveryPoint(t *testing.T) {
 	s := &scene{T: t, place: sharedPlace(t), hand: &hand{}, src: blockdevtest.NewID(blockdev.PrefixSource)}
-	tried, n := points(t), 0
+	tried, n := points(t, 5), 0
 	s.place.o.fault = s.hand.fault
 	s.pool = s.place.open(t)
 	s.id = s.src

@@ -111,9 +111,9 @@ func (w *fileWriter) again() error               { return errors.Join(w.end(), w
 // be described and removed.
 func TestFullPool(t *testing.T) {
 	for _, c := range []struct{ name, size, as, mkfs string }{
-		{"device", "48m", "", ""},
-		{"ext4", "48m", "ext4", "mkfs.ext4 -q -m 0 -J size=4"},
-		{"xfs", "112m", "xfs", "mkfs.xfs -q -f -K"}, // its log has 64 MiB
+		{"device", "56m", "", ""},
+		{"ext4", "56m", "ext4", "mkfs.ext4 -q -m 0 -J size=4"},
+		{"xfs", "120m", "xfs", "mkfs.xfs -q -f -K"}, // its log has 64 MiB
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			p := newPlace(t, c.size)
@@ -231,7 +231,9 @@ func TestExtendsItself(t *testing.T) {
 	if before.Data.Total < 36<<20 {
 		t.Errorf("health %+v", before)
 	}
-	fillMetadata(t, pool, 85)
+	if err := fillMetadata(t, pool, 85); err != nil {
+		t.Fatal(err)
+	}
 	waitFor(t, "more metadata", func() bool { return health(t, pool).Meta.Total > before.Meta.Total })
 	if err := pool.Close(t.Context(), id, e.Lease); err != nil {
 		t.Error(err)
@@ -367,7 +369,7 @@ func TestFullMetadata(t *testing.T) {
 // TestStaleBytes: what was in a volume that was removed, or discarded, is never in
 // another one, in whatever way its blocks are got.
 func TestStaleBytes(t *testing.T) {
-	p := newPlace(t, "32m")
+	p := newPlace(t, "40m")
 	pool := p.open(t)
 	const size = 20 << 20
 	secret := bytes.Repeat([]byte("a secret of the tenant before..."), 1<<20/32)

@@ -97,7 +97,7 @@ func (p *place) tryOpen(t *testing.T) (*Pool, error) {
 		p.pool = nil
 	}
 	o := p.o
-	o.Host, o.MetaBytes, o.Log = "test", 8<<20, slog.New(slog.NewTextHandler(t.Output(), nil))
+	o.Host, o.MetaBytes, o.Log = "test", leastMeta, slog.New(slog.NewTextHandler(t.Output(), nil))
 	pool, err := Open(t.Context(), p.name, o)
 	if err == nil {
 		p.pool = pool

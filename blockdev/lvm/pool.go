@@ -33,13 +33,17 @@ const (
 	poolTag     = "holdfast.pool." // and the pool's UUID
 	// defaultMeta is room for the descriptions of some 50,000 images, in bytes.
 	defaultMeta = 256 << 20
+	// leastMeta is the size from which our ext4 has a journal: without one a power cut
+	// takes descriptions with it.
+	leastMeta = 16 << 20
 )
 
 // Options of a pool.
 type Options struct {
 	Host string       // id of this host, noted when the pool is made
 	Log  *slog.Logger // nil: none
-	// MetaBytes is the size of the volume for descriptions when it is made; 0: 256 MiB.
+	// MetaBytes is the size of the volume for descriptions when it is made, at least
+	// 16 MiB; 0: 256 MiB.
 	MetaBytes int64
 	Extend    Extend // when the pool gets more space from its volume group
 
@@ -115,6 +119,7 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	if o.MetaBytes == 0 {
 		o.MetaBytes = defaultMeta
 	}
+	o.MetaBytes = max(o.MetaBytes, leastMeta)
 	var err error
 	if p.devices, p.extent, err = groupDevices(ctx, group); err != nil {
 		return nil, invalid(err)

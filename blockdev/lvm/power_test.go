@@ -67,7 +67,6 @@ func (r *rig) down(t *testing.T) {
 func TestPowerCuts(t *testing.T) {
 	logged := vmtest.Disks()[2]
 	r := newRig(t, "log-writes "+vmtest.Disks()[1]+" "+logged)
-	p := r.open(t)
 	mark := func(n int) {
 		if err := sys.MapperMessage(r.device, fmt.Sprintf("mark %d", n)); err != nil {
 			t.Fatal(err)
@@ -75,6 +74,8 @@ func TestPowerCuts(t *testing.T) {
 	}
 	told := calls()
 	after := []allowed{{}} // each call
+	mark(-1)
+	p := r.open(t)
 	mark(0)
 	for n, c := range told {
 		if err := c.do(t, p); err != nil {
@@ -91,14 +92,18 @@ func TestPowerCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh(t, "dd if=/dev/zero of="+r.disk+" bs=1M count=1 conv=fsync 2>/dev/null")
-	tried, n, cuts := points(t), 0, 0
+	tried, n, cuts := points(t, 12), 0, 0
 	cut := func(entries int, a allowed, when string) {
 		if n++; tried(n) {
 			cuts++
 			r.revive(t, log, entries)
+			t.Log(when)
 			a.holds(t, r.open(t), when)
 			r.down(t)
 		}
+	}
+	for _, at := range log.Flushes(log.Mark("-1"), log.Mark("0")) {
+		cut(at, allowed{}, fmt.Sprintf("cut at %d, while the pool is made ours", at))
 	}
 	for k, c := range told {
 		from, to := log.Mark(fmt.Sprint(k)), log.Mark(fmt.Sprint(k+1))

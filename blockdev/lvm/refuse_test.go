@@ -18,7 +18,7 @@ func TestUnfitPools(t *testing.T) {
 		"vg": "group/pool", "vg/plain": "no thin pool", "vg/dirty": "lvchange --zero y", "vg/missing": "no missing", "nogroup/pool": "no device belongs",
 		"../vg/pool": "group/pool", "vg/-n": "group/pool", "vg/a b": "group/pool",
 	} {
-		_, err := Open(t.Context(), name, Options{MetaBytes: 8 << 20})
+		_, err := Open(t.Context(), name, Options{MetaBytes: leastMeta})
 		if !errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), says) {
 			t.Errorf("%s: %v, want something of %q", name, err, says)
 		}

@@ -157,9 +157,6 @@ func (p *Pool) quarantined(ctx context.Context) ([]blockdev.Quarantine, error) {
 	return list, nil
 }
 
-// has reports whether an image has a description, whatever is in it.
-func (m *meta) has(id blockdev.ID) (bool, error) { return m.there(describedName(id)) }
-
 func (m *meta) there(name string) (bool, error) {
 	_, err := m.root.Stat(name)
 	if errors.Is(err, fs.ErrNotExist) {
