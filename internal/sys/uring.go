@@ -2,9 +2,9 @@ package sys
 
 import (
 	"errors"
-	"fmt"
 	"os"
 	"sync/atomic"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -18,6 +18,7 @@ const (
 	uringSetupDeferTaskrun = 1 << 13
 
 	uringEnterGetEvents = 1 << 0
+	uringEnterExtArg    = 1 << 3
 
 	uringOffSQRing = 0
 	uringOffSQEs   = 0x10000000
@@ -68,6 +69,15 @@ type Uring struct {
 	cqTail        *uint32
 	cqMask        uint32
 	events        []UringEvent
+	most          uringWait
+}
+
+// uringWait is struct io_uring_getevents_arg, and the time that it points to.
+type uringWait struct {
+	sigmask              uint64
+	sigmaskSize, minWait uint32
+	ts                   uint64
+	spec                 unix.Timespec
 }
 
 // NewUring makes a ring for so many submissions, a power of two, and twice as many
@@ -145,14 +155,25 @@ func (r *Uring) Next() *UringEntry {
 
 // Enter submits what was filled and waits until at least so many completions are
 // there. A signal may end the wait early.
-func (r *Uring) Enter(wait uint32) error {
+func (r *Uring) Enter(wait uint32) error { return r.enter(wait, uringEnterGetEvents, nil, 0) }
+
+// EnterWithin is Enter that waits no longer than some time.
+func (r *Uring) EnterWithin(wait uint32, most time.Duration) error {
+	r.most.spec = unix.NsecToTimespec(int64(most))
+	r.most.ts = uint64(uintptr(unsafe.Pointer(&r.most.spec)))
+	return r.enter(wait, uringEnterGetEvents|uringEnterExtArg, unsafe.Pointer(&r.most), unsafe.Offsetof(r.most.spec))
+}
+
+func (r *Uring) enter(wait uint32, flags uintptr, arg unsafe.Pointer, size uintptr) error {
 	submit := r.tail - atomic.LoadUint32(r.sqHead)
 	atomic.StoreUint32(r.sqTail, r.tail)
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait), uringEnterGetEvents, 0, 0)
-	if errno != 0 && errno != unix.EINTR && errno != unix.EAGAIN && errno != unix.EBUSY {
-		return fmt.Errorf("io_uring_enter: %w", errno)
+	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait), flags, uintptr(arg), size)
+	switch errno {
+	case 0, unix.EINTR, unix.ETIME, unix.EAGAIN, unix.EBUSY: // the last two: what is left is submitted next time
+		return nil
+	default:
+		return os.NewSyscallError("io_uring_enter", errno)
 	}
-	return nil
 }
 
 // Event takes the oldest completion; false when there is none.
