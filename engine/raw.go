@@ -22,6 +22,28 @@ func (e *Engine) rawOnly(v Volume) bool {
 	return len(v.Attachments) > 0 && !slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return !e.isRaw(a.Target) })
 }
 
+// countedInside is what the sandboxes count that have the device itself, together; nil
+// where one does not.
+func (e *Engine) countedInside(ctx context.Context, v Volume) *blockdev.Counters {
+	var sum *blockdev.Counters
+	for _, a := range v.Attachments {
+		meter, ok := e.o.Attachers[a.Target.Type].(attach.Meter)
+		if !ok || a.Phase != Attached {
+			return nil
+		}
+		c, err := meter.Counters(ctx, attach.Request{Volume: v.ID, Target: a.Target})
+		if err != nil {
+			e.o.Log.Debug("a sandbox does not tell what it has counted", "volume", v.ID, "attachment", a.ID, "err", err)
+			return nil
+		}
+		if sum == nil {
+			sum = &blockdev.Counters{Since: a.CreatedAt}
+		}
+		*sum = sum.Add(c)
+	}
+	return sum
+}
+
 // kindsFor are the kinds of endpoint for an attachment, best first. A reader takes
 // a device where it can: an image has one opening, and readers that need a mount
 // share it; a device also enforces what a file leaves to the sandbox.

@@ -89,6 +89,14 @@ func (m machine) MayChange(t attach.Target) error {
 	return nil
 }
 
+// Counters implements attach.Meter.
+func (m machine) Counters(_ context.Context, r attach.Request) (blockdev.Counters, error) {
+	if m.gone(r.Target) {
+		return blockdev.Counters{}, blockdev.ErrGone
+	}
+	return blockdev.Counters{Reads: 7}, nil
+}
+
 func (m machine) Limit(_ context.Context, r attach.Request) error {
 	if m.gone(r.Target) {
 		return blockdev.ErrGone
@@ -195,7 +203,14 @@ func TestTaintIsForEver(t *testing.T) {
 	if s, err := w.engine.Stats(ctx, space, "v"); err != nil || s.Filesystem != nil || !strings.Contains(s.Unknown, "virtual machine") {
 		t.Errorf("stats %+v, %v", s, err)
 	}
+	s, err := w.engine.Stats(ctx, space, "v")
+	if err != nil || s.IO == nil || s.IO.Reads != 7 || !s.IO.Since.Equal(w.volume("v").Attachments[0].CreatedAt) {
+		t.Errorf("what the machine counts: %+v, %v", s.IO, err)
+	}
 	do1(t, w, detachOp("v", "box"))
+	if s, err := w.engine.Stats(ctx, space, "v"); err != nil || s.IO != nil {
+		t.Errorf("detached: %+v, %v", s.IO, err)
+	}
 	w.restart(true)
 	refused("detached")
 	for _, kind := range []string{"host", "runc"} {

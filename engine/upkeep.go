@@ -144,7 +144,8 @@ func (e *Engine) Stats(ctx context.Context, workspace, name string) (Stats, erro
 		return s, err
 	}
 	s.Device, s.Allocated, s.Shared = info.Size, info.Allocated, info.Shared
-	if meter, ok := e.o.Pool.(blockdev.Meter); ok {
+	s.IO = e.countedInside(ctx, v)
+	if meter, ok := e.o.Pool.(blockdev.Meter); ok && s.IO == nil {
 		if c, err := meter.Counters(ctx, v.ID); err == nil {
 			s.IO = &c
 		}

@@ -36,6 +36,14 @@ type Resizer interface {
 	Resized(ctx context.Context, r Request) error
 }
 
+// Meter is an Attacher whose sandboxes count what they do with a volume.
+type Meter interface {
+	// Counters tells what went through the volume since it is in the sandbox. Since is
+	// not set. blockdev.ErrNotFound when it is not there; only the request's Volume and
+	// Target are looked at. What the sandbox cannot tell is 0.
+	Counters(ctx context.Context, r Request) (blockdev.Counters, error)
+}
+
 // Named is an Attacher whose sandboxes know a device by a serial number.
 type Named interface {
 	// Serial is that of a volume's device in any sandbox.

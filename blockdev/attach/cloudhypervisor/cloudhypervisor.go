@@ -45,6 +45,7 @@ var (
 	_ attach.Sentry   = (*Attacher)(nil)
 	_ attach.Named    = (*Attacher)(nil)
 	_ attach.Limiter  = (*Attacher)(nil)
+	_ attach.Meter    = (*Attacher)(nil)
 )
 
 // New takes the door to the sockets.

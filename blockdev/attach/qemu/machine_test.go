@@ -233,6 +233,30 @@ func TestLimits(t *testing.T) {
 	m.empty("detached")
 }
 
+// TestCounters: what went through the device is QEMU's to tell, behind either kind.
+func TestCounters(t *testing.T) {
+	for _, args := range [][]string{controller, port(0)} {
+		m := startMachine(t, args...)
+		a := attacher(t, m.dir)
+		r := m.image(a, 1)
+		_, err := a.Counters(t.Context(), r)
+		is(t, "of what is not there", err, blockdev.ErrNotFound, "")
+		good(t, a.Attach(t.Context(), r))
+		path := "/machine/peripheral/holdfast-" + string(r.Volume)
+		if args[1] == port(0)[1] {
+			path += "/virtio-backend"
+		}
+		for _, command := range []string{"aio_write 0 4k", "aio_write 8k 8k", "aio_flush", "aio_read 0 512"} {
+			m.ask("human-monitor-command", qmp.Args{"command-line": fmt.Sprintf("qemu-io -d %s %q", path, command)}, nil)
+		}
+		m.ask("human-monitor-command", qmp.Args{"command-line": fmt.Sprintf(`qemu-io -d %s "aio_flush"`, path)}, nil)
+		want := blockdev.Counters{Reads: 1, ReadBytes: 512, Writes: 2, WriteBytes: 12 << 10, Flushes: 2}
+		if got, err := a.Counters(t.Context(), r); err != nil || got != want {
+			t.Errorf("%+v, %v; want %+v", got, err, want)
+		}
+	}
+}
+
 // TestLimitsHold: what QEMU itself writes through the node takes the time that its
 // limit says, at least.
 func TestLimitsHold(t *testing.T) {

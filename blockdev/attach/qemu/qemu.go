@@ -39,6 +39,7 @@ var (
 	_ attach.Sentry   = (*Attacher)(nil)
 	_ attach.Named    = (*Attacher)(nil)
 	_ attach.Limiter  = (*Attacher)(nil)
+	_ attach.Meter    = (*Attacher)(nil)
 )
 
 // New gives an Attacher.

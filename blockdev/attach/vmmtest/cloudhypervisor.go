@@ -56,6 +56,12 @@ func (c *cloudHypervisor) serve(method, path string, body []byte) (int, any) {
 			"config": map[string]any{"payload": map[string]any{}, "disks": append([]map[string]any{}, c.config...)},
 			"state":  c.state, "device_tree": tree,
 		}
+	case "GET vm.counters":
+		all := map[string]map[string]int64{}
+		for id := range c.open {
+			all[id] = map[string]int64{"read_ops": 1, "read_bytes": 4096, "write_ops": 2, "write_bytes": 8192}
+		}
+		return http.StatusOK, all
 	case "PUT vm.add-disk":
 		return c.add(id, in)
 	case "PUT vm.resize-disk":

@@ -34,7 +34,7 @@ type volume struct {
 	at   blockdev.Endpoint
 }
 
-func newVolume(t *testing.T, n int, size int64) *volume {
+func newVolume(t testing.TB, n int, size int64) *volume {
 	t.Helper()
 	v := &volume{id: blockdev.ID(fmt.Sprintf("vol-06c8qk4g1h6s9tj2m0a4n7v%03d", n)), path: filepath.Join(t.TempDir(), "image")}
 	if !v.id.Valid() {
@@ -65,7 +65,7 @@ func attacher(t *testing.T, v *vmtest.VM, wait time.Duration) *qemu.Attacher {
 	return qemu.New(qemu.Options{Door: door, Wait: wait})
 }
 
-func resolve(t *testing.T, a *qemu.Attacher, v *vmtest.VM) attach.Target {
+func resolve(t testing.TB, a *qemu.Attacher, v *vmtest.VM) attach.Target {
 	t.Helper()
 	target, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: v.Monitor}, "")
 	if err != nil {
@@ -108,7 +108,7 @@ func expect(t *testing.T, a *qemu.Attacher, r attach.Request, want attach.State)
 	}
 }
 
-func disk(t *testing.T, v *vmtest.VM, id blockdev.ID) string {
+func disk(t testing.TB, v *vmtest.VM, id blockdev.ID) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
@@ -328,7 +328,7 @@ func blocks(t *testing.T, path string) int64 {
 	return status.Blocks
 }
 
-func command(t *testing.T, v *vmtest.VM, name string, args qmp.Args) {
+func command(t testing.TB, v *vmtest.VM, name string, args qmp.Args) {
 	t.Helper()
 	if err := v.Do(t.Context(), name, args); err != nil {
 		t.Fatal(err)
