@@ -159,7 +159,7 @@ func (e *Engine) Sizes(ctx context.Context, v Volume) (Sizes, error) {
 	if s.Pending == "" {
 		s.Pending = v.guestGrows()
 	}
-	if v.Filesystem == filesystem.None || v.Phase != Ready || v.Failure != "" || v.Tainted || e.rawOnly(v) {
+	if v.Filesystem == filesystem.None || v.Phase != Ready || v.Failure != "" || v.Tainted && !v.growsTainted() || e.rawOnly(v) {
 		return s, nil
 	}
 	release, free := e.locks.try(v.ID)

@@ -46,7 +46,7 @@ func (e *Engine) detach(ctx context.Context, v Volume, id, actor string, way fun
 }
 
 func (v Volume) hasPendingGrowth(e *Engine) bool {
-	return len(v.Attachments) == 0 && (v.CheckFirst || e.pendingReason(v.ID) != "")
+	return len(v.Attachments) == 0 && (v.CheckFirst || v.growsTainted() || e.pendingReason(v.ID) != "")
 }
 
 // release takes an attachment away: out of the sandbox, and with the last one

@@ -263,7 +263,7 @@ func TestGrowthInAMachine(t *testing.T) {
 		t.Errorf("after a restart: %q", p)
 	}
 	do1(t, w, detachOp("v", "box"), resizeOp("v", 40))
-	if p := pending(); !strings.Contains(p, "16 MB") {
+	if p := pending(); p != "" { // an ext4 that nobody has: grown by this host
 		t.Errorf("detached: %q", p)
 	}
 	do1(t, w, attachOp("v", "vm", "box", false))

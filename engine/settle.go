@@ -44,6 +44,9 @@ func (e *Engine) settle(ctx context.Context, v *Volume) error {
 
 // waiting says what growth waits for when nothing can be done for it now.
 func waiting(v Volume, f facts) string {
+	if f.strange != "" {
+		return v.guestsOwn(f.strange)
+	}
 	if f.raw && !v.Tainted && v.Filesystem != filesystem.None && v.SizeMiB > v.GuestMiB {
 		return "the filesystem grows when the volume is detached: it is attached read-only to a virtual machine"
 	}
@@ -72,6 +75,8 @@ func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (aga
 		return e.growOffline(ctx, v, f)
 	case actMounted:
 		return e.growMounted(ctx, v, f)
+	case actNote:
+		return true, e.noteGrown(ctx, v)
 	}
 	return false, fmt.Errorf("no such action")
 }
@@ -92,8 +97,11 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 	f.published, f.device = !info.Draft, info.Size
 	f.filled = e.filledTo(v.ID) == info.Size
 	f.raw, f.untold = e.rawOnly(v), e.untold(v, info.Size)
-	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published || v.Tainted || f.raw {
+	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published || f.raw {
 		return f, nil
+	}
+	if v.Tainted {
+		return e.askTainted(ctx, v, f)
 	}
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
 	if err != nil {
@@ -196,6 +204,11 @@ func (e *Engine) remove(ctx context.Context, v Volume) error {
 // growOffline grows the filesystem of a volume that nobody uses. ext4 is marked
 // first: a growth that is cut short needs the checker before the next use.
 func (e *Engine) growOffline(ctx context.Context, v *Volume, f facts) (again bool, err error) {
+	if v.Tainted && !v.CheckFirst { // later what the checker finds may be of our own growth
+		if ready, err := e.preen(ctx, *v); !ready {
+			return false, err
+		}
+	}
 	if !v.CheckFirst && v.Filesystem == filesystem.Ext4 {
 		v.CheckFirst = true
 		if err := e.save(ctx, v); err != nil {
@@ -212,6 +225,9 @@ func (e *Engine) growOffline(ctx context.Context, v *Volume, f facts) (again boo
 		return false, err
 	}
 	e.setFilled(v.ID, f.device)
+	if v.Tainted {
+		return true, e.noteGrown(ctx, v)
+	}
 	if v.CheckFirst {
 		v.CheckFirst = false
 		return true, e.save(ctx, v)

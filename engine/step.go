@@ -15,6 +15,7 @@ const (
 	actTell     action = "tell"     // tell sandboxes that do not see it by themselves how large the device is
 	actOffline  action = "offline"  // grow the unmounted filesystem to the device
 	actMounted  action = "mounted"  // grow the mounted filesystem to the device
+	actNote     action = "note"     // a guest has grown it, or this host has: nothing is left to a guest
 )
 
 // facts are what the pool and the kernel say of a volume; they are asked, never stored.
@@ -23,9 +24,11 @@ type facts struct {
 	device     int64 // bytes
 	filesystem int64 // bytes; meaningful for published images with a filesystem
 	mounted    bool
-	raw        bool // in use by sandboxes that have the device itself, and by nobody else
-	untold     bool // one of them does not know the device's size
-	filled     bool // growing to this device size has already been done: what is left over is of no use to the filesystem
+	raw        bool   // in use by sandboxes that have the device itself, and by nobody else
+	ours       bool   // a guest has written it, nobody has it, and it is an ext4 that this host may grow
+	strange    string // why it is not, of one that should be
+	untold     bool   // one of them does not know the device's size
+	filled     bool   // growing to this device size has already been done: what is left over is of no use to the filesystem
 }
 
 // step names the next action. It is pure: the loop in settle takes it and asks
@@ -52,8 +55,10 @@ func step(v Volume, f facts) action {
 		return actDevice
 	case f.untold:
 		return actTell
-	case v.Filesystem == filesystem.None || v.Tainted || f.raw:
+	case v.Filesystem == filesystem.None || v.Tainted && !f.ours || f.raw:
 		return actNothing
+	case v.Tainted && !v.CheckFirst && !outgrown(f):
+		return actNote
 	case v.CheckFirst && !f.mounted:
 		return actOffline
 	case outgrown(f) && f.mounted:

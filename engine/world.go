@@ -62,6 +62,10 @@ type Filesystems interface {
 	// repairs what an interrupted growth left. filesystem.ErrNeedsMount for types
 	// that only grow mounted.
 	Grow(ctx context.Context, path string, t filesystem.Type) error
+	// Preen makes an unmounted ext4 that a guest has written consistent, as far as that
+	// is nobody's decision. filesystem.ErrForeign when the device is not that ext4 as a
+	// whole, filesystem.ErrNeedsRepair when its owner must decide.
+	Preen(ctx context.Context, path string) error
 	// GrowMounted grows the filesystem mounted at dir to its device.
 	// filesystem.ErrCannotGrowMounted, with the reason, where the kernel refuses.
 	GrowMounted(ctx context.Context, dir string, t filesystem.Type) error

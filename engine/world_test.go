@@ -211,6 +211,16 @@ func (f toyFS) Grow(_ context.Context, path string, t filesystem.Type) error {
 	return f.grow(path)
 }
 
+func (f toyFS) Preen(_ context.Context, path string) error {
+	if _, err := readToy(f.w.pool, path); err != nil {
+		return err
+	}
+	if f.w.kernel.dirty[strings.TrimPrefix(path, "mem:")] {
+		return filesystem.ErrNeedsRepair
+	}
+	return f.w.effect("preen", func() {})
+}
+
 func (f toyFS) GrowMounted(_ context.Context, dir string, t filesystem.Type) error {
 	if t == filesystem.Ext4 {
 		return filesystem.ErrCannotGrowMounted
