@@ -116,6 +116,10 @@ var answers = []answer{
 	{filesystem.ErrDirty, 409, "VOLUME_NEEDS_RECOVERY", true},
 	{filesystem.ErrFrozen, 409, "CONFLICT", true},
 	{filesystem.ErrReadOnly, 409, "UNSUPPORTED", true},
+	{filesystem.ErrNeedsRepair, 409, "VOLUME_DAMAGED", true},
+	{filesystem.ErrForeign, 409, "UNSUPPORTED", true},
+	{filesystem.ErrUnfit, 409, "UNSUPPORTED", true},
+	{filesystem.ErrLimit, 409, "UNSUPPORTED", true},
 	{filesystem.ErrDamaged, 500, "VOLUME_DAMAGED", true},
 
 	{attach.ErrCannotFence, 409, "CANNOT_FENCE", true},

@@ -245,6 +245,8 @@ func (f *toyFS) SizeMounted(ctx context.Context, dir string, t filesystem.Type) 
 	return f.Size(ctx, "mem:"+dir, t)
 }
 
+func (*toyFS) Preen(context.Context, string) error { return nil }
+
 func (f *toyFS) Grow(_ context.Context, path string, t filesystem.Type) error {
 	if t != filesystem.Ext4 {
 		return filesystem.ErrNeedsMount

@@ -141,7 +141,7 @@ func deleteOp(name string) op {
 }
 
 // lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
-var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife, "start": startLife}
+var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife, "start": startLife, "sanitize": sanitizeLife}
 
 // life is the whole life of volumes of each kind.
 func life() []op {

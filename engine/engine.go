@@ -29,6 +29,7 @@ type Options struct {
 	Filesystems Filesystems
 	Attachers   map[string]attach.Attacher // by target type
 	Limiter     Limiter                    // nil: no attachment can have limits
+	Sanitizer   Sanitizer                  // nil: no volume can be made of another one's files
 	Ledger      *Ledger
 	Log         *slog.Logger
 	// OnFailure is called once when a flush or commit failed: the owner must end
@@ -82,6 +83,7 @@ type Engine struct {
 	retries   map[blockdev.ID]retry             // volumes that did not settle: when to try again
 	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
 	told      map[blockdev.ID]int64             // device sizes that sandboxes know of
+	copies    map[blockdev.ID]*sanitizing       // by the volume that is made
 	intents   map[blockdev.ID]chan error        // creates whose wish is being made durable
 	trims     trims
 	failed    error
@@ -108,7 +110,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
-		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{}, copies: map[blockdev.ID]*sanitizing{},
 		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
 		trims: trims{written: map[blockdev.ID]int64{}, passed: map[blockdev.ID]time.Time{}},
 	}

@@ -146,6 +146,9 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 	ready := v.clone()
 	ready.Phase = Ready
 	ready.Sequence++
+	if s := e.sanitizing(*v); s != nil {
+		e.happened(&ready, "sanitize", "%s", s)
+	}
 	e.happened(&ready, "deployment", "Volume is ready")
 	b, err := describe(ready)
 	if err != nil {
@@ -162,6 +165,9 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 }
 
 func (e *Engine) hydrate(ctx context.Context, v Volume) error {
+	if v.SanitizedFrom != "" {
+		return e.copyFiles(ctx, v)
+	}
 	spec := templates.SourceSpec{Filesystem: v.Filesystem, Size: v.bytes(), Revision: v.Revision, Pool: v.Pool}
 	if err := e.o.Library.Hydrate(ctx, v.ID, spec); err != nil {
 		return err

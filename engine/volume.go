@@ -46,21 +46,23 @@ type Volume struct {
 	UUID        string            `json:"uuid"`               // of the filesystem
 	Template    string            `json:"template,omitempty"` // as resolved: "name:N"
 	Revision    blockdev.ID       `json:"revision,omitempty"`
-	Phase       Phase             `json:"phase"`
-	Failure     string            `json:"failure,omitempty"`    // a permanent error: shows as FAILED
-	Epoch       uint64            `json:"epoch,omitempty"`      // of the newest writable attachment
-	Tainted     bool              `json:"tainted,omitempty"`    // raw blocks were writable by a tenant
-	Ephemeral   bool              `json:"ephemeral,omitempty"`  // deleted with the end of its last attachment
-	GuestMiB    int64             `json:"guestMiB,omitempty"`   // of the device when a sandbox last got it as it is
-	CheckFirst  bool              `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
-	Frozen      *Freeze           `json:"frozen,omitempty"`     // set before the filesystem is frozen
-	Trim        *TrimNote         `json:"trim,omitempty"`
-	Attachments []Attachment      `json:"attachments,omitempty"`
-	Events      []Event           `json:"events,omitempty"` // newest last, bounded
-	CreatedAt   time.Time         `json:"createdAt"`
-	UpdatedAt   time.Time         `json:"updatedAt"`
-	CreatedBy   string            `json:"createdBy,omitempty"`
-	UpdatedBy   string            `json:"updatedBy,omitempty"`
+	// SanitizedFrom is the volume whose files it was made of.
+	SanitizedFrom blockdev.ID  `json:"sanitizedFrom,omitempty"`
+	Phase         Phase        `json:"phase"`
+	Failure       string       `json:"failure,omitempty"`    // a permanent error: shows as FAILED
+	Epoch         uint64       `json:"epoch,omitempty"`      // of the newest writable attachment
+	Tainted       bool         `json:"tainted,omitempty"`    // raw blocks were writable by a tenant
+	Ephemeral     bool         `json:"ephemeral,omitempty"`  // deleted with the end of its last attachment
+	GuestMiB      int64        `json:"guestMiB,omitempty"`   // of the device when a sandbox last got it as it is
+	CheckFirst    bool         `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
+	Frozen        *Freeze      `json:"frozen,omitempty"`     // set before the filesystem is frozen
+	Trim          *TrimNote    `json:"trim,omitempty"`
+	Attachments   []Attachment `json:"attachments,omitempty"`
+	Events        []Event      `json:"events,omitempty"` // newest last, bounded
+	CreatedAt     time.Time    `json:"createdAt"`
+	UpdatedAt     time.Time    `json:"updatedAt"`
+	CreatedBy     string       `json:"createdBy,omitempty"`
+	UpdatedBy     string       `json:"updatedBy,omitempty"`
 }
 
 // Status tells the volume's state in the contract's words.
@@ -124,7 +126,7 @@ type Attachment struct {
 
 // Event is something that happened to a volume.
 type Event struct {
-	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "failure"
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "sanitize", "failure"
 	Status  Status    `json:"status"` // after it
 	Message string    `json:"message"`
 	Time    time.Time `json:"time"`

@@ -74,6 +74,7 @@ func (w *world) boot() {
 		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
 		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}, "vm": machine{attacher{w, false}}, "start": starter{machine{attacher{w, false}}}},
 		Limiter:       limiter{w},
+		Sanitizer:     toySanitizer{w},
 		Ledger:        NewLedger(LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log:           slog.New(slog.DiscardHandler),
 		DefaultRegion: "here",

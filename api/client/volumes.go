@@ -196,6 +196,19 @@ func (c *Client) UpdateVolume(ctx context.Context, name string, ch VolumeChange)
 	return out, err
 }
 
+// SanitizeVolume copies the files of a detached volume that a guest has written into a
+// fresh filesystem of a new volume, which this host may mount. size is in MiB, 0 for
+// the old one's.
+func (c *Client) SanitizeVolume(ctx context.Context, volume, name string, size int64) (Volume, error) {
+	var out Volume
+	body := struct {
+		Name string `json:"name"`
+		Size int64  `json:"size,omitempty"`
+	}{name, size}
+	err := c.do(ctx, call{method: "POST", path: []string{"volumes", volume, "sanitize"}, body: body}, &out)
+	return out, err
+}
+
 // DeleteVolume deletes durably; the name is free on return.
 func (c *Client) DeleteVolume(ctx context.Context, name string) (Volume, error) {
 	var out Volume

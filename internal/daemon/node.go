@@ -26,6 +26,7 @@ import (
 	"holdfast/blockdev/attach/vmstart"
 	"holdfast/blockdev/cage"
 	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/filesystem/sanitize"
 	"holdfast/blockdev/limit"
 	"holdfast/blockdev/pools"
 	"holdfast/blockdev/sparse"
@@ -307,7 +308,8 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	n.engine, err = engine.New(ctx, engine.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pools, PoolName: homePool, PoolKind: kindSparse, Others: n.enginePools(), PoolPolicy: n.c.PoolPolicy,
 		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers, Limiter: limiter,
-		Ledger: n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
+		Sanitizer: sanitize.New(n.tools, filepath.Join(n.pool.Staging(), "sanitize")),
+		Ledger:    n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB, StepLimit: n.c.StepLimit,
 		MaxFreeze: n.c.FreezeLimit,
 	})
