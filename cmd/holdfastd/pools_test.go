@@ -93,6 +93,9 @@ func TestPools(t *testing.T) {
 	if pools, err = n.Pools(ctx); err != nil || len(pools) != 2 || pools[1].Unavailable == "" || pools[1].Volumes != 3 {
 		t.Errorf("pools: %+v, %v", pools, err)
 	}
+	if n.metric(`holdfast_pool_state{pool="second",state="unavailable"}`) != "1" {
+		t.Error("the metrics do not tell that a pool is not there")
+	}
 	if v, err := n.Volume(ctx, name); err != nil || v.Spec.Pool != "second" {
 		t.Errorf("a volume whose pool is not there: %+v, %v", v.Spec, err)
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"runtime"
+	"slices"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -106,7 +107,7 @@ func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append([]*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
 		volumes, attachments, phases, attachEvents, hanging, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
-	}, append(libraryDescs, upkeepDescs...)...) {
+	}, slices.Concat(libraryDescs, upkeepDescs, poolHealthDescs)...) {
 		ch <- d
 	}
 }
@@ -116,7 +117,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
 	defer cancel()
 	failed := 0
-	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.counts, c.store, c.library, c.inUse} {
+	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.poolHealth, c.counts, c.store, c.library, c.inUse} {
 		err := ask(ctx, func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
 		})

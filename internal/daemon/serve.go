@@ -127,6 +127,7 @@ func (s *server) run(ctx context.Context, out io.Writer) error {
 	s.start("backups", func() error { return s.n.backups(working) })
 	s.start("space", func() error { s.n.space.watch(working); return nil })
 	for _, p := range s.n.others {
+		s.start("health of "+p.name, func() error { return s.n.watchHealth(working, p) })
 		if p.backend != nil {
 			s.start("space of "+p.name, func() error { p.space.watch(working); return nil })
 		}
