@@ -59,6 +59,14 @@ func NewLedger(o LedgerOptions) *Ledger {
 // either is used.
 func (l *Ledger) shareQuotas(with *Ledger) { l.shares = with.shares }
 
+// Resize tells what the pool can hold now, and what of it is kept free. Promises that
+// do not fit any more are kept; there are no new ones.
+func (l *Ledger) Resize(total, reserve int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.o.Total, l.o.Reserve = total, reserve
+}
+
 // Reserve sets bytes aside for something that is not a volume yet (staging, an
 // image being built) until release is called; ErrNoSpace when they are not there.
 func (l *Ledger) Reserve(bytes int64, what string) (release func(), err error) {

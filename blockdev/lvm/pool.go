@@ -140,7 +140,9 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
 	p.work.Go(func() { p.reclaim(background) })
-	p.work.Go(func() { p.watch(background) })
+	if p.extending.At > 0 {
+		p.work.Go(func() { p.watch(background) })
+	}
 	p.wakeReclaim()
 	return p, nil
 }

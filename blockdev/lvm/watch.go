@@ -32,21 +32,16 @@ func (x Extend) check() error {
 	return nil
 }
 
-// watch extends the pool when it is to be, and logs what becomes of its state.
+// watch extends the pool when it is to be.
 func (p *Pool) watch(ctx context.Context) {
 	tick := time.NewTicker(watchEvery)
 	defer tick.Stop()
-	last := blockdev.PoolHealthy
 	refused := "" // the group's metadata when it had no room
 	for {
 		s, err := p.status()
 		if err != nil {
 			p.log.Warn("the pool's state cannot be read", "pool", p.Name(), "cause", err)
 		} else {
-			if h := p.diagnose(s); h.State != last {
-				p.log.Warn("the pool's state has changed", "pool", p.Name(), "from", last, "to", h.State, "reason", h.Reason)
-				last = h.State
-			}
 			refused = p.extendPool(ctx, s, refused)
 		}
 		select {
@@ -60,7 +55,7 @@ func (p *Pool) watch(ctx context.Context) {
 // extendPool gives the pool more space when it is to have it. While the group has
 // none left nothing is tried: refused is the stamp of its metadata then.
 func (p *Pool) extendPool(ctx context.Context, s status, refused string) string {
-	if p.extending.At == 0 || p.trouble(s) != nil || refused != "" && refused == p.state().stamp {
+	if p.trouble(s) != nil || refused != "" && refused == p.state().stamp {
 		return refused
 	}
 	for _, part := range []struct {

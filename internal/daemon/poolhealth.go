@@ -55,23 +55,44 @@ func (c *nodeCollector) poolHealth(ctx context.Context, out emit) error {
 	return nil
 }
 
-// watchHealth logs and audits what becomes of a pool's state, until ctx ends.
+// watchHealth looks at a pool until ctx ends.
 func (n *node) watchHealth(ctx context.Context, p *otherPool) error {
 	tick := time.NewTicker(healthInterval)
 	defer tick.Stop()
-	last := string(blockdev.PoolHealthy)
+	last := poolLook{state: string(blockdev.PoolHealthy)}
 	for {
-		state, h := p.health(ctx)
-		if state != last && ctx.Err() == nil {
-			n.poolChanged(ctx, p.name, last, state, h.Reason)
-			last = state
-		}
+		last = n.lookAt(ctx, p, last)
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
 		}
 	}
+}
+
+// poolLook is what was seen of a pool.
+type poolLook struct {
+	state      string
+	data, meta int64 // bytes in all
+}
+
+// lookAt logs and audits a change of a pool's state, and lets its ledger know what it
+// can hold: a thin pool is made larger while it is used.
+func (n *node) lookAt(ctx context.Context, p *otherPool, last poolLook) poolLook {
+	state, h := p.health(ctx)
+	if ctx.Err() != nil {
+		return last
+	}
+	if state != last.state {
+		n.poolChanged(ctx, p.name, last.state, state, h.Reason)
+	}
+	now := poolLook{state, h.Data.Total, h.Meta.Total}
+	if now.data != last.data || now.meta != last.meta {
+		if c, err := p.backend.Capacity(ctx); err == nil {
+			p.ledger.Resize(c.Total, reserve(Config{}, c.Total))
+		}
+	}
+	return now
 }
 
 func (n *node) poolChanged(ctx context.Context, pool, from, to, reason string) {
