@@ -18,14 +18,23 @@ import (
 
 var errCut = errors.New("this is where the test cuts")
 
-// knife is a fault that strikes once, at the n-th side effect. Questions to LVM do
-// not count, nor does what is done in the background.
+// knife is a fault that strikes once, at the n-th effect of those that count.
 type knife struct {
-	at     int  // 0: never
-	after  bool // the effect is done, and then it strikes
-	dies   bool // nothing is done from then on, as after a crash
+	counts func(name string) bool // nil: what changes something, but not in the background
+	at     int                    // 0: never
+	after  bool                   // the effect is done, and then it strikes
+	dies   bool                   // nothing is done from then on, as after a crash
 	passed int
 	struck string // where
+}
+
+func isQuestion(name string) bool { return strings.HasPrefix(name, "ask ") }
+
+func (k *knife) counted(name string) bool {
+	if k.counts != nil {
+		return k.counts(name)
+	}
+	return !isQuestion(name) && name != "reclaim"
 }
 
 // hand holds a knife, or none, around a pool.
@@ -45,7 +54,7 @@ func (h *hand) fault(name string, do func() error) error {
 	k := h.k
 	dead := k != nil && k.dies && k.struck != ""
 	now := false
-	if k != nil && !dead && !strings.HasPrefix(name, "ask ") && name != "reclaim" {
+	if k != nil && !dead && k.counted(name) {
 		k.passed++
 		if now = k.passed == k.at; now {
 			k.struck = name
@@ -320,5 +329,85 @@ func (s *scene) left() {
 	}
 	if ours != len(infos)+len(found) {
 		s.Errorf("%d volumes of ours, %d listed, %d in quarantine", ours, len(infos), len(found))
+	}
+}
+
+// TestQuestionsThatFail: when LVM or the kernel does not answer, each call says so
+// and has done nothing; asked again, it succeeds.
+func TestQuestionsThatFail(t *testing.T) {
+	s := &scene{T: t, place: sharedPlace(t), hand: &hand{}, id: blockdevtest.NewID(blockdev.PrefixVolume)}
+	s.place.o.fault = s.hand.fault
+	s.pool = s.place.open(t)
+	s.image()
+	t.Cleanup(func() { sh(t, "vgchange -qq --deltag asked vg") })
+	ctx := t.Context()
+	new := blockdevtest.NewID(blockdev.PrefixVolume)
+	for n, c := range []struct {
+		name string
+		do   func() error
+	}{
+		{"stat", func() error { _, err := s.pool.Stat(ctx, s.id); return err }},
+		{"list", func() error { _, err := s.pool.List(ctx); return err }},
+		{"quarantined", func() error { _, err := s.pool.Quarantined(ctx); return err }},
+		{"capacity", func() error { _, err := s.pool.Capacity(ctx); return err }},
+		{"create", func() error { return s.pool.Create(ctx, new, 1<<20) }},
+		{"publish", func() error { return s.pool.Publish(ctx, new, nil) }},
+		{"describe", func() error { return s.pool.Describe(ctx, s.id, []byte("1")) }},
+		{"grow", func() error { return s.pool.Grow(ctx, s.id, 1<<20) }},
+		{"open", func() error { return s.open(anyBlock) }},
+		{"close", func() error { return s.pool.Close(ctx, s.id, s.e.Lease) }},
+		{"remove", func() error { return s.pool.Remove(ctx, new) }},
+	} {
+		for at := 1; ; at++ {
+			if at == 1 { // somebody else changes the group: LVM has to be asked
+				sh(t, "vgchange -qq --"+[]string{"addtag", "deltag"}[n%2]+" asked vg")
+			}
+			k := &knife{at: at, counts: isQuestion}
+			s.hand.take(k)
+			err := c.do()
+			s.hand.take(nil)
+			if k.struck == "" {
+				if err != nil || at == 1 {
+					t.Errorf("%s: %v, after %d questions", c.name, err, at-1)
+				}
+				break
+			}
+			if !errors.Is(err, errCut) {
+				t.Errorf("%s, not answered at %d, %q: %v", c.name, at, k.struck, err)
+			}
+		}
+	}
+	s.is(false, 1<<20, "1", false)
+	s.left()
+}
+
+// TestReclaimStruck: what is left of a removed image goes with the next removal or at
+// the next start.
+func TestReclaimStruck(t *testing.T) {
+	for _, dies := range []bool{false, true} {
+		s := &scene{T: t, place: sharedPlace(t), hand: &hand{}, id: blockdevtest.NewID(blockdev.PrefixVolume)}
+		s.place.o.fault = s.hand.fault
+		s.pool = s.place.open(t)
+		s.image()
+		k := &knife{at: 1, dies: dies, counts: func(name string) bool { return name == "reclaim" }}
+		s.hand.take(k)
+		s.ok(s.pool.Remove(t.Context(), s.id))
+		waitFor(t, "strike", func() bool { s.hand.mu.Lock(); defer s.hand.mu.Unlock(); return k.struck != "" })
+		if n, err := s.pool.Reclaiming(t.Context()); !dies && (n != 1 || err != nil) {
+			t.Errorf("reclaiming %d, %v", n, err)
+		}
+		if dies {
+			s.pool.Shutdown()
+			s.place.pool = nil
+		}
+		s.hand.take(nil)
+		if dies {
+			s.pool = s.place.open(t)
+		} else {
+			s.id = blockdevtest.NewID(blockdev.PrefixVolume)
+			s.image()
+			s.ok(s.pool.Remove(t.Context(), s.id))
+		}
+		waitFor(t, "reclaimed space", func() bool { n, err := s.pool.Reclaiming(t.Context()); return err == nil && n == 0 })
 	}
 }
