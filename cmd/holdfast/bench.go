@@ -68,7 +68,30 @@ func (a *app) benchCommand() *cobra.Command {
 			"Measure reads, rewrites, first writes and snapshots of a volume in layers beside a plain file and the\n"+
 				"file system's clones in the same rounds, and hydration from a store on this host, and write\n"+
 				"overlay-bench.json and overlay-bench.md. Needs root and about 10 GB of disk."),
-		limits, lvmBench())
+		limits, lvmBench(), ioBench())
+}
+
+// ioBench starts itself again as the server that it measures.
+func ioBench() *cobra.Command {
+	b := &bench.IO{}
+	c := measure(b, "io", "io-bench", 15, "The paths to a volume's bytes: NBD beside the raw file and qemu-nbd",
+		"Measure with fio what a client of our NBD server gets, beside the same file without a server and qemu-nbd in\n"+
+			"the same rounds, and write io-bench.json and io-bench.md. Needs fio, qemu-nbd and 1 GB of disk (on a file\n"+
+			"system that has direct I/O).")
+	c.Flags().DurationVar(&b.Each, "time", 3*time.Second, "of each job on each path")
+	c.Flags().StringVar(&b.Only, "only", "", "jobs whose name contains this")
+	var image, socket string
+	c.Flags().StringVar(&image, "serve", "", "serve this image")
+	c.Flags().StringVar(&socket, "socket", "", "on this socket")
+	_ = errors.Join(c.Flags().MarkHidden("serve"), c.Flags().MarkHidden("socket")) // they are there
+	outside := c.RunE
+	c.RunE = func(cmd *cobra.Command, args []string) error {
+		if image != "" {
+			return bench.ServeNBD(cmd.Context(), image, socket)
+		}
+		return outside(cmd, args)
+	}
+	return c
 }
 
 // lvmBench starts itself again in a guest, where --inside names the disk to use.
