@@ -336,3 +336,50 @@ func TestAIO(t *testing.T) {
 		good(t, a.Detach(context.Background(), r))
 	}
 }
+
+// TestBusyMonitor: while another client has the monitor, no step is taken, and none is
+// said to be; each is when that has gone.
+func TestBusyMonitor(t *testing.T) {
+	t.Parallel()
+	m := startMachine(t, controller...)
+	a, rash, ctx := attacher(t, m.dir), rash(t, m.dir), t.Context()
+	r, other := m.image(a, 1), m.image(a, 2)
+	good(t, a.Attach(ctx, r))
+	m.monitor(func(*qmp.Monitor) {
+		_, resolve := rash.Resolve(ctx, attach.Target{Type: qemu.Type, Socket: m.socket}, "")
+		_, probe := rash.Probe(ctx, r)
+		_, counters := rash.Counters(ctx, r)
+		for what, err := range map[string]error{
+			"resolve": resolve, "probe": probe, "counters": counters, "attach": rash.Attach(ctx, other),
+			"grow": rash.Resized(ctx, r), "limit": rash.Limit(ctx, r), "detach": rash.Detach(ctx, r),
+		} {
+			is(t, what, err, blockdev.ErrBusy, "")
+		}
+		if len(m.open()) != 1 {
+			t.Errorf("open: %v", m.open())
+		}
+	})
+	good(t, a.Attach(ctx, other), a.Resized(ctx, r), a.Detach(ctx, r), a.Detach(ctx, other))
+	m.empty("the other client has gone")
+}
+
+// TestAnotherBoot: what a machine of another boot had, it has no more, whoever has its
+// pid and its socket now.
+func TestAnotherBoot(t *testing.T) {
+	m := startMachine(t, controller...)
+	a, ctx := attacher(t, m.dir), t.Context()
+	r := m.image(a, 1)
+	good(t, a.Attach(ctx, r))
+	before := r
+	before.Target.Boot = "another"
+	if state, err := a.Probe(ctx, before); err != nil || state != attach.StateGone {
+		t.Errorf("%s, %v", state, err)
+	}
+	good(t, a.Detach(ctx, before), a.Fence(ctx, before))
+	is(t, "attach", a.Attach(ctx, before), blockdev.ErrGone, "")
+	is(t, "grow", a.Resized(ctx, before), blockdev.ErrGone, "")
+	if state, err := a.Probe(ctx, r); err != nil || state != attach.StateAttached {
+		t.Errorf("the machine of this boot: %s, %v", state, err)
+	}
+	good(t, a.Detach(ctx, r))
+}

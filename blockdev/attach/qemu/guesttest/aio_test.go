@@ -9,6 +9,7 @@ import (
 	"strings"
 	"testing"
 
+	"holdfast/blockdev"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/qmp"
 	"holdfast/blockdev/attach/vmsocket"
@@ -68,6 +69,50 @@ func BenchmarkAIO(b *testing.B) {
 			b.ReportMetric(ratios[way][rounds/2], strings.ReplaceAll(load.name+" "+way, " ", "-")+"/threads")
 			b.Logf("%s %s: %.2f to %.2f", load.name, way, ratios[way][0], ratios[way][rounds-1])
 		}
+	}
+}
+
+// BenchmarkLimits measures what fio gets in a guest beside the limit: go test -run -
+// -bench Limits -benchtime 1x.
+func BenchmarkLimits(b *testing.B) {
+	blockdevtest.LeakCheck(b)
+	const size, rounds = 64 * mib, 5
+	guest := vmtest.Start(b, vmtest.Options{})
+	v := newVolume(b, 30, size)
+	fill(b, v.path, size)
+	door, err := vmsocket.New([]string{guest.Dir}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		b.Fatal(err)
+	}
+	a := qemu.New(qemu.Options{Door: door})
+	r := request(v, resolve(b, a, guest))
+	if err := a.Attach(b.Context(), r); err != nil {
+		b.Fatal(err)
+	}
+	node := disk(b, guest, v.id)
+	for _, c := range []struct {
+		name, args string
+		limits     blockdev.Limits
+		limit      float64 // in requests of a second
+	}{
+		{"reads-200", "--rw=randread --iodepth=32", blockdev.Limits{ReadIOPS: 200}, 200},
+		{"writes-200", "--rw=randwrite --iodepth=32", blockdev.Limits{WriteIOPS: 200}, 200},
+		{"reads-1000", "--rw=randread --iodepth=32", blockdev.Limits{ReadIOPS: 1000}, 1000},
+		{"writes-1000", "--rw=randwrite --iodepth=32", blockdev.Limits{WriteIOPS: 1000}, 1000},
+		{"read-5MiB", "--rw=read --iodepth=4 --bs=256k", blockdev.Limits{ReadBytes: 5 * mib}, 20},
+		{"write-5MiB", "--rw=write --iodepth=4 --bs=256k", blockdev.Limits{WriteBytes: 5 * mib}, 20},
+	} {
+		r.Limits = c.limits
+		if err := a.Limit(b.Context(), r); err != nil {
+			b.Fatal(err)
+		}
+		var ratios []float64
+		for range rounds {
+			ratios = append(ratios, run(b, guest, node, "--runtime=4 "+c.args)/c.limit)
+		}
+		slices.Sort(ratios)
+		b.ReportMetric(ratios[rounds/2], c.name+"/limit")
+		b.Logf("%s: %.3f to %.3f of the limit", c.name, ratios[0], ratios[rounds-1])
 	}
 }
 

@@ -223,16 +223,25 @@ func TestReadersAndDevices(t *testing.T) {
 	unplug(t, a, request(v, target))
 }
 
-// TestGuestStandsStill: it lets go of nothing, which is said, and does when it
-// runs again; asked by another life of the daemon, too.
+// TestGuestStandsStill: it gets a volume and its growth, which it sees when it runs
+// again; it lets go of nothing, which is said, and does when it runs again; asked by
+// another life of the daemon, too.
 func TestGuestStandsStill(t *testing.T) {
 	blockdevtest.LeakCheck(t)
 	guest := vmtest.Start(t, vmtest.Options{})
 	v := newVolume(t, 3, 16*mib)
 	a := attacher(t, guest, 300*time.Millisecond)
 	r := request(v, resolve(t, a, guest))
+	command(t, guest, "stop", nil)
 	plug(t, a, r)
-	disk(t, guest, v.id)
+	v.resize(t, 32*mib)
+	if err := a.Resized(t.Context(), request(v, r.Target)); err != nil {
+		t.Fatal(err)
+	}
+	command(t, guest, "cont", nil)
+	if got := guest.Sh(t, "cat /sys/block/"+filepath.Base(disk(t, guest, v.id))+"/size"); got != fmt.Sprint(32*mib/512) {
+		t.Errorf("the guest sees %s sectors", got)
+	}
 	command(t, guest, "stop", nil)
 	for range 2 {
 		if err := a.Detach(t.Context(), r); !errors.Is(err, blockdev.ErrBusy) || !strings.Contains(err.Error(), "not running (paused)") {
