@@ -59,6 +59,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if v, err = e.prepare(ctx, v, recovered); err != nil {
 			return Attachment{}, attachError(v, err)
 		}
+		if err := e.unheld(ctx, v); err != nil {
+			return Attachment{}, attachError(v, err)
+		}
 		return e.attach(ctx, v, r, target)
 	})
 }

@@ -72,6 +72,33 @@ func (e *Engine) find(ctx context.Context, v *Volume, id string) error {
 	return nil
 }
 
+// unheld refuses a volume that is attached to nobody and that a process has open all
+// the same: a virtual machine that outlived its attachment, or was started by hand.
+func (e *Engine) unheld(ctx context.Context, v Volume) error {
+	if len(v.Attachments) > 0 {
+		return nil
+	}
+	for _, attacher := range e.o.Attachers {
+		witness, ok := attacher.(attach.Witness)
+		if !ok {
+			continue
+		}
+		users, err := stepOf(ctx, e, v.ID, stepProbe, func(ctx context.Context) (users []attach.Target, err error) {
+			return users, e.asFile(ctx, v.ID, true, func(path string) error {
+				users, err = witness.Users(ctx, path)
+				return err
+			})
+		})
+		if err != nil {
+			return err
+		}
+		if len(users) > 0 {
+			return problem(ErrConflict, "", "process %d has the image of volume %q open, and no attachment says why: end it first", users[0].Pid, v.Name)
+		}
+	}
+	return nil
+}
+
 // EphemeralVolume asks Attach for a volume that is made for the attachment and
 // deleted with its end.
 type EphemeralVolume struct {

@@ -14,6 +14,13 @@ type Finder interface {
 	Find(ctx context.Context, r Request) (Target, error)
 }
 
+// Witness is an Attacher that can tell who has an image open, whatever is recorded.
+type Witness interface {
+	// Users are the processes of this host, but this one, that have a file or device
+	// open. None found is no proof that there are none.
+	Users(ctx context.Context, path string) ([]Target, error)
+}
+
 // Picky is an Attacher whose needs differ by target.
 type Picky interface {
 	NeedsOf(t Target) Needs

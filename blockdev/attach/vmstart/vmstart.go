@@ -42,6 +42,7 @@ var (
 	_ attach.Attacher = (*Attacher)(nil)
 	_ attach.Finder   = (*Attacher)(nil)
 	_ attach.Picky    = (*Attacher)(nil)
+	_ attach.Witness  = (*Attacher)(nil)
 	_ attach.Launcher = (*Attacher)(nil)
 	_ attach.Resizer  = (*Attacher)(nil)
 	_ attach.Sentry   = (*Attacher)(nil)
@@ -233,6 +234,22 @@ func processes(found []attach.Target) string {
 		return "process " + text[0] + " has it open"
 	}
 	return "processes " + strings.Join(text, ", ") + " have it open"
+}
+
+// Users implements attach.Witness. A file that provably nobody has open is told at once.
+func (a *Attacher) Users(ctx context.Context, path string) ([]attach.Target, error) {
+	place, err := sys.PlaceBehind(path)
+	if err == nil && !place.IsBlock() {
+		var only bool
+		if only, err = onlyOurs(path); err == nil && only {
+			return nil, nil
+		}
+	}
+	var found []attach.Target
+	if err == nil {
+		found, err = a.o.Door.Holders(ctx, path)
+	}
+	return found, blockdev.Op("vmstart.Users", "", err)
 }
 
 // Find implements attach.Finder. A machine whose process has ended is looked for

@@ -39,12 +39,18 @@ func start(t *testing.T, guests ...*vmtest.VM) *localdaemon.Daemon {
 // startWith is start for sockets below directories.
 func startWith(t *testing.T, prefixes ...string) *localdaemon.Daemon {
 	t.Helper()
+	return startArgs(t, "--vm-sockets", strings.Join(prefixes, ","))
+}
+
+// startArgs builds the daemon and starts it with arguments.
+func startArgs(t *testing.T, args ...string) *localdaemon.Daemon {
+	t.Helper()
 	dir := t.TempDir()
 	program := filepath.Join(dir, "holdfastd")
 	if out, err := exec.Command("go", "build", "-o", program, "holdfast/cmd/holdfastd").CombinedOutput(); err != nil {
 		t.Fatalf("build: %v\n%s", err, out)
 	}
-	d, err := localdaemon.Start(t.Context(), program, filepath.Join(dir, "state"), "--pool-size", "2GiB", "--vm-sockets", strings.Join(prefixes, ","))
+	d, err := localdaemon.Start(t.Context(), program, filepath.Join(dir, "state"), append(args, "--pool-size", "2GiB")...)
 	must(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)
