@@ -18,7 +18,7 @@ const (
 	step = 8 << 20
 	// chunk is how much is read at once when bytes pass through us.
 	chunk = 1 << 20
-	// Block is the granularity of Trim, in bytes.
+	// Block is the granularity of Trim, and of copies of devices, in bytes.
 	Block = 4096
 )
 
@@ -30,14 +30,17 @@ func (r Range) End() int64 { return r.Offset + r.Length }
 
 // Each calls fn with the ranges of f that hold data, in order, until fn returns
 // an error, which Each returns. What lies between them reads as zero. A file on
-// a filesystem that does not know holes is one range. f is not written
-// meanwhile; its file position is changed.
+// a filesystem that does not know holes, and a device, is one range. f is not
+// written meanwhile; its file position is changed.
 func Each(ctx context.Context, f *os.File, fn func(Range) error) error {
-	status, err := sys.StatusOf(f)
+	size, device, err := sizeOf(f)
 	if err != nil {
 		return err
 	}
-	for at := int64(0); at < status.Size; {
+	if device {
+		return fn(Range{Length: size})
+	}
+	for at := int64(0); at < size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -48,7 +51,7 @@ func Each(ctx context.Context, f *os.File, fn func(Range) error) error {
 		if at, err = sys.NextHole(f, start); err != nil {
 			return err
 		}
-		at = min(at, status.Size)
+		at = min(at, size)
 		if start >= at {
 			return nil
 		}
@@ -89,9 +92,10 @@ func Map(ctx context.Context, f *os.File) (ranges []Range, err error) {
 }
 
 // Copy copies the data of src into dst at the same offsets, never the holes, and
-// tells the bytes copied. dst is empty or all holes before; it is made at least
-// as large as src. Not durable: the caller flushes dst. blockdev.ErrNoSpace when
-// it does not fit.
+// tells the bytes copied. dst is empty or all holes before, or a device that reads
+// as zero; a file is made at least as large as src. Of a device, blocks of zeroes
+// count as holes. Not durable: the caller flushes dst. blockdev.ErrNoSpace when it
+// does not fit.
 func Copy(ctx context.Context, dst, src *os.File) (copied int64, err error) {
 	copied, err = copyAll(ctx, dst, src, copyRange)
 	return copied, blockdev.Op("extent.Copy", "", err)
@@ -105,15 +109,14 @@ func Rewrite(ctx context.Context, dst, src *os.File) (copied int64, err error) {
 }
 
 func copyAll(ctx context.Context, dst, src *os.File, one func(ctx context.Context, dst, src *os.File, r Range) (int64, error)) (copied int64, err error) {
-	status, err := sys.StatusOf(src)
+	size, device, err := sizeOf(src)
 	if err != nil {
 		return 0, err
 	}
-	have, err := sys.StatusOf(dst)
-	if err == nil && have.Size < status.Size {
-		err = dst.Truncate(status.Size)
+	if device {
+		one = sift
 	}
-	if err == nil {
+	if err = enlarge(dst, size); err == nil {
 		err = Each(ctx, src, func(r Range) error {
 			n, err := one(ctx, dst, src, r)
 			copied += n
@@ -184,13 +187,13 @@ func Equal(ctx context.Context, a, b *os.File) (equal bool, at int64, err error)
 var errDiffer = errors.New("differ")
 
 func firstDifference(ctx context.Context, a, b *os.File) (int64, error) {
-	sa, errA := sys.StatusOf(a)
-	sb, errB := sys.StatusOf(b)
+	sizeA, _, errA := sizeOf(a)
+	sizeB, _, errB := sizeOf(b)
 	if err := errors.Join(errA, errB); err != nil {
 		return 0, err
 	}
-	first, common := int64(-1), min(sa.Size, sb.Size)
-	if sa.Size != sb.Size {
+	first, common := int64(-1), min(sizeA, sizeB)
+	if sizeA != sizeB {
 		first = common
 	}
 	// Data of either file is compared with the other: holes of both are skipped.
