@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"holdfast/blockdev"
@@ -100,5 +101,40 @@ func TestCopyToSmallerDevice(t *testing.T) {
 	src, dst := holed(t, dir, "src", 2<<20), deviceOf(t, create(t, dir, "dst", 1<<20))
 	if _, err := extent.Copy(t.Context(), dst, src); !errors.Is(err, blockdev.ErrNoSpace) {
 		t.Errorf("Copy: %v, want ErrNoSpace", err)
+	}
+}
+
+// TestCopyPart copies in pieces, each of them twice, as after a crash.
+func TestCopyPart(t *testing.T) {
+	const size, piece = 9<<20 + 4096, 8192
+	dir := t.TempDir()
+	image := create(t, dir, "dst", size)
+	for name, pair := range map[string][2]*os.File{
+		"file to file":     {holed(t, dir, "a", size), create(t, dir, "b", 0)},
+		"file to device":   {holed(t, dir, "c", size), deviceOf(t, image)},
+		"device to device": {deviceOf(t, holed(t, dir, "d", size)), deviceOf(t, create(t, dir, "e", size))},
+	} {
+		src, dst := pair[0], pair[1]
+		var pieces int
+		for at := int64(0); at < size; pieces++ {
+			next, copied, err := extent.CopyPart(t.Context(), dst.Name(), src.Name(), at, piece)
+			if err != nil || next <= at || copied > piece {
+				t.Fatalf("%s: at %d: next %d, copied %d, %v", name, at, next, copied, err)
+			}
+			again, _, err := extent.CopyPart(t.Context(), dst.Name(), src.Name(), at, piece)
+			if err != nil || again != next {
+				t.Fatalf("%s: at %d, again: next %d instead of %d, %v", name, at, again, next, err)
+			}
+			at = next
+		}
+		if pieces < 3 {
+			t.Errorf("%s: in %d pieces", name, pieces)
+		}
+		if equal, at, err := extent.Equal(t.Context(), src, dst); !equal {
+			t.Errorf("%s: differs at %d, %v", name, at, err)
+		}
+	}
+	if next, copied, err := extent.CopyPart(t.Context(), filepath.Join(dir, "b"), filepath.Join(dir, "a"), size, piece); next != size || copied != 0 || err != nil {
+		t.Errorf("at the end: next %d, copied %d, %v", next, copied, err)
 	}
 }

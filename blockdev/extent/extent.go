@@ -34,32 +34,37 @@ func (r Range) End() int64 { return r.Offset + r.Length }
 // written meanwhile; its file position is changed.
 func Each(ctx context.Context, f *os.File, fn func(Range) error) error {
 	size, device, err := sizeOf(f)
-	if err != nil {
-		return err
-	}
-	if device {
-		return fn(Range{Length: size})
-	}
-	for at := int64(0); at < size; {
+	for at := int64(0); err == nil && at < size; {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		start, ok, err := sys.NextData(f, at)
-		if err != nil || !ok {
+		r, err := nextRange(f, at, size, device)
+		if err != nil || r.Length == 0 {
 			return err
 		}
-		if at, err = sys.NextHole(f, start); err != nil {
+		if err := fn(r); err != nil {
 			return err
 		}
-		at = min(at, size)
-		if start >= at {
-			return nil
-		}
-		if err := fn(Range{Offset: start, Length: at - start}); err != nil {
-			return err
-		}
+		at = r.End()
 	}
-	return nil
+	return err
+}
+
+// nextRange is the first range of data from an offset on, in a file of size bytes; its
+// Length is 0 where there is no more.
+func nextRange(f *os.File, at, size int64, device bool) (Range, error) {
+	if device {
+		return Range{Offset: at, Length: size - at}, nil
+	}
+	start, ok, err := sys.NextData(f, at)
+	if err != nil || !ok {
+		return Range{}, err
+	}
+	end, err := sys.NextHole(f, start)
+	if err != nil || start >= min(end, size) {
+		return Range{}, err
+	}
+	return Range{Offset: start, Length: min(end, size) - start}, nil
 }
 
 // At tells whether the bytes at off are a hole, which reads as zero, and how far
