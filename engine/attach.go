@@ -39,6 +39,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if a := v.sameAttachment(r); a != nil && a.Phase == Attached {
 			return *a, r.sameLimits(*a)
 		}
+		if v.moving() {
+			return Attachment{}, movedProblem(v)
+		}
 		if err := v.admits(r, e.needsOf(r.Target)); err != nil {
 			return Attachment{}, err
 		}

@@ -22,6 +22,9 @@ func (e *Engine) ChangeVolume(ctx context.Context, workspace, name string, c Cha
 		if v.Phase != Ready || v.Failure != "" {
 			return Volume{}, notReady(v)
 		}
+		if err := v.mayChange(c); err != nil {
+			return Volume{}, err
+		}
 		if err := e.checkFixed(ctx, v, c); err != nil {
 			return Volume{}, err
 		}

@@ -43,6 +43,9 @@ func (e *Engine) DeleteVolume(ctx context.Context, workspace, name, actor string
 func (e *Engine) mark(ctx context.Context, v *Volume) error {
 	v.Phase = Deleting
 	v.Sequence++
+	if v.moving() { // higher than what the other image may say already
+		v.Sequence++
+	}
 	err := e.describeIfRoom(ctx, *v)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil

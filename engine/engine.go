@@ -30,6 +30,7 @@ type Options struct {
 	Attachers   map[string]attach.Attacher // by target type
 	Limiter     Limiter                    // nil: no attachment can have limits
 	Sanitizer   Sanitizer                  // nil: no volume can be made of another one's files
+	Copy        Copy                       // between pools; nil: no volume can be moved
 	Ledger      *Ledger
 	Log         *slog.Logger
 	// OnFailure is called once when a flush or commit failed: the owner must end
@@ -114,6 +115,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
 		trims: trims{written: map[blockdev.ID]int64{}, passed: map[blockdev.ID]time.Time{}},
 	}
+	for _, p := range o.Others {
+		p.Ledger.shareQuotas(o.Ledger)
+	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
 	if err := e.load(); err != nil {
 		e.cancel()
@@ -129,6 +133,7 @@ func (e *Engine) load() error {
 		err := volumesTable.Scan(tx, "", func(_ string, v Volume) error {
 			e.ledger(v.Pool).record(v.Workspace, v.ID, v.bytes())
 			e.placeFound(v)
+			e.expectMove(v)
 			if v.Phase == Deleting {
 				e.buried.add(v)
 				return nil
@@ -366,6 +371,8 @@ func (e *Engine) detached(ctx context.Context, workspace, name string, use func(
 	switch {
 	case v.Phase != Ready || v.Failure != "":
 		return notReady(v)
+	case v.moving():
+		return movedProblem(v)
 	case len(v.Attachments) > 0:
 		return problem(ErrAttached, "", "volume %q is attached to %s: read its files there, or detach it", v.Name, v.AttachedTo())
 	case v.Filesystem == filesystem.None:

@@ -151,6 +151,8 @@ func (v Volume) hostMay(what string) error {
 	switch {
 	case v.Phase != Ready || v.Failure != "":
 		return notReady(v)
+	case v.moving():
+		return movedProblem(v)
 	case v.Filesystem == filesystem.None:
 		return problem(ErrUnsupported, "", "volume %q has no filesystem to %s", v.Name, what)
 	case v.Tainted:

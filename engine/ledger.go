@@ -26,8 +26,9 @@ type Ledger struct {
 	mu       sync.Mutex
 	promises map[blockdev.ID]promise
 	shares   *shares
-	promised int64 // sum of promises, bytes
-	reserved int64 // sum of reservations, bytes
+	expected map[blockdev.ID]int64 // bytes for volumes that are being moved here
+	promised int64                 // sum of promises and of what is expected, bytes
+	reserved int64                 // sum of reservations, bytes
 }
 
 // shares are what the workspaces have of all pools of a host. A ledger's lock is
@@ -52,7 +53,7 @@ func NewLedger(o LedgerOptions) *Ledger {
 	if o.Other == nil {
 		o.Other = func() int64 { return 0 }
 	}
-	return &Ledger{o: o, promises: map[blockdev.ID]promise{}, shares: &shares{all: map[string]*usage{}}}
+	return &Ledger{o: o, promises: map[blockdev.ID]promise{}, expected: map[blockdev.ID]int64{}, shares: &shares{all: map[string]*usage{}}}
 }
 
 // shareQuotas lets the quotas of workspaces count what they have in both pools. Before
@@ -95,7 +96,16 @@ func (l *Ledger) promise(workspace string, id blockdev.ID, bytes int64, q Quota)
 	if err := l.withinQuota(workspace, bytes, old.bytes, known, q); err != nil {
 		return err
 	}
-	more := int64(float64(bytes-old.bytes) / l.o.Ratio)
+	if err := l.fits(bytes - old.bytes); err != nil {
+		return err
+	}
+	l.set(workspace, id, bytes)
+	return nil
+}
+
+// fits tells whether more bytes can be promised.
+func (l *Ledger) fits(bytes int64) error {
+	more := int64(float64(bytes) / l.o.Ratio)
 	if left := l.available(); more > left {
 		return problem(ErrNoSpace, "spec.size", "the pool has %d MiB left and this needs %d MiB: delete volumes, enlarge the pool, or let the operator raise overprovision",
 			max(left, 0)/filesystem.MiB, more/filesystem.MiB)
@@ -103,8 +113,37 @@ func (l *Ledger) promise(workspace string, id blockdev.ID, bytes int64, q Quota)
 	if l.o.Free != nil && l.o.Free() < l.o.Reserve {
 		return problem(ErrNoSpace, "spec.size", "the pool is filled up to its reserve of %d MiB: free or add space", l.o.Reserve/filesystem.MiB)
 	}
-	l.set(workspace, id, bytes)
 	return nil
+}
+
+// expect sets aside what a volume that is moved here will be promised. Of its
+// workspace's quota it takes nothing: the volume counts there already.
+func (l *Ledger) expect(id blockdev.ID, bytes int64) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.fits(bytes - l.expected[id]); err != nil {
+		return err
+	}
+	l.setExpected(id, bytes)
+	return nil
+}
+
+// expectAnyway is expect for what was found to fit in an earlier life.
+func (l *Ledger) expectAnyway(id blockdev.ID, bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.setExpected(id, bytes)
+}
+
+// expectNot ends an expectation; unknown ids are success.
+func (l *Ledger) expectNot(id blockdev.ID) { l.expectAnyway(id, 0) }
+
+func (l *Ledger) setExpected(id blockdev.ID, bytes int64) {
+	l.promised += bytes - l.expected[id]
+	l.expected[id] = bytes
+	if bytes == 0 {
+		delete(l.expected, id)
+	}
 }
 
 func (l *Ledger) withinQuota(workspace string, bytes, before int64, known bool, q Quota) error {
@@ -137,6 +176,7 @@ func (l *Ledger) record(workspace string, id blockdev.ID, bytes int64) {
 func (l *Ledger) forget(id blockdev.ID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.setExpected(id, 0)
 	p, known := l.promises[id]
 	if !known {
 		return

@@ -177,11 +177,12 @@ func ask(ctx context.Context, pool blockdev.Backend, s *PoolStatus) (err error) 
 
 // locate tells which image is each volume's. Of two with one id, which a move that
 // was cut leaves, the one with the higher sequence is it, and a draft is not; the
-// other is removed.
+// other is removed. What a move that goes on has copied stays, and is no volume; nor
+// is what is left of one without the volume itself, in a pool that is not there.
 func (e *Engine) locate(ctx context.Context, images []blockdev.Info) (map[blockdev.ID]blockdev.Info, error) {
 	found := make(map[blockdev.ID]blockdev.Info, len(images))
 	for _, info := range images {
-		if !strings.HasPrefix(string(info.ID), blockdev.PrefixVolume+"-") {
+		if !strings.HasPrefix(string(info.ID), blockdev.PrefixVolume+"-") || e.arriving(info) {
 			continue
 		}
 		other, twice := found[info.ID]
@@ -198,7 +199,29 @@ func (e *Engine) locate(ctx context.Context, images []blockdev.Info) (map[blockd
 			return nil, err
 		}
 	}
+	for id, info := range found {
+		if said, err := parseDescription(info.Description); err == nil && said.Incoming {
+			e.o.Log.Error("what a move has copied is there and the volume is not: it is left alone", "volume", id, "pool", info.Pool)
+			delete(found, id)
+			if v, known := e.catalog.get(id); known {
+				e.placeFound(v)
+			}
+		}
+	}
 	return found, nil
+}
+
+// arriving reports whether an image is what a move that goes on has copied so far.
+func (e *Engine) arriving(info blockdev.Info) bool {
+	v, known := e.catalog.get(info.ID)
+	if !known {
+		v, known = e.buried.get(info.ID)
+	}
+	if !known || !v.moving() || v.Move.To != info.Pool || info.Draft {
+		return false
+	}
+	said, err := parseDescription(info.Description)
+	return err == nil && said.Incoming
 }
 
 // supersedes reports whether a is the volume, of two images with its id.
@@ -220,5 +243,10 @@ func (e *Engine) removeSuperseded(ctx context.Context, old, now blockdev.Info) e
 		return err
 	}
 	e.o.Log.Info("a volume is in two pools, by a move: the older image is removed", "volume", old.ID, "from", old.Pool, "to", now.Pool)
+	if old.Open {
+		if err := closeLeft(ctx, backend, old.ID); err != nil {
+			return err
+		}
+	}
 	return backend.Remove(ctx, old.ID)
 }

@@ -221,6 +221,8 @@ func (e *Engine) resume(ctx context.Context, v Volume) (r Report, err error) {
 	}
 	if len(v.Attachments) > 0 {
 		e.guard(v)
+	}
+	if len(v.Attachments) > 0 || v.Move != nil {
 		e.watch(v.ID)
 	}
 	return r, nil

@@ -21,6 +21,10 @@ func (v Volume) clone() Volume {
 	v.Labels = maps.Clone(v.Labels)
 	v.Attachments = slices.Clone(v.Attachments)
 	v.Events = slices.Clone(v.Events)
+	if v.Move != nil {
+		move := *v.Move
+		v.Move = &move
+	}
 	return v
 }
 

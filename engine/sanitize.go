@@ -86,6 +86,8 @@ func (v Volume) mayBeCopied() error {
 	switch {
 	case v.Phase != Ready || v.Failure != "":
 		return notReady(v)
+	case v.moving():
+		return movedProblem(v)
 	case len(v.Attachments) > 0:
 		return problem(ErrAttached, "", "volume %q is attached to %s: detach it first", v.Name, v.AttachedTo())
 	case v.Filesystem == filesystem.None:

@@ -97,7 +97,7 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 	f.published, f.device = !info.Draft, info.Size
 	f.filled = e.filledTo(v.ID) == info.Size
 	f.raw, f.untold = e.rawOnly(v), e.untold(v, info.Size)
-	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published || f.raw {
+	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published || f.raw || v.moving() {
 		return f, nil
 	}
 	if v.Tainted {
@@ -199,6 +199,9 @@ func (e *Engine) adoptImage(ctx context.Context, v *Volume) error {
 // the image, then the record.
 func (e *Engine) remove(ctx context.Context, v Volume) error {
 	if err := e.deactivate(ctx, v); err != nil {
+		return err
+	}
+	if err := e.removeOther(ctx, v); err != nil {
 		return err
 	}
 	if err := e.o.Pool.Remove(ctx, v.ID); err != nil {

@@ -51,6 +51,8 @@ func step(v Volume, f facts) action {
 	switch {
 	case !f.published:
 		return actMissing
+	case v.moving(): // its bytes stay as they are
+		return actNothing
 	case f.device < v.bytes():
 		return actDevice
 	case f.untold:

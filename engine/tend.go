@@ -171,6 +171,12 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 	if err := e.tendAttachments(ctx, &v, all); err != nil {
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
+	if v.Move != nil && (all || e.due(id)) {
+		if err := e.moveAlong(ctx, &v); err != nil {
+			e.postpone(id)
+			return fmt.Errorf("volume %s: move: %w", id, err)
+		}
+	}
 	if len(v.Attachments) > 0 {
 		e.guard(v)
 		e.watchFrom(id, e.nextLook(v))
@@ -186,7 +192,7 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 		e.postpone(id)
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
-	if len(v.Attachments) == 0 {
+	if len(v.Attachments) == 0 && v.Move == nil {
 		e.unwatch(id)
 	}
 	return nil

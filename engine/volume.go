@@ -57,6 +57,8 @@ type Volume struct {
 	CheckFirst    bool         `json:"checkFirst,omitempty"` // an offline growth was begun: e2fsck before the next use
 	Frozen        *Freeze      `json:"frozen,omitempty"`     // set before the filesystem is frozen
 	Trim          *TrimNote    `json:"trim,omitempty"`
+	Move          *Move        `json:"move,omitempty"`     // to another pool; the volume is in Pool
+	Incoming      bool         `json:"incoming,omitempty"` // of a description: the image is what a move has copied so far, and no volume
 	Attachments   []Attachment `json:"attachments,omitempty"`
 	Events        []Event      `json:"events,omitempty"` // newest last, bounded
 	CreatedAt     time.Time    `json:"createdAt"`
@@ -126,7 +128,7 @@ type Attachment struct {
 
 // Event is something that happened to a volume.
 type Event struct {
-	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "sanitize", "failure"
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "move", "sanitize", "failure"
 	Status  Status    `json:"status"` // after it
 	Message string    `json:"message"`
 	Time    time.Time `json:"time"`

@@ -27,6 +27,7 @@ import (
 type world struct {
 	t       testing.TB
 	pool    *blockdevtest.Memory
+	second  *blockdevtest.Memory // of the pool "second"; nil: there is one pool
 	store   *metadata.Store
 	sideLog *metadata.SideLog
 	kernel  *kernel
@@ -69,7 +70,7 @@ func newWorld(t testing.TB) *world {
 func (w *world) boot() {
 	w.t.Helper()
 	w.openLibrary()
-	e, err := New(context.Background(), Options{
+	o := Options{
 		Store: w.store, SideLog: w.sideLog, Pool: w.pool, PoolName: "memory", PoolKind: "memory",
 		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
 		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}, "vm": machine{attacher{w, false}}, "start": starter{machine{attacher{w, false}}}},
@@ -79,7 +80,9 @@ func (w *world) boot() {
 		Log:           slog.New(slog.DiscardHandler),
 		DefaultRegion: "here",
 		Now:           w.now,
-	})
+	}
+	w.addSecond(&o)
+	e, err := New(context.Background(), o)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -107,6 +110,9 @@ func (w *world) restart(power bool) {
 		w.kernel.powerCut()
 	}
 	w.pool.Restart(blockdevtest.Restarted{LoseDrafts: power, LoseOpenings: power})
+	if w.second != nil {
+		w.second.Restart(blockdevtest.Restarted{LoseDrafts: power, LoseOpenings: power})
+	}
 	w.boot()
 }
 

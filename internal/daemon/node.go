@@ -25,6 +25,7 @@ import (
 	"holdfast/blockdev/attach/vmsocket"
 	"holdfast/blockdev/attach/vmstart"
 	"holdfast/blockdev/cage"
+	"holdfast/blockdev/extent"
 	"holdfast/blockdev/filesystem"
 	"holdfast/blockdev/filesystem/sanitize"
 	"holdfast/blockdev/limit"
@@ -307,7 +308,7 @@ func (n *node) openEngine(ctx context.Context) (err error) {
 	}
 	n.engine, err = engine.New(ctx, engine.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pools, PoolName: homePool, PoolKind: kindSparse, Others: n.enginePools(), PoolPolicy: n.c.PoolPolicy,
-		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers, Limiter: limiter,
+		Library: n.library, Stage: n.stage, Filesystems: n.tools, Attachers: attachers, Limiter: limiter, Copy: extent.CopyPart,
 		Sanitizer: sanitize.New(n.tools, filepath.Join(n.pool.Staging(), "sanitize")),
 		Ledger:    n.ledger, Log: n.log, OnFailure: failStop(n.log), Observe: n.meters.action,
 		Regions: n.c.Regions, DefaultRegion: n.c.DefaultRegion, MaxSizeMiB: n.c.MaxSize / filesystem.MiB, StepLimit: n.c.StepLimit,
