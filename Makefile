@@ -66,6 +66,8 @@ bench: build ## measure what is claimed; writes a report
 	@$(SUDO) bin/holdfast bench lifecycle --out docs
 	@$(SUDO) bin/holdfast bench attach --out docs
 	@$(SUDO) bin/holdfast bench templates --out docs
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench vm --out docs
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench lvm --out docs
 
 clean: ## remove what was built
 	rm -rf bin .cache/bin

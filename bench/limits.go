@@ -295,6 +295,11 @@ func (l *Limits) fio(ctx context.Context, job int, args []string) (ioRates, erro
 	if err != nil {
 		return ioRates{}, err
 	}
+	return ratesOf(out)
+}
+
+// ratesOf reads fio's report.
+func ratesOf(out string) (ioRates, error) {
 	type way struct {
 		IOPS  float64 `json:"iops"`
 		Bytes float64 `json:"bw_bytes"`

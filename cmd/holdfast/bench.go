@@ -68,7 +68,13 @@ func (a *app) benchCommand() *cobra.Command {
 			"Measure reads, rewrites, first writes and snapshots of a volume in layers beside a plain file and the\n"+
 				"file system's clones in the same rounds, and hydration from a store on this host, and write\n"+
 				"overlay-bench.json and overlay-bench.md. Needs root and about 10 GB of disk."),
-		limits, lvmBench(), ioBench())
+		limits,
+		measure(&bench.VM{}, "vm", "vm-bench", 30, "Attach, grow and detach in a real guest, and its I/O",
+			"Measure hot attach, growth and detach of volumes in a guest through the API of a daemon of its own, beside\n"+
+				"the same by hand on the guest's monitor in the same rounds, 32 volumes in one machine, and fio in the guest\n"+
+				"over a file, a loop device and a thin volume, and write vm-bench.json and vm-bench.md. Needs root, QEMU\n"+
+				"and a clone of the project."),
+		lvmBench(), ioBench())
 }
 
 // ioBench starts itself again as the server that it measures.

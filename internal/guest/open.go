@@ -118,6 +118,23 @@ func (v *VM) Plug(ctx context.Context, serial, path string, port int) error {
 	return v.Do(ctx, "device_add", qmp.Args{"driver": "virtio-blk-pci", "id": serial, "drive": serial, "serial": serial, "bus": fmt.Sprintf("rp%d", port)})
 }
 
+// Unplug takes a disk that Plug attached away and waits until the guest has let it go.
+func (v *VM) Unplug(ctx context.Context, serial string) error {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	mark := v.control.Mark()
+	if err := v.Do(ctx, "device_del", qmp.Args{"id": serial}); err != nil {
+		return err
+	}
+	_, err := v.control.Wait(ctx, mark, func(e qmp.Event) bool {
+		return e.Name == "DEVICE_DELETED" && strings.Contains(string(e.Data), `"`+serial+`"`)
+	})
+	if err != nil {
+		return err
+	}
+	return v.Do(ctx, "blockdev-del", qmp.Args{"node-name": serial})
+}
+
 // Disk waits until the guest has a disk with a serial, and gives its node.
 func (v *VM) Disk(ctx context.Context, serial string) (string, error) {
 	return v.Output(ctx, "/init", "disk", serial)

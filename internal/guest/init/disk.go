@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -15,9 +16,24 @@ import (
 // disk waits until there is a disk with a serial number and at least a number of
 // 512-byte sectors, and prints its node. It wakes at the kernel's events and runs
 // no program: what waits must not slow down what it waits for.
-func disk(args []string) error {
+func disk(args []string) error { return await(args, io.Discard) }
+
+// disks is disk for several serial numbers; it prints nothing.
+func disks(serials []string) error {
+	for _, s := range serials {
+		if _, err := find(s, 1, io.Discard); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// watch is disk, but says when it has begun to look.
+func watch(args []string) error { return await(args, os.Stdout) }
+
+func await(args []string, begun io.Writer) error {
 	if len(args) == 0 || len(args) > 2 {
-		return errors.New("usage: disk SERIAL [SECTORS]")
+		return errors.New("usage: SERIAL [SECTORS]")
 	}
 	least := int64(1)
 	if len(args) == 2 {
@@ -26,20 +42,28 @@ func disk(args []string) error {
 			return err
 		}
 	}
+	name, err := find(args[0], least, begun)
+	if err == nil {
+		fmt.Println("/dev/" + name)
+	}
+	return err
+}
+
+func find(serial string, least int64, begun io.Writer) (name string, err error) {
 	events, err := listen()
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer unix.Close(events)
+	fmt.Fprintln(begun, "watching")
 	for buf := make([]byte, 8<<10); ; {
-		if name := findDisk(args[0], least); name != "" {
-			fmt.Println("/dev/" + name)
-			return nil
+		if name := findDisk(serial, least); name != "" {
+			return name, nil
 		}
 		// An event that came before there was room for it is lost (ENOBUFS): look again.
 		_, _, err := unix.Recvfrom(events, buf, 0)
 		if err != nil && !errors.Is(err, unix.EINTR) && !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.ENOBUFS) {
-			return fmt.Errorf("wait for an event of the kernel: %w", err)
+			return "", fmt.Errorf("wait for an event of the kernel: %w", err)
 		}
 	}
 }

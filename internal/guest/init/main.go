@@ -19,6 +19,8 @@ import (
 // commands are what the program does besides being the first process.
 var commands = map[string]func(args []string) error{
 	"disk":   disk,
+	"disks":  disks,
+	"watch":  watch,
 	"reseed": func([]string) error { return reseed(os.Stdin) },
 }
 
