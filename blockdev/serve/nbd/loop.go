@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -78,8 +79,9 @@ type loop struct {
 	timers  [4]uring.Timer
 	timerAt [4]int64 // when each is due; 0: not armed
 
-	inflight int // operations that own memory, the waker's not counted
-	serving  int // slots in use
+	closed   atomic.Bool // the server is
+	inflight int         // operations that own memory, the waker's not counted
+	serving  int         // slots in use
 	helping
 }
 
@@ -137,6 +139,8 @@ func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error)
 	}
 	stop := context.AfterFunc(s.ctx, func() {
 		_ = sys.ShutdownSocket(socket, syscall.SHUT_RD) // ends the receive that waits in the ring
+		l.closed.Store(true)
+		l.rouse()
 		time.AfterFunc(endTime, func() { _ = sys.ShutdownSocket(socket, syscall.SHUT_WR) })
 	})
 	err = errors.Join(withDescriptor(socket, func(fd int) error {

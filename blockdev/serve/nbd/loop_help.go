@@ -77,10 +77,9 @@ func (h *helping) rouse() {
 	_, _ = h.wake.Write(binary.NativeEndian.AppendUint64(nil, 1)) // fails only when it is closed
 }
 
-// wakeable keeps a read of the eventfd waiting in the ring while helpers have
-// something.
+// wakeable keeps a read of the eventfd waiting in the ring.
 func (l *loop) wakeable() {
-	if l.awake || l.helped == 0 {
+	if l.awake {
 		return
 	}
 	l.awake = true

@@ -3,6 +3,7 @@ package nbd
 import (
 	"errors"
 	"io"
+	"net"
 	"os"
 	"syscall"
 
@@ -65,13 +66,13 @@ func (l *loop) breakOff(why error) {
 	}
 }
 
-// resume goes on with throttled requests that are due. When the client hung up they
-// are dropped: nobody was told that they were done.
+// resume goes on with throttled requests that are due. When the client hung up or
+// the server is closed they are dropped: nobody was told that they were done.
 func (l *loop) resume() {
 	if len(l.delayed) == 0 {
 		return
 	}
-	gone := l.over != nil && !errors.Is(l.over, io.EOF)
+	gone := l.over != nil && !errors.Is(l.over, io.EOF) || l.closed.Load()
 	now := meter.Now()
 	for len(l.delayed) > 0 {
 		s := &l.slots[l.delayed[0]]
@@ -81,7 +82,7 @@ func (l *loop) resume() {
 		l.delayed.pop(&l.slots)
 		l.queue.Waited(meter.Throttle, s.since)
 		if gone {
-			l.finish(s, l.over)
+			l.finish(s, net.ErrClosed)
 		} else {
 			l.perform(s)
 		}

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"fmt"
+	"io"
 	"os"
 	"slices"
 	"strings"
@@ -22,7 +23,7 @@ func TestByGoroutines(t *testing.T) {
 	for name, test := range map[string]func(*testing.T){
 		"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
 		"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
-		"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves,
+		"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledAndClosed": TestThrottledAndClosed,
 		"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
 	} {
 		t.Run(name, test)
@@ -106,6 +107,46 @@ func TestThrottledClientLeaves(t *testing.T) {
 	await(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.conns == 0 })
 	if s := m.Snapshot(); s.Kinds[meter.Write].Errors < 20 || s.Inside != 0 {
 		t.Errorf("%d requests were dropped, %d are inside", s.Kinds[meter.Write].Errors, s.Inside)
+	}
+}
+
+// TestThrottledAndClosed: a server that is closed does not wait for what a client
+// that said good-bye has left throttled.
+func TestThrottledAndClosed(t *testing.T) {
+	m, l := &meter.Meter{}, &throttle.Limiter{}
+	l.Set(blockdev.Limits{WriteIOPS: 1}, time.Millisecond)
+	s, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{Meter: m, Limiter: l}))
+	c := dial(t, socket).enter("")
+	for n := range uint64(streamWorkers) { // goroutines take no more of them in
+		c.write(append(requestBytes(cmdWrite, 0, n, 0, 512), make([]byte, 512)...))
+	}
+	c.write(requestBytes(cmdDisconnect, 0, 0, 0, 0))
+	await(t, func() bool { return m.Snapshot().Waits[meter.Throttle].Now > 20 })
+	must(t, s.Close())
+	if inside := m.Snapshot().Inside; inside != 0 {
+		t.Errorf("%d requests are inside", inside)
+	}
+}
+
+// TestReadsAndWritesAllocateNothing counts all allocations of the process while one
+// client reads and writes.
+func TestReadsAndWritesAllocateNothing(t *testing.T) {
+	_, socket := serving(t, Options{}, export(t, "", image(t, mib, syscall.O_DIRECT), ExportOptions{}))
+	c := dial(t, socket).structured("")
+	read, write, reply := requestBytes(cmdRead, 0, 1, 8192, 4096), append(requestBytes(cmdWrite, 0, 2, 4096, 4096), pattern(4096, 1)...), make([]byte, dataChunkSize+4096)
+	exchange := func(request, reply []byte) {
+		if _, err := c.Write(request); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadFull(c, reply); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := testing.AllocsPerRun(300, func() {
+		exchange(read, reply)
+		exchange(write, reply[:simpleSize])
+	}); n != 0 {
+		t.Errorf("a read and a write allocate %v times", n)
 	}
 }
 
