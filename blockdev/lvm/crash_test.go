@@ -235,7 +235,7 @@ var steps = []step{
 // succeeds; nothing else has changed and nothing is left.
 func TestEveryPoint(t *testing.T) {
 	s := &scene{T: t, place: sharedPlace(t), hand: &hand{}, src: blockdevtest.NewID(blockdev.PrefixSource)}
-	tried, n := points(t, 5), 0
+	tried, n := points(t, 10), 0
 	s.place.o.fault = s.hand.fault
 	s.pool = s.place.open(t)
 	s.id = s.src
@@ -409,5 +409,41 @@ func TestReclaimStruck(t *testing.T) {
 			s.ok(s.pool.Remove(t.Context(), s.id))
 		}
 		waitFor(t, "reclaimed space", func() bool { n, err := s.pool.Reclaiming(t.Context()); return err == nil && n == 0 })
+	}
+}
+
+// TestMadeOursStruck strikes while a pool is made ours. The next Open makes it, whole
+// and once.
+func TestMadeOursStruck(t *testing.T) {
+	p, h := newPlace(t, "24m"), &hand{}
+	p.o.fault = h.fault
+	tried, last := points(t, 10), 0
+	meta := metaPrefix + strings.TrimPrefix(p.name, "vg/")
+	for at := 0; at <= last; at++ {
+		for n, k := range []*knife{{at: at, dies: true}, {at: at}, {at: at, after: true}} {
+			if at == 0 && n > 0 || at > 0 && !tried(3*at+n) {
+				continue
+			}
+			h.take(k)
+			pool, err := p.tryOpen(t)
+			h.take(nil)
+			if (k.struck != "") != errors.Is(err, errCut) {
+				t.Errorf("struck at %d, %q, after=%t, dies=%t: %v", at, k.struck, k.after, k.dies, err)
+			}
+			last = max(last, k.passed)
+			if pool == nil {
+				pool = p.open(t)
+			}
+			s := &scene{T: t, pool: pool, id: blockdevtest.NewID(blockdev.PrefixVolume)}
+			s.image()
+			s.is(false, 1<<20, "1", false)
+			s.left()
+			if got := sh(t, "lvs --noheadings -o lv_name -S 'lv_name=~"+metaPrefix+"' vg | grep -c "+meta); got != "1" {
+				t.Errorf("struck at %d, %q: %s volumes for descriptions", at, k.struck, got)
+			}
+			pool.Shutdown()
+			p.pool = nil
+			sh(t, "lvremove -qq -ff -y --select 'pool_lv="+strings.TrimPrefix(p.name, "vg/")+"' vg")
+		}
 	}
 }
