@@ -35,9 +35,17 @@ func filter(devices []string) string {
 func (p *Pool) ask(ctx context.Context, args ...string) (text []byte, err error) {
 	err = p.fault.effect("ask "+args[0], func() error {
 		text, err = lvm(ctx, append(args, "--config", p.config())...)
-		return err
+		return p.lost(err)
 	})
 	return text, err
+}
+
+// lost is for a group that was there when the pool was opened, and is not any more.
+func (p *Pool) lost(err error) error {
+	if p.meta != nil && errors.Is(err, errNoGroup) {
+		return fmt.Errorf("%w: look at its disks (dmesg): %w", blockdev.ErrNeedsRepair, err)
+	}
+	return err
 }
 
 // tell runs an LVM command that changes something. It is not ended with ctx: one
@@ -49,7 +57,7 @@ func (p *Pool) tell(ctx context.Context, what string, args ...string) error {
 	}
 	return p.fault.effect(what, func() error {
 		_, err := lvm(context.WithoutCancel(ctx), append(append([]string{args[0], "-qq", "-y"}, args[1:]...), "--config", p.config())...)
-		return err
+		return p.lost(err)
 	})
 }
 

@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/blockdevtest"
 	"holdfast/internal/powercut"
 	"holdfast/internal/sys"
 	"holdfast/internal/vmtest"
@@ -183,13 +184,48 @@ func TestFailingDisk(t *testing.T) {
 				if failed == 0 {
 					t.Error("writes failed, and nobody was told")
 				}
-				t.Logf("health %+v", health(t, p))
 			}
 			r.down(t)
 			r.table(t, well)
 			a.holds(t, r.open(t), fmt.Sprintf("%s from %q on", name, told[begins].name))
 		})
 	}
+}
+
+// TestFailedPool: a pool that the kernel has given up says so, and what to do. It
+// takes no changes and counts as full; when its disk is well again, it is as before.
+func TestFailedPool(t *testing.T) {
+	well := "linear " + vmtest.Disks()[1] + " 0"
+	r := newRig(t, well)
+	p := r.open(t)
+	id := published(t, p, 8<<20)
+	if err := writeImage(t, p, id, "before"); err != nil {
+		t.Fatal(err)
+	}
+	e, err := p.Open(t.Context(), id, anyBlock)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.becomes(t, "flakey "+vmtest.Disks()[1]+" 0 0 3600 1 error_writes")
+	if err := (rawWriter{e.Path}).write(1); err == nil {
+		t.Error("a write to a disk that takes none was acknowledged")
+	}
+	_, stat := p.Stat(t.Context(), id)
+	_, capacity := p.Capacity(t.Context())
+	for what, err := range map[string]error{
+		"create": p.Create(t.Context(), blockdevtest.NewID(blockdev.PrefixVolume), 1<<20), "describe": p.Describe(t.Context(), id, []byte("y")),
+		"publish": p.Publish(t.Context(), id, []byte("y")), "stat": stat, "capacity": capacity,
+	} {
+		if !errors.Is(err, blockdev.ErrNeedsRepair) {
+			t.Errorf("%s in a pool that has failed: %v", what, err)
+		}
+	}
+	if h := health(t, p); h.State != blockdev.PoolFailed && h.State != blockdev.PoolNeedsRepair || !strings.Contains(h.Reason, "lvchange -ay rig/pool") {
+		t.Errorf("health %+v", h)
+	}
+	r.down(t)
+	r.table(t, well)
+	allowed{id: {{8 << 20, "x", "before"}}}.holds(t, r.open(t), "after a failed pool")
 }
 
 // TestLostDisk: a group of which a disk is missing is refused with what to do.
