@@ -1,24 +1,39 @@
 package cloudhypervisor
 
 import (
+	"fmt"
 	"strings"
 
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/vmsocket"
 )
 
 // Arguments are Cloud Hypervisor's for a machine that is started with a request's
 // volume: of version 51 or newer, for older ones guess an image's format and refuse
-// image_type.
-func Arguments(r attach.Request) []string {
+// image_type. errors.ErrUnsupported for limits that it does not have, see Explain.
+func Arguments(r attach.Request) ([]string, error) {
+	rates, err := vmsocket.RatesOf(r.Limits, r.ReadOnly)
+	if err != nil {
+		return nil, err
+	}
 	d := diskOf(r)
 	path := d.Path
 	if strings.ContainsAny(path, `,"[]`) { // its parser takes a quoted value as it is
 		path = `"` + path + `"`
 	}
-	return []string{"--disk", strings.Join([]string{
+	options := []string{
 		"path=" + path, "direct=on", "readonly=" + onOff(d.ReadOnly), "image_type=" + strings.ToLower(d.Image),
 		"id=" + d.ID, "serial=" + d.Serial,
-	}, ",")}
+	}
+	options = append(append(options, bucket("bw", rates.Bandwidth)...), bucket("ops", rates.Ops)...)
+	return []string{"--disk", strings.Join(options, ",")}, nil
+}
+
+func bucket(name string, b *vmsocket.Bucket) []string {
+	if b == nil {
+		return nil
+	}
+	return []string{fmt.Sprintf("%s_size=%d", name, b.Size), fmt.Sprintf("%s_refill_time=%d", name, b.Refill)}
 }
 
 func onOff(b bool) string {

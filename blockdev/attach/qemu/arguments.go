@@ -1,15 +1,18 @@
 package qemu
 
 import (
+	"encoding/json"
 	"strings"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/qmp"
 )
 
 // Arguments are QEMU's for a machine that is started with a request's volume. Node
 // and device have the names that they have when they are plugged in, so that a
-// monitor of the machine can be told of a growth (Attacher.Resized).
+// monitor of the machine can be told of a growth (Attacher.Resized) and of other limits
+// (Attacher.Limit).
 //
 // The image is read and written by threads, which every QEMU has.
 func Arguments(r attach.Request) []string {
@@ -18,16 +21,17 @@ func Arguments(r attach.Request) []string {
 		driver = "host_device"
 	}
 	readOnly := onOff(r.ReadOnly)
-	node := []string{
-		"driver=raw", "node-name=" + nodeName(r.Volume), "read-only=" + readOnly, "discard=unmap", "cache.direct=on", "cache.no-flush=off",
-		"file.driver=" + driver, "file.filename=" + strings.ReplaceAll(r.Endpoint.Path, ",", ",,"), "file.read-only=" + readOnly,
-		"file.discard=unmap", "file.cache.direct=on", "file.cache.no-flush=off", "file.aio=threads", "file.locking=on",
+	group, _ := json.Marshal(qmp.Args{"qom-type": "throttle-group", "id": groupName(r.Volume), "limits": throttle(r.Limits)}) // of strings and numbers
+	node := []string{"node-name=" + nodeName(r.Volume), "driver=throttle", "throttle-group=" + groupName(r.Volume), "file.driver=raw"}
+	for _, below := range []string{"", "file.", "file.file."} { // the filter, the format, the file
+		node = append(node, below+"read-only="+readOnly, below+"discard=unmap", below+"cache.direct=on", below+"cache.no-flush=off")
 	}
+	node = append(node, "file.file.driver="+driver, "file.file.filename="+strings.ReplaceAll(r.Endpoint.Path, ",", ",,"), "file.file.aio=threads", "file.file.locking=on")
 	device := []string{
 		"virtio-blk-pci", "id=" + deviceName(r.Volume), "drive=" + nodeName(r.Volume), "serial=" + Serial(r.Volume),
 		"werror=enospc", "rerror=report", // as addDevice has them
 	}
-	return []string{"-blockdev", strings.Join(node, ","), "-device", strings.Join(device, ",")}
+	return []string{"-object", string(group), "-blockdev", strings.Join(node, ","), "-device", strings.Join(device, ",")}
 }
 
 func onOff(b bool) string {

@@ -318,8 +318,12 @@ func (m *machine) closeNode(ctx context.Context, id blockdev.ID) error {
 	}
 }
 
-// resize tells the guest the size that the image has.
+// resize tells the guest the size that the image has. QEMU resizes no disk that is
+// read-only: a reader sees it at its next attach.
 func (m *machine) resize(ctx context.Context, r attach.Request) error {
+	if r.ReadOnly {
+		return nil
+	}
 	_, err := m.Do(ctx, "block_resize", qmp.Args{"node-name": nodeName(r.Volume), "size": r.Endpoint.Size})
 	return refusal(err)
 }

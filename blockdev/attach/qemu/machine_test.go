@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -27,6 +28,7 @@ type machine struct {
 	dir    string
 	socket string
 	cmd    *exec.Cmd
+	kill   func()
 }
 
 // controller is a place for disks that are let go without a guest.
@@ -48,6 +50,7 @@ func startMachine(t *testing.T, args ...string) *machine {
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
+	m.kill = sync.OnceFunc(func() { _ = m.cmd.Process.Kill(); _ = m.cmd.Wait() })
 	t.Cleanup(m.kill)
 	listens(t, m.socket)
 	return m
@@ -65,11 +68,6 @@ func listens(t *testing.T, socket string) {
 			t.Fatalf("nobody listens: %v", err)
 		}
 	}
-}
-
-func (m *machine) kill() {
-	_ = m.cmd.Process.Kill()
-	_ = m.cmd.Wait()
 }
 
 // monitor runs a test's own commands.
@@ -231,6 +229,35 @@ func TestLimits(t *testing.T) {
 	r.Limits = blockdev.Limits{}
 	good(t, a.Attach(ctx, r), a.Limit(ctx, r), a.Detach(ctx, r))
 	m.empty("detached")
+}
+
+// TestArguments: a machine that was started with a volume has its limits, and takes
+// others and a growth as if it had been plugged in.
+func TestArguments(t *testing.T) {
+	for _, readOnly := range []bool{false, true} {
+		first := &machine{t: t, dir: t.TempDir()}
+		r := first.requestFor(attach.Target{}, 1)
+		r.ReadOnly, r.Limits = readOnly, blockdev.Limits{ReadIOPS: 100, WriteBytes: 1 << 20}
+		m := startMachine(t, qemu.Arguments(r)...)
+		if got := m.limits(r.Volume); got != r.Limits {
+			t.Errorf("limits %+v", got)
+		}
+		if m.opensForWriting(r.Endpoint.Path) == readOnly {
+			t.Errorf("read-only %t, and open otherwise", readOnly)
+		}
+		a := attacher(t, m.dir)
+		process, err := attacher(t, m.dir).Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: m.socket}, "")
+		is(t, "resolve", err, blockdev.ErrBusy, "no room") // and it is resolved
+		r.Target = process
+		r.Limits = blockdev.Limits{}
+		good(t, a.Limit(t.Context(), r), a.Resized(t.Context(), r))
+		if got := m.limits(r.Volume); !got.None() {
+			t.Errorf("lifted: %+v", got)
+		}
+		if _, err := a.Counters(t.Context(), r); err != nil {
+			t.Error(err)
+		}
+	}
 }
 
 // TestCounters: what went through the device is QEMU's to tell, behind either kind.

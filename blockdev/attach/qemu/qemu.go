@@ -117,7 +117,8 @@ func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("qemu.Detach", r.Volume, err)
 }
 
-// Resized implements attach.Resizer. The image has its size already.
+// Resized implements attach.Resizer. The image has its size already. A reader is not
+// told, and that is success: QEMU cannot.
 func (a *Attacher) Resized(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("qemu.Resized", r.Volume, a.with(ctx, r.Target, func(m *machine) error { return m.resize(ctx, r) }))
 }

@@ -166,7 +166,7 @@ func relay(t *testing.T, socket string, serve func(net.Conn)) (hangUp func()) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	hangUp = func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); l.Close() }
+	hangUp = sync.OnceFunc(func() { _ = cmd.Process.Kill(); _ = cmd.Wait(); l.Close() })
 	t.Cleanup(hangUp)
 	go func() {
 		for {

@@ -71,8 +71,9 @@ func forFirecracker(o Options, r attach.Request, _ filesystem.Type) (l attach.La
 	return l, err
 }
 
-func forCloudHypervisor(_ Options, r attach.Request, _ filesystem.Type) (attach.Launch, error) {
-	return attach.Launch{Arguments: cloudhypervisor.Arguments(r)}, nil
+func forCloudHypervisor(_ Options, r attach.Request, _ filesystem.Type) (l attach.Launch, err error) {
+	l.Arguments, err = cloudhypervisor.Arguments(r)
+	return l, err
 }
 
 // mountInfo is Kata's, of a directly assigned volume.

@@ -47,6 +47,7 @@ var (
 	_ attach.Resizer  = (*Attacher)(nil)
 	_ attach.Sentry   = (*Attacher)(nil)
 	_ attach.Named    = (*Attacher)(nil)
+	_ attach.Limiter  = (*Attacher)(nil)
 )
 
 // New gives an Attacher. blockdev.ErrInvalid for options that cannot work.

@@ -31,6 +31,8 @@ func TestVolumeAtStart(t *testing.T) {
 	must(t, err)
 	a, err := c.Attach(ctx, "v", toStart("sandbox:one", monitor))
 	must(t, err)
+	_, err = c.SetLimits(ctx, "v", a.ID, client.RateLimits{ReadIOPS: 5000})
+	refused(t, err, "UNSUPPORTED", "in the arguments")
 	if a.Launch == nil || a.Launch.Process != 0 || a.Phase != "attached" {
 		t.Fatalf("%+v", a)
 	}
@@ -45,6 +47,11 @@ func TestVolumeAtStart(t *testing.T) {
 	})
 	_, err = c.Attach(ctx, "v", toStart("sandbox:two", ""))
 	refused(t, err, "VOLUME_ATTACHED", "sandbox:one")
+	limited, err := c.SetLimits(ctx, "v", a.ID, client.RateLimits{ReadIOPS: 5000})
+	must(t, err)
+	if limited.Limits == nil || limited.Enforcement.Mechanism != "QEMU throttle group" {
+		t.Errorf("%+v", limited)
+	}
 
 	must(t, d.Kill())
 	must(t, d.Restart(ctx))
