@@ -1,0 +1,35 @@
+// Package vhost serves a volume's file to a virtual machine as a disk, by the
+// vhost-user protocol: the VMM hands over the guest's memory and an eventfd for
+// each direction of each queue, and from then on guest and server talk through
+// queues in that memory, without the VMM.
+//
+//	VMM ── unix socket: messages, descriptors ──► session (one goroutine)
+//	guest ── virtqueue, kick ──► loop (one locked thread and io_uring per queue) ──► file
+//
+// A Device is a file that is served; Serve takes one VMM after the other. session
+// keeps what the VMM has said; a loop runs for each queue that is started and
+// enabled, and nobody else touches that queue.
+//
+// # Trust
+//
+// The guest is hostile: descriptors may point anywhere, form circles, and change
+// while they are read. Each is copied once, checked, and used from the copy; each
+// address is looked up in the memory that the VMM gave. A queue that makes no sense
+// stops, and a request out of range fails; both hurt only their guest. The VMM is
+// trusted no further than with its own guest: it can cut the memory file and so end
+// this process, which therefore serves one volume and nothing else.
+//
+// # Durability
+//
+// A flush completes after fdatasync. A write, discard or flush that fails is
+// reported to the guest. After one failed flush every later flush and write fails: the kernel
+// forgets what it could not write, so a second one would lie. Short reads and
+// writes are continued, and fail when nothing moves.
+//
+// # Restart
+//
+// The VMM keeps a piece of memory (the inflight region) in which a loop notes each
+// request before it begins, and strikes it out after the guest was told. A server
+// that takes over does again what is noted: writes of a disk may be done twice,
+// since the guest cannot have been told that the first was done.
+package vhost

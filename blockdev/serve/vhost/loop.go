@@ -1,0 +1,274 @@
+package vhost
+
+import (
+	"math/bits"
+	"runtime"
+	"sync"
+	"syscall"
+
+	"holdfast/blockdev/serve/uring"
+	"holdfast/internal/sys"
+)
+
+// Completions that are of no request.
+const (
+	tagKick = 1<<32 + iota
+	tagWake
+)
+
+// loop serves one queue on a thread and with an io_uring of its own. Its fields
+// are that thread's, but for those of asking.
+type loop struct {
+	device *Device
+	memory *memory
+	queue  virtqueue
+	notes  notebook
+	kick   int
+	call   int // -1: none
+	err    int // -1: none
+
+	ring     *sys.Uring
+	requests []request
+	inflight int
+	done     []uint16 // answered, not published
+	spaces   []*[piecesMost]syscall.Iovec
+	stopping bool
+	broken   bool // the guest made no sense
+
+	asking
+	ended chan struct{}
+	fault error // why it ended by itself
+}
+
+// asking is how others have something done by the loop's thread.
+type asking struct {
+	mu    sync.Mutex
+	todo  []func()
+	waker int
+}
+
+// begin starts a loop; the descriptors stay the caller's until it has ended.
+func (l *loop) begin() error {
+	wake, err := sys.NewEventFD()
+	if err != nil {
+		return err
+	}
+	l.waker, err = syscall.Dup(int(wake.Fd()))
+	_ = wake.Close()
+	if err != nil {
+		return err
+	}
+	syscall.CloseOnExec(l.waker)
+	l.requests = make([]request, l.queue.num)
+	l.done = make([]uint16, 0, l.queue.num)
+	l.ended = make(chan struct{})
+	started := make(chan error)
+	go l.run(started)
+	if err := <-started; err != nil {
+		<-l.ended
+		return err
+	}
+	return nil
+}
+
+// do has f done by the loop between two requests, and waits for that.
+func (l *loop) do(f func()) {
+	done := make(chan struct{})
+	l.mu.Lock()
+	l.todo = append(l.todo, func() { f(); close(done) })
+	_ = sys.SignalEvent(l.waker) // cannot fail: nobody adds 2^64 to it
+	l.mu.Unlock()
+	select {
+	case <-done:
+	case <-l.ended:
+	}
+}
+
+// stop takes nothing more, finishes what has begun, and gives the position in the
+// available ring.
+func (l *loop) stop() uint16 {
+	l.do(func() { l.stopping = true })
+	<-l.ended
+	return l.queue.lastAvail
+}
+
+func (l *loop) run(started chan<- error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	defer close(l.ended)
+	defer func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		_ = syscall.Close(l.waker)
+		l.waker = -1
+	}()
+	var err error
+	l.ring, err = sys.NewUring(1 << bits.Len(uint(l.queue.num)+4))
+	started <- err
+	if err != nil {
+		return
+	}
+	defer func() { _ = l.ring.Close() }() // nothing is in flight
+	uring.Watch(l.ring.Next(), l.kick, tagKick)
+	uring.Watch(l.ring.Next(), l.waker, tagWake)
+	l.queue.usedIdx = *at16(l.queue.used, 1)
+	for _, head := range l.notes.left(&l.queue) {
+		l.open(head)
+	}
+	for !l.stopping || l.inflight > 0 {
+		l.takeAll()
+		l.publish()
+		if l.fault = l.ring.Enter(1); l.fault != nil {
+			l.drain()
+			return
+		}
+		l.events()
+		l.publish()
+	}
+}
+
+// drain is for a ring that cannot be entered: what has begun must end before the
+// memory goes away.
+func (l *loop) drain() {
+	l.stopping = true
+	for l.inflight > 0 {
+		l.events()
+		runtime.Gosched()
+	}
+	l.publish()
+}
+
+// takeAll begins all requests that the guest has put into the queue, and leaves
+// kicks asked for.
+func (l *loop) takeAll() {
+	if l.stopping || l.broken {
+		return
+	}
+	v := &l.queue
+	v.quiet()
+	for {
+		waiting := v.availIdx() - v.lastAvail
+		if waiting == 0 {
+			v.awaitKick()
+			if waiting = v.availIdx() - v.lastAvail; waiting == 0 {
+				return
+			}
+			v.quiet()
+		}
+		v.fence()
+		if waiting > v.num {
+			l.halt()
+			return
+		}
+		for ; waiting > 0 && !l.broken; waiting-- {
+			head := v.head()
+			v.lastAvail++
+			l.accept(head)
+		}
+		if l.broken {
+			return
+		}
+		if len(l.done) > 0 {
+			l.publish()
+		}
+	}
+}
+
+// accept notes a request and begins it.
+func (l *loop) accept(head uint16) {
+	if head >= l.queue.num || l.requests[head].busy {
+		l.halt()
+		return
+	}
+	l.notes.begin(head)
+	l.open(head)
+}
+
+// open reads a request and begins it.
+func (l *loop) open(head uint16) {
+	r := &l.requests[head]
+	if !l.take(head, r) {
+		if r.space != nil {
+			l.spaces, r.space = append(l.spaces, r.space), nil
+		}
+		l.halt()
+		return
+	}
+	r.busy = true
+	l.start(head, r)
+}
+
+// halt ends a queue that makes no sense; only a reset by its driver makes it anew.
+func (l *loop) halt() {
+	l.broken = true
+	if l.err >= 0 {
+		_ = sys.SignalEvent(l.err)
+	}
+}
+
+// events takes all completions.
+func (l *loop) events() {
+	for {
+		e, ok := l.ring.Event()
+		if !ok {
+			return
+		}
+		switch e.UserData {
+		case tagKick:
+			l.again(e, l.kick)
+		case tagWake:
+			l.again(e, l.waker)
+			l.asked()
+		default:
+			head := uint16(e.UserData)
+			l.complete(head, &l.requests[head], e.Res)
+		}
+	}
+}
+
+// again goes on watching when the kernel has stopped to.
+func (l *loop) again(e sys.UringEvent, fd int) {
+	if uring.Lasts(e) {
+		return
+	}
+	if e.Res < 0 && e.UserData == tagKick {
+		l.broken = true // it is no eventfd
+		return
+	}
+	if n := l.ring.Next(); n != nil {
+		uring.Watch(n, fd, e.UserData)
+	}
+}
+
+func (l *loop) asked() {
+	l.mu.Lock()
+	todo := l.todo
+	l.todo = nil
+	l.mu.Unlock()
+	for _, f := range todo {
+		f()
+	}
+}
+
+// publish shows the guest what is done, and tells it if it wants to be told.
+func (l *loop) publish() {
+	if len(l.done) == 0 {
+		return
+	}
+	l.queue.publish()
+	l.notes.published(l.done, l.queue.usedIdx)
+	l.done = l.done[:0]
+	if l.queue.wantsCall() && l.call >= 0 {
+		_ = sys.SignalEvent(l.call)
+	}
+}
+
+// borrow gives room for a long list of pieces; it comes back with the answer.
+func (l *loop) borrow() *[piecesMost]syscall.Iovec {
+	if n := len(l.spaces); n > 0 {
+		s := l.spaces[n-1]
+		l.spaces = l.spaces[:n-1]
+		return s
+	}
+	return new([piecesMost]syscall.Iovec)
+}
