@@ -61,7 +61,7 @@ func (b *LVM) Run(ctx context.Context) (report Report, err error) {
 	var out bytes.Buffer
 	command := agent.Command{Args: []string{"/tmp/holdfast", "bench", "lvm", "--inside", disk, "--rounds", strconv.Itoa(b.Rounds)}}
 	if err := g.Command(ctx, command, nil, &out, b.Log); err != nil {
-		return report, fmt.Errorf("%w\nthe guest's console ends:\n%s", err, g.Console())
+		return report, err
 	}
 	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
 		return report, fmt.Errorf("the guest's report: %w", err)

@@ -148,7 +148,24 @@ func (v *VM) DiskOf(ctx context.Context, serial string, size int64) (string, err
 // Command runs a command in the guest with its input and output streams, which may
 // be nil; only ctx bounds it. A failing one is an *agent.ExitError.
 func (v *VM) Command(ctx context.Context, c agent.Command, in io.Reader, out, errs io.Writer) error {
-	return v.agent.Run(ctx, c, in, out, errs)
+	err := v.agent.Run(ctx, c, in, out, errs)
+	if errors.Is(err, agent.ErrLost) || errors.Is(err, context.DeadlineExceeded) {
+		err = v.last(ctx, err)
+	}
+	return err
+}
+
+// last adds the console's end to an error. A guest that is gone may be about to say
+// why: its process has ended when all is said.
+func (v *VM) last(ctx context.Context, err error) error {
+	if errors.Is(err, agent.ErrLost) {
+		select {
+		case <-v.process.Done():
+		case <-ctx.Done():
+		case <-time.After(time.Second):
+		}
+	}
+	return fmt.Errorf("%w\nthe guest's console ends:\n%s", err, v.Console())
 }
 
 // Run runs a command in the guest. A failing one is an *agent.ExitError with the
@@ -164,6 +181,6 @@ func (v *VM) Output(ctx context.Context, args ...string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	var out bytes.Buffer
-	err := v.agent.Run(ctx, agent.Command{Args: args}, nil, &out, nil)
+	err := v.Command(ctx, agent.Command{Args: args}, nil, &out, nil)
 	return strings.TrimRight(out.String(), "\n"), err
 }

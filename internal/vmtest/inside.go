@@ -77,7 +77,7 @@ func inside(ctx context.Context, o Options) (code int, err error) {
 	case errors.As(err, &failed) && failed.Result.Code > 0:
 		code = failed.Result.Code
 	case err != nil:
-		return 1, fmt.Errorf("%w\nthe guest's console ends:\n%s", err, v.Console())
+		return 1, err
 	}
 	return code, bring(ctx, v, back)
 }
