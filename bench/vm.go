@@ -67,7 +67,7 @@ func (b *VM) Run(ctx context.Context) (report Report, err error) {
 		return b.report, err
 	}
 	defer b.y.close()
-	for _, measure := range []func(context.Context) error{b.plugs, b.grows, b.many, b.paths} {
+	for _, measure := range []func(context.Context) error{b.plugs, b.grows, b.many, b.limits, b.paths} {
 		if err := measure(ctx); err != nil {
 			return b.report, fmt.Errorf("%w\nthe guest's console ends:\n%s", err, b.g.Console())
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"holdfast/internal/run"
 )
@@ -134,8 +135,12 @@ func (b *VM) thinVolume(ctx context.Context, disk string) (node string, err erro
 }
 
 func (b *VM) fio(ctx context.Context, node string, args []string) (ioRates, error) {
+	return b.fioFor(ctx, node, pathMiB, b.Each, args)
+}
+
+func (b *VM) fioFor(ctx context.Context, node string, mebibytes int, each time.Duration, args []string) (ioRates, error) {
 	out, err := b.g.Output(ctx, append([]string{"fio", "--name=path", "--output-format=json", "--thread", "--direct=1", "--ioengine=libaio", "--filename=" + node,
-		fmt.Sprintf("--size=%dm", pathMiB), "--time_based", fmt.Sprintf("--runtime=%dms", b.Each.Milliseconds())}, args...)...)
+		fmt.Sprintf("--size=%dm", mebibytes), "--time_based", fmt.Sprintf("--runtime=%dms", each.Milliseconds())}, args...)...)
 	if err != nil {
 		return ioRates{}, err
 	}
