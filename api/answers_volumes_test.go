@@ -160,6 +160,7 @@ var volumeRequests = map[string]request{
 	"freeze":                  {line: "POST /v0/volumes/v/freeze", body: `{"timeout":"10s"}`},
 	"thaw":                    {line: "POST /v0/volumes/v/thaw"},
 	"capture":                 {line: "POST /v0/volumes/v/capture", body: `{"template":"made"}`},
+	"sanitize":                {line: "POST /v0/volumes/v/sanitize", body: `{"name":"clean"}`},
 	"set limits":              {line: "PUT /v0/volumes/v/attachments/{id}/limits", body: `{"readIops":100}`},
 	"list files":              {line: "GET /v0/volumes/v/files?path=/", as: readerKey},
 }

@@ -90,7 +90,7 @@ func newPatientWorld(t testing.TB, limit time.Duration, change ...func(*api.Opti
 	w.store, w.side = store, side
 	w.engine, err = engine.New(t.Context(), engine.Options{
 		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: w.stage, StepLimit: limit,
-		Filesystems: w.fs, Attachers: map[string]attach.Attacher{"host": w.sandboxes}, Limiter: toyLimiter{}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
+		Filesystems: w.fs, Sanitizer: toySanitizer{w.fs}, Attachers: map[string]attach.Attacher{"host": w.sandboxes}, Limiter: toyLimiter{}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log: slog.New(slog.DiscardHandler), DefaultRegion: "us-pdx-1", Now: w.now,
 	})
 	if err != nil {
@@ -474,4 +474,11 @@ func (b *syncBuffer) String() string {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.b.String()
+}
+
+// toySanitizer makes an empty toy filesystem.
+type toySanitizer struct{ fs *toyFS }
+
+func (s toySanitizer) Copy(ctx context.Context, _ string, _ filesystem.Type, to string) (filesystem.Copied, error) {
+	return filesystem.Copied{Entries: 1}, s.fs.grow(to)
 }
