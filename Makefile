@@ -38,10 +38,11 @@ help: ## list the targets
 setup: ## install what is missing (apt; a Go toolchain into .cache/go)
 	@.ci/setup all
 
-build: ## bin/holdfastd and bin/holdfast
+build: ## bin/holdfastd, bin/holdfast and bin/holdfast-blockd
 	@mkdir -p bin
 	$(BUILD) -o bin/holdfastd ./cmd/holdfastd
 	$(BUILD) -o bin/holdfast ./cmd/holdfast
+	$(BUILD) -o bin/holdfast-blockd ./cmd/holdfast-blockd
 
 test: ## everything that this machine can run; LAYER="pure engine" for some
 	@.ci/test $(LAYER)
