@@ -21,8 +21,6 @@ type region struct {
 	mapping     []byte
 }
 
-func (r *region) bytes() []byte { return r.mapping[r.offset : r.offset+r.size] }
-
 // memory is the guest's memory. It does not change while a loop runs.
 type memory struct{ regions []region }
 
