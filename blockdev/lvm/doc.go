@@ -1,6 +1,6 @@
 // Package lvm keeps images as thin volumes of an LVM thin pool that the operator
-// has made (lvmthin(7)). It is a blockdev.Backend and Cloner: a clone is a thin
-// snapshot.
+// has made (lvmthin(7)). It is a blockdev.Backend, Cloner and HealthReporter:
+// a clone is a thin snapshot.
 //
 // What is ours is told by two marks together: a name of our form and the tag of
 // this pool. Logical volumes without both are never touched.
@@ -24,6 +24,13 @@
 // group's metadata run one after the other, and the devices' caches are flushed
 // after each: LVM does not. How full pool and volumes are is asked of the kernel
 // (Documentation/admin-guide/device-mapper/thin-provisioning.rst).
+//
+// A pool's state is looked at before each change, and errors carry it: a full pool is
+// blockdev.ErrNoSpace, one that takes no changes blockdev.ErrNeedsRepair, each with
+// what to do (health.go). Extend has the pool get more space by itself (watch.go). A
+// command is not ended with its caller: one that is killed may leave devices suspended.
+// Everything that changes the world goes through fault (effect.go), where tests
+// strike.
 //
 // Nothing is active that is not open: an opening is an active volume. Sizes are
 // rounded up to the group's extents.

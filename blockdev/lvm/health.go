@@ -17,6 +17,7 @@ type status struct {
 	needsCheck   bool   // it takes no changes until thin_check has passed it
 	errorsOnFull bool   // writes fail at once when it is full; else they wait for space
 	shows        bool   // new blocks are not zeroed
+	keeps        bool   // discards give nothing back
 	data, meta   use
 }
 
@@ -60,7 +61,8 @@ func (p *Pool) status() (status, error) {
 		return s, err
 	}
 	_, table, err := sys.MapperTable(pool)
-	s.shows = slices.Contains(strings.Fields(table), "skip_block_zeroing")
+	features := strings.Fields(table)
+	s.shows, s.keeps = slices.Contains(features, "skip_block_zeroing"), slices.Contains(features, "ignore_discard")
 	return s, err
 }
 
@@ -128,6 +130,15 @@ func (p *Pool) sound() error {
 		return err
 	}
 	return p.trouble(s)
+}
+
+// warnOfSettings logs what an operator may not have meant.
+func (p *Pool) warnOfSettings() error {
+	s, err := p.status()
+	if s.keeps {
+		p.log.Warn("the thin pool ignores discards: what is deleted in volumes is never given back; lvchange --discards passdown", "pool", p.Name())
+	}
+	return err
 }
 
 // trouble is blockdev.ErrNeedsRepair, with what to do, when that is the pool's state.

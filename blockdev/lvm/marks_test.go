@@ -157,9 +157,10 @@ func TestNonsenseFromLVM(t *testing.T) {
 	}
 }
 
-// TestZeroingTurnedOff: a pool that stops zeroing new blocks gets no more images.
+// TestZeroingTurnedOff: a pool that stops zeroing new blocks gets no more images; one
+// that keeps what is discarded is warned of.
 func TestZeroingTurnedOff(t *testing.T) {
-	p := newPlace(t, "24m")
+	p := newPlace(t, "24m --discards ignore")
 	pool := p.open(t)
 	id := published(t, pool, 1<<20)
 	sh(t, "lvchange -qq -y --zero n "+p.name)
@@ -175,6 +176,9 @@ func TestZeroingTurnedOff(t *testing.T) {
 		t.Errorf("open: %v", err)
 	}
 	sh(t, "lvchange -qq -y --zero y "+p.name)
+	if s, err := pool.status(); err != nil || !s.keeps {
+		t.Errorf("%+v, %v", s, err)
+	}
 	if err := p.open(t).Create(t.Context(), blockdevtest.NewID(blockdev.PrefixVolume), 1<<20); err != nil {
 		t.Error(err)
 	}

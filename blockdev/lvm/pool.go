@@ -134,7 +134,7 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	if p.meta, err = p.openMeta(ctx, rows, o); err != nil {
 		return nil, err
 	}
-	if err := p.tidy(ctx); err != nil {
+	if err := errors.Join(p.warnOfSettings(), p.tidy(ctx)); err != nil {
 		return nil, errors.Join(err, p.meta.close())
 	}
 	background, stop := context.WithCancel(context.Background())
