@@ -177,7 +177,9 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 }
 
 // Resized tells the VMM, which tells the guest, the size that the image has. A disk
-// of a VM that is not booted is read when it is: there is nothing to tell.
+// of a VM that is not booted is read when it is: there is nothing to tell. The VMM sets
+// the size of an image itself, which it cannot of one that it may only read: a reader
+// then sees the growth at its next attach, and that is success.
 func (a *Attacher) Resized(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("cloudhypervisor.Resized", r.Volume, a.resized(ctx, r))
 }
@@ -194,7 +196,11 @@ func (a *Attacher) resized(ctx context.Context, r attach.Request) error {
 		ID   string `json:"id"`
 		Size int64  `json:"desired_size"`
 	}{diskID(r.Volume), r.Endpoint.Size}
-	return refusal(a.do(ctx, r.Target, http.MethodPut, "vm.resize-disk", size, nil))
+	err = a.do(ctx, r.Target, http.MethodPut, "vm.resize-disk", size, nil)
+	if r.ReadOnly && isStatus(err, http.StatusInternalServerError) {
+		return nil
+	}
+	return refusal(err)
 }
 
 // Detach removes the disk and waits until the guest has let it go: on nil the VMM has
