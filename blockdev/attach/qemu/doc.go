@@ -7,8 +7,10 @@
 // is said only with proof: that process has ended. A monitor of another process is
 // never spoken to.
 //
-// The volume is a block node and a device, whose names have our mark and the
-// volume's id, so each step finds what an earlier life of the daemon has made. The
+// The volume is a throttle group, a block node and a device, whose names have our mark
+// and the volume's id, so each step finds what an earlier life of the daemon has made.
+// The node is a filter of that group over the raw image: rates can be bounded at any
+// time, and are until the node is closed. The
 // device is virtio-blk on a free pcie-root-port, or a disk of a virtio-scsi
 // controller when no port is free. The guest finds it by its serial number, see
 // Serial. The format is always raw and never probed.
