@@ -27,7 +27,7 @@ func TestRolesAndScopes(t *testing.T) {
 		"PUT /v0/volumes/{name}/attachments/{id}/limits": writerKey,
 		"GET /v0/volumes/{name}/stats":                   readerKey, "POST /v0/volumes/{name}/trim": writerKey,
 		"POST /v0/volumes/{name}/freeze": writerKey, "POST /v0/volumes/{name}/thaw": writerKey,
-		"POST /v0/volumes/{name}/capture": writerKey, "POST /v0/volumes/{name}/sanitize": writerKey,
+		"POST /v0/volumes/{name}/capture": writerKey, "POST /v0/volumes/{name}/sanitize": writerKey, "POST /v0/volumes/{name}/move": writerKey,
 		"GET /v0/volumes/{name}/files": readerKey, "GET /v0/volumes/{name}/files/content": readerKey,
 		"GET /v0/volume_templates": readerKey, "POST /v0/volume_templates": writerKey, "GET /v0/volume_templates/{name}": readerKey,
 		"POST /v0/volume_templates/{name}/import": writerKey,

@@ -30,6 +30,7 @@ type Engine interface {
 	Launch(ctx context.Context, v engine.Volume, a engine.Attachment) (*attach.Launch, error)
 	Stats(ctx context.Context, workspace, name string) (engine.Stats, error)
 	SanitizeVolume(ctx context.Context, workspace, name string, r engine.SanitizeVolume) (engine.Volume, error)
+	MoveVolume(ctx context.Context, workspace, name, pool, actor string) (engine.Volume, error)
 	TrimVolume(ctx context.Context, workspace, name string) (engine.TrimResult, error)
 	FreezeVolume(ctx context.Context, workspace, name string, timeout time.Duration, actor string) (engine.Freeze, error)
 	ThawVolume(ctx context.Context, workspace, name, actor string) (was bool, err error)

@@ -22,6 +22,7 @@ func allRoutes() []route {
 		{"POST /v0/volumes/{name}/thaw", inWorkspace, Writer, "volume.thaw", false, thawVolume},
 		{"POST /v0/volumes/{name}/capture", inWorkspace, Writer, "volume.capture", true, captureVolume},
 		{"POST /v0/volumes/{name}/sanitize", inWorkspace, Writer, "volume.sanitize", true, sanitizeVolume},
+		{"POST /v0/volumes/{name}/move", inWorkspace, Writer, "volume.move", true, moveVolume},
 
 		{"GET /v0/volumes/{name}/files", inWorkspace, Reader, "", false, listFiles},
 		{"GET /v0/volumes/{name}/files/content", inWorkspace, Reader, "", true, readFile},

@@ -47,6 +47,7 @@ type VolumeState struct {
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Sizes       *Sizes       `json:"sizes,omitempty"`
 	FrozenUntil string       `json:"frozenUntil,omitempty"`
+	Move        *Move        `json:"move,omitempty"`
 }
 
 // Sizes are in bytes.
@@ -145,7 +146,7 @@ func volumeBody(v engine.Volume, sizes *Sizes) Volume {
 		Metadata: volumeMetadata(v),
 		Spec:     VolumeSpec{Size: v.SizeMiB, Region: v.Region, Template: v.Template, Filesystem: string(v.Filesystem), Pool: v.Pool, Ephemeral: v.Ephemeral},
 		Events:   make([]Event, len(v.Events)),
-		State:    VolumeState{AttachedTo: v.AttachedTo(), Sizes: sizes},
+		State:    VolumeState{AttachedTo: v.AttachedTo(), Sizes: sizes, Move: moveBody(v.Move)},
 		Status:   string(v.Status()), TerminatedAt: terminatedAt(v),
 	}
 	for i, e := range v.Events {

@@ -48,6 +48,19 @@ type VolumeState struct {
 	Attachments []Attachment `json:"attachments,omitempty"`
 	Sizes       *Sizes       `json:"sizes,omitempty"`
 	FrozenUntil time.Time    `json:"frozenUntil,omitzero"`
+	Move        *Move        `json:"move,omitempty"`
+}
+
+// Move is how far a volume is on its way to another pool. Sizes are in bytes.
+type Move struct {
+	From      string    `json:"from"`
+	To        string    `json:"to"`
+	Phase     string    `json:"phase"` // copying, switching, leaving
+	Size      int64     `json:"size"`  // of the device
+	Done      int64     `json:"done"`  // of it, that is durable in the new pool
+	Copied    int64     `json:"copied"`
+	Failure   string    `json:"failure,omitempty"` // why the last step did not go through; it is tried again
+	StartedAt time.Time `json:"startedAt"`
 }
 
 // Sizes are a volume's three sizes and its space, in bytes.
@@ -206,6 +219,17 @@ func (c *Client) SanitizeVolume(ctx context.Context, volume, name string, size i
 		Size int64  `json:"size,omitempty"`
 	}{name, size}
 	err := c.do(ctx, call{method: "POST", path: []string{"volumes", volume, "sanitize"}, body: body}, &out)
+	return out, err
+}
+
+// MoveVolume begins to move a detached volume to another pool; State.Move tells how far
+// it is. A move to the pool where the volume is takes one that is under way back.
+func (c *Client) MoveVolume(ctx context.Context, volume, pool string) (Volume, error) {
+	var out Volume
+	body := struct {
+		Pool string `json:"pool"`
+	}{pool}
+	err := c.do(ctx, call{method: "POST", path: []string{"volumes", volume, "move"}, body: body}, &out)
 	return out, err
 }
 
