@@ -262,6 +262,9 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 	if errors.Is(err, errors.ErrUnsupported) && e.ownLimiter(a.Target) != nil {
 		return noLimits(err)
 	}
+	if err == nil {
+		err = e.mountInside(ctx, at, a)
+	}
 	if err != nil {
 		return err
 	}
@@ -279,6 +282,9 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 	}
 	e.guard(*v)
 	e.watchFrom(v.ID, e.nextLook(*v))
+	if v.SizeMiB > v.GuestMiB { // it has grown since a guest last had it
+		return e.growInside(ctx, v)
+	}
 	return nil
 }
 
@@ -294,7 +300,7 @@ func (e *Engine) request(ctx context.Context, v Volume, a Attachment) (attach.Re
 	}
 	return attach.Request{
 		Volume: v.ID, Endpoint: endpoint, Mounted: dir,
-		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Others: v.others(a), Limits: a.Limits,
+		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Filesystem: v.Filesystem, Others: v.others(a), Limits: a.Limits,
 	}, nil
 }
 

@@ -11,23 +11,26 @@ import (
 // The steps of an attachment that may hang, in the words that a user is told.
 // Each runs on a goroutine of its own and is given Options.StepLimit; see stepOf.
 const (
-	stepResolve    = "finding the sandbox"
-	stepPrepare    = "checking and growing the filesystem"
-	stepOpen       = "opening and mounting the device"
-	stepAttach     = "mounting in the sandbox"
-	stepDescribe   = "writing the volume's description"
-	stepProbe      = "asking the sandbox"
-	stepDetach     = "unmounting in the sandbox"
-	stepResize     = "telling the sandbox of the new size"
-	stepClose      = "flushing and releasing the device"
-	stepShutdown   = "shutting the filesystem down"
-	stepAbandon    = "letting the shut down filesystem go"
-	stepSever      = "cutting the image off"
-	stepKill       = "ending the sandbox"
-	defaultStep    = 20 * time.Second
-	longestGrace   = time.Second
-	closeGrace     = 5 * time.Second
-	maxStepsAtOnce = 8 // of the background
+	stepResolve       = "finding the sandbox"
+	stepPrepare       = "checking and growing the filesystem"
+	stepOpen          = "opening and mounting the device"
+	stepAttach        = "mounting in the sandbox"
+	stepDescribe      = "writing the volume's description"
+	stepProbe         = "asking the sandbox"
+	stepDetach        = "unmounting in the sandbox"
+	stepMountInside   = "mounting in the guest"
+	stepUnmountInside = "unmounting in the guest"
+	stepInside        = "asking the guest"
+	stepResize        = "telling the sandbox of the new size"
+	stepClose         = "flushing and releasing the device"
+	stepShutdown      = "shutting the filesystem down"
+	stepAbandon       = "letting the shut down filesystem go"
+	stepSever         = "cutting the image off"
+	stepKill          = "ending the sandbox"
+	defaultStep       = 20 * time.Second
+	longestGrace      = time.Second
+	closeGrace        = 5 * time.Second
+	maxStepsAtOnce    = 8 // of the background
 )
 
 // stepOf runs a part of an attachment's life in bounded time. At the limit its

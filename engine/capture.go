@@ -153,18 +153,18 @@ func (e *Engine) cloneOnline(ctx context.Context, v Volume, dst blockdev.ID) (he
 }
 
 func (e *Engine) cloneWritten(ctx context.Context, v Volume, dst blockdev.ID) (held time.Duration, err error) {
-	dir, err := e.writable(ctx, v, "read")
+	at, err := e.writable(ctx, v, "read")
 	if err != nil {
 		return 0, err
 	}
-	recovers, err := e.o.Filesystems.Recovers(ctx, dir, v.Filesystem)
+	recovers, err := e.o.Filesystems.Recovers(ctx, at.dir, v.Filesystem)
 	if err != nil {
 		return 0, err
 	}
 	if !recovers {
-		return e.cloneFrozen(ctx, v, dir, dst)
+		return e.cloneFrozen(ctx, v, at, dst)
 	}
-	if err := e.flush(ctx, v, dir); err != nil {
+	if err := e.flush(ctx, v, at); err != nil {
 		return 0, err
 	}
 	err = e.timed("capture.hold", func() error {
@@ -178,16 +178,16 @@ func (e *Engine) cloneWritten(ctx context.Context, v Volume, dst blockdev.ID) (h
 
 // cloneFrozen freezes, clones and thaws. As with every freeze the record says so
 // first, and the deadline holds whatever the pool does.
-func (e *Engine) cloneFrozen(ctx context.Context, v Volume, dir string, dst blockdev.ID) (held time.Duration, err error) {
+func (e *Engine) cloneFrozen(ctx context.Context, v Volume, at mounted, dst blockdev.ID) (held time.Duration, err error) {
 	v = v.clone()
 	v.Frozen = &Freeze{Until: e.now().Add(captureLimit), By: "capture"}
 	if err := e.commit(ctx, v); err != nil {
 		return 0, err
 	}
-	if err = e.flush(ctx, v, dir); err == nil {
+	if err = e.flush(ctx, v, at); err == nil {
 		err = e.timed("capture.hold", func() error {
 			start := time.Now()
-			err := e.hold(v.ID, dir, captureLimit)
+			err := e.hold(ctx, at, captureLimit)
 			if err != nil {
 				return freezeError(v, err)
 			}

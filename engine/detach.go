@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
 )
 
 // Detach returns when the volume is no longer visible in the sandbox, what was
@@ -49,9 +50,11 @@ func (v Volume) hasPendingGrowth(e *Engine) bool {
 	return len(v.Attachments) == 0 && (v.CheckFirst || v.growsTainted() || e.pendingReason(v.ID) != "")
 }
 
-// release takes an attachment away: out of the sandbox, and with the last one
+// release takes an attachment away: unmounted in the guest where an agent does that,
+// out of the sandbox, and with the last one
 // flush, unmount and close. On ErrBusy in the sandbox it stays attached (in a
-// virtual machine: detaching, for the guest was asked and may answer late); when
+// virtual machine that does not say that it is in use: detaching, for the guest was
+// asked and may answer late); when
 // only the host still holds the device it stays detaching, and Run tries again.
 // What was begun by force goes on by force.
 func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
@@ -59,8 +62,8 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 	if a.Forced {
 		return e.releaseByForce(ctx, v, id)
 	}
-	before := a.Phase
-	if before == Attaching { // its caller is told that it failed: it must not come true later
+	before, fresh := a.Phase, a.Phase == Attaching
+	if fresh { // its caller is told that it failed: it must not come true later
 		before = Detaching
 	}
 	if err := e.beginDetaching(ctx, v, id); err != nil {
@@ -68,10 +71,15 @@ func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
 	}
 	err := e.lift(ctx, *v, *a)
 	if err == nil {
+		if err = e.leaveGuest(ctx, *v, *a, false); fresh && hangs(err) == nil {
+			err = nil // nobody was promised anything of what it holds
+		}
+	}
+	if err == nil {
 		err = e.leaveSandbox(ctx, *v, *a, false)
 	}
 	if err != nil {
-		if hangs(err) != nil || e.isRaw(a.Target) { // a guest that was asked may still let go
+		if hangs(err) != nil || e.isRaw(a.Target) && !errors.Is(err, attach.ErrInUse) { // a guest that was asked may still let go
 			before = Detaching
 		}
 		if before == Attached && !a.Limits.None() { // it goes on being used

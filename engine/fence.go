@@ -14,7 +14,9 @@ import (
 // be attached elsewhere; otherwise ErrCannotFence, with the reason. Each way is
 // taken only where the one before did not do:
 //
-//  1. an ordinary detach: nothing is lost;
+//  1. an ordinary detach: nothing is lost; of a virtual machine with an agent that
+//     does not let go, then: what was written is flushed if the agent answers, and the
+//     device is taken away under whoever uses it;
 //  2. the filesystem is flushed and shut down, and the image cut off from the
 //     device: the sandbox lives on, its open files answer EIO. What it had written
 //     by then is kept;
@@ -88,7 +90,9 @@ func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) error
 	switch {
 	case err != nil:
 	case e.isRaw(a.Target): // there is no filesystem of ours to shut down, and what has the image open goes on with it
-		err = errors.ErrUnsupported
+		if err = e.pullOut(ctx, *v, a); err == nil {
+			return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force", a.Holder))
+		}
 	case a.ReadOnly && len(v.Attachments) > 1:
 		// A reader among others: its device takes no writes from anybody.
 		if err = e.leaveSandbox(ctx, *v, a, true); err == nil {

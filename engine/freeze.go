@@ -90,11 +90,11 @@ func (e *Engine) FreezeVolume(ctx context.Context, workspace, name string, timeo
 		if v, err = e.current(ctx, v); err != nil {
 			return Freeze{}, err
 		}
-		dir, err := e.writable(ctx, v, "freeze")
+		at, err := e.writable(ctx, v, "freeze")
 		if err != nil {
 			return Freeze{}, userError(err)
 		}
-		if err := e.flush(ctx, v, dir); err != nil {
+		if err := e.flush(ctx, v, at); err != nil {
 			return Freeze{}, userError(err)
 		}
 		v = v.clone()
@@ -103,7 +103,7 @@ func (e *Engine) FreezeVolume(ctx context.Context, workspace, name string, timeo
 		if err := e.commit(ctx, v); err != nil {
 			return Freeze{}, userError(err)
 		}
-		if err := e.hold(v.ID, dir, timeout); err != nil {
+		if err := e.hold(ctx, at, timeout); err != nil {
 			e.clearFreeze(ctx, &v, "Freezing failed")
 			return Freeze{}, freezeError(v, err)
 		}
@@ -113,10 +113,10 @@ func (e *Engine) FreezeVolume(ctx context.Context, workspace, name string, timeo
 
 // flush writes what is dirty, at full speed, before a freeze: so that this holds
 // the writers for as short as can be.
-func (e *Engine) flush(ctx context.Context, v Volume, dir string) error {
+func (e *Engine) flush(ctx context.Context, v Volume, at mounted) error {
 	err := e.lift(ctx, v, v.Attachments[0])
 	if err == nil {
-		err = e.o.Filesystems.SyncMounted(ctx, dir, v.Filesystem)
+		err = at.sync(ctx)
 	}
 	limited := e.limitAgain(ctx, v)
 	if limited != nil {
@@ -126,24 +126,21 @@ func (e *Engine) flush(ctx context.Context, v Volume, dir string) error {
 }
 
 // writable finds where a volume is mounted writable, or says why it is not.
-func (e *Engine) writable(ctx context.Context, v Volume, what string) (dir string, err error) {
-	if err := v.hostMay(what); err != nil {
-		return "", err
+func (e *Engine) writable(ctx context.Context, v Volume, what string) (mounted, error) {
+	if err := e.mayWork(v, what); err != nil {
+		return mounted{}, err
 	}
 	switch {
 	case v.frozenAt(e.o.Now()):
-		return "", frozenProblem(v)
+		return mounted{}, frozenProblem(v)
 	case len(v.Attachments) == 0:
-		return "", problem(ErrConflict, "", "volume %q is detached: nothing writes to it", v.Name)
+		return mounted{}, problem(ErrConflict, "", "volume %q is detached: nothing writes to it", v.Name)
 	case v.Attachments[0].ReadOnly:
-		return "", problem(ErrConflict, "", "volume %q is attached read-only: nothing writes to it", v.Name)
+		return mounted{}, problem(ErrConflict, "", "volume %q is attached read-only: nothing writes to it", v.Name)
 	case v.Attachments[0].Phase != Attached:
-		return "", problem(ErrConflict, "", "volume %q is %s: try again", v.Name, v.Attachments[0].Phase)
+		return mounted{}, problem(ErrConflict, "", "volume %q is %s: try again", v.Name, v.Attachments[0].Phase)
 	}
-	if dir, err = e.o.Stage.Mounted(ctx, v.ID); err == nil && dir == "" {
-		err = problem(ErrConflict, "", "volume %q is not mounted on this host", v.Name)
-	}
-	return dir, err
+	return e.mountOf(ctx, v)
 }
 
 // hostMay refuses what needs the host to mount the volume, where it must not.
@@ -174,12 +171,12 @@ func freezeError(v Volume, err error) error {
 
 // hold freezes, with the thaw arranged first. A freeze that takes longer than its
 // time-out ends as soon as it begins.
-func (e *Engine) hold(id blockdev.ID, dir string, timeout time.Duration) error {
-	f := &frozen{}
+func (e *Engine) hold(ctx context.Context, at mounted, timeout time.Duration) error {
+	id, f := at.v.ID, &frozen{}
 	f.mu.Lock()
 	e.freezes.set(id, f) // before the timer: it looks here
 	f.timer = time.AfterFunc(timeout, func() { e.expire(id, f) })
-	err := e.o.Filesystems.Freeze(dir)
+	err := at.freeze(ctx, timeout)
 	f.mu.Unlock()
 	if err == nil {
 		return nil
@@ -202,8 +199,14 @@ func (f *frozen) end() bool {
 	return !was
 }
 
-// letRun thaws a volume that this process froze; any other is success.
+// letRun thaws a volume that this process froze; any other is success. A guest that
+// does not answer is no hindrance: its agent thaws at the freeze's end.
 func (e *Engine) letRun(ctx context.Context, id blockdev.ID) error {
+	return e.endFreeze(ctx, id, false)
+}
+
+// endFreeze is letRun; must: a guest has to say that it runs again.
+func (e *Engine) endFreeze(ctx context.Context, id blockdev.ID, must bool) error {
 	f := e.freezes.get(id)
 	if f == nil {
 		return nil
@@ -213,7 +216,7 @@ func (e *Engine) letRun(ctx context.Context, id blockdev.ID) error {
 	if f.ended {
 		return nil
 	}
-	if err := e.thaw(ctx, id); err != nil {
+	if err := e.thaw(ctx, id, must); err != nil {
 		return err
 	}
 	f.ended = true
@@ -222,8 +225,23 @@ func (e *Engine) letRun(ctx context.Context, id blockdev.ID) error {
 	return nil
 }
 
-// thaw asks the kernel, whatever is known here.
-func (e *Engine) thaw(ctx context.Context, id blockdev.ID) error {
+// thaw asks the kernel, whatever is known here, or the guest; that one must answer, or
+// need not.
+func (e *Engine) thaw(ctx context.Context, id blockdev.ID, must bool) error {
+	if v, ok := e.catalog.get(id); ok {
+		for _, a := range v.Attachments {
+			g := e.agentOf(a.Target)
+			if g == nil {
+				continue
+			}
+			err := e.thawInside(ctx, v, a, g)
+			if err != nil && !must {
+				e.o.Log.Warn("a guest was asked to thaw and does not answer: its agent does so by itself", "volume", id, "err", err)
+				err = nil
+			}
+			return err
+		}
+	}
 	dir, err := e.o.Stage.Mounted(ctx, id)
 	if err != nil || dir == "" {
 		return err
@@ -271,7 +289,7 @@ func (e *Engine) ThawVolume(ctx context.Context, workspace, name, actor string) 
 		}
 		// Before the lock: who holds that may wait for the filesystem.
 		was := e.freezes.get(v.ID) != nil
-		if err := e.letRun(ctx, v.ID); err != nil {
+		if err := e.endFreeze(ctx, v.ID, true); err != nil {
 			return false, userError(err)
 		}
 		release, err := e.locks.acquire(ctx, v.ID)
@@ -313,7 +331,7 @@ func (e *Engine) thawFirst(ctx context.Context, v *Volume, why string) error {
 	}
 	err := e.letRun(ctx, v.ID)
 	if err == nil && v.Frozen != nil {
-		err = e.thaw(ctx, v.ID)
+		err = e.thaw(ctx, v.ID, false)
 	}
 	if err != nil {
 		return err
@@ -328,7 +346,7 @@ func (e *Engine) thawFound(ctx context.Context, v *Volume) error {
 	if v.Frozen == nil {
 		return nil
 	}
-	if err := e.thaw(ctx, v.ID); err != nil {
+	if err := e.thaw(ctx, v.ID, false); err != nil {
 		return err
 	}
 	e.clearFreeze(ctx, v, "Thawed: the daemon was restarted")

@@ -61,8 +61,12 @@ func (e *Engine) expose(v *Volume, t attach.Target, readOnly bool) {
 	if !e.isRaw(t) {
 		return
 	}
+	// What has grown since a guest had it is grown by the agent, where there is one;
+	// without one it is not known, and the new guest's.
+	if !v.Tainted || v.GuestMiB == 0 || e.agentOf(t) == nil {
+		v.GuestMiB = v.SizeMiB
+	}
 	v.Tainted = v.Tainted || !readOnly
-	v.GuestMiB = v.SizeMiB
 }
 
 // mayMount refuses what would mount a volume on this host, where it must not be.

@@ -71,6 +71,9 @@ func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (aga
 		return true, e.o.Pool.Grow(ctx, v.ID, v.bytes())
 	case actTell:
 		return true, e.inform(ctx, *v, f.device)
+	case actInside:
+		err := e.growInside(ctx, v)
+		return err == nil && v.SizeMiB == v.GuestMiB, err
 	case actOffline:
 		return e.growOffline(ctx, v, f)
 	case actMounted:
@@ -97,6 +100,8 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 	f.published, f.device = !info.Draft, info.Size
 	f.filled = e.filledTo(v.ID) == info.Size
 	f.raw, f.untold = e.rawOnly(v), e.untold(v, info.Size)
+	_, agent := e.inside(v, false)
+	f.inside = agent != nil
 	if v.Phase != Ready || v.Filesystem == filesystem.None || !f.published || f.raw || v.moving() {
 		return f, nil
 	}

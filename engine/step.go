@@ -13,6 +13,7 @@ const (
 	actMissing  action = "missing"  // a ready volume without an image: failed, never dropped
 	actDevice   action = "device"   // grow the device to the wanted size
 	actTell     action = "tell"     // tell sandboxes that do not see it by themselves how large the device is
+	actInside   action = "inside"   // grow the filesystem to the device, by the agent in the guest
 	actOffline  action = "offline"  // grow the unmounted filesystem to the device
 	actMounted  action = "mounted"  // grow the mounted filesystem to the device
 	actNote     action = "note"     // a guest has grown it, or this host has: nothing is left to a guest
@@ -25,6 +26,7 @@ type facts struct {
 	filesystem int64 // bytes; meaningful for published images with a filesystem
 	mounted    bool
 	raw        bool   // in use by sandboxes that have the device itself, and by nobody else
+	inside     bool   // an agent in a guest can work on the filesystem
 	ours       bool   // a guest has written it, nobody has it, and it is an ext4 that this host may grow
 	strange    string // why it is not, of one that should be
 	untold     bool   // one of them does not know the device's size
@@ -57,6 +59,8 @@ func step(v Volume, f facts) action {
 		return actDevice
 	case f.untold:
 		return actTell
+	case f.inside && v.Filesystem != filesystem.None && v.SizeMiB > v.GuestMiB:
+		return actInside
 	case v.Filesystem == filesystem.None || v.Tainted && !f.ours || f.raw:
 		return actNothing
 	case v.Tainted && !v.CheckFirst && !outgrown(f):

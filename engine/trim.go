@@ -96,11 +96,11 @@ func (t *trimming) turn(ctx context.Context) (done bool, err error) {
 		return false, err
 	}
 	v = v.clone()
-	dir, off, err := t.e.mountForTrim(ctx, &v)
+	at, off, err := t.e.mountForTrim(ctx, &v)
 	if err != nil {
 		return false, err
 	}
-	done, err = t.work(ctx, v, dir, first)
+	done, err = t.work(ctx, at, first)
 	if err := errors.Join(err, off()); err != nil {
 		return false, err
 	}
@@ -111,7 +111,7 @@ func (t *trimming) turn(ctx context.Context) (done bool, err error) {
 }
 
 func (e *Engine) mayTrim(v Volume) error {
-	if err := v.hostMay("trim"); err != nil {
+	if err := e.mayWork(v, "trim"); err != nil {
 		return err
 	}
 	if v.frozenAt(e.o.Now()) {
@@ -129,28 +129,26 @@ func (e *Engine) mayTrim(v Volume) error {
 }
 
 // mountForTrim finds the volume's mount, or makes one of its own that off ends.
-func (e *Engine) mountForTrim(ctx context.Context, v *Volume) (dir string, off func() error, err error) {
+func (e *Engine) mountForTrim(ctx context.Context, v *Volume) (at mounted, off func() error, err error) {
 	off = func() error { return nil }
 	if len(v.Attachments) > 0 {
-		if dir, err = e.o.Stage.Mounted(ctx, v.ID); err == nil && dir == "" {
-			err = problem(ErrConflict, "", "volume %q is not mounted on this host", v.Name)
-		}
-		return dir, off, err
+		at, err = e.mountOf(ctx, *v)
+		return at, off, err
 	}
 	if *v, err = e.prepare(ctx, *v, false); err != nil {
-		return "", off, hangingProblem(*v, err)
+		return at, off, hangingProblem(*v, err)
 	}
 	off = func() error { return e.deactivate(ctx, *v) }
-	if dir, err = e.activate(ctx, *v, false); err != nil {
+	dir, err := e.activate(ctx, *v, false)
+	if err != nil {
 		err = errors.Join(err, off())
 	}
-	return dir, off, err
+	return mounted{e: e, v: *v, dir: dir}, off, err
 }
 
 // work trims piece after piece.
-func (t *trimming) work(ctx context.Context, v Volume, dir string, first bool) (done bool, err error) {
-	fs := t.e.o.Filesystems
-	if err := fs.SyncMounted(ctx, dir, v.Filesystem); err != nil {
+func (t *trimming) work(ctx context.Context, at mounted, first bool) (done bool, err error) {
+	if err := at.sync(ctx); err != nil {
 		return false, err
 	}
 	if first {
@@ -160,9 +158,9 @@ func (t *trimming) work(ctx context.Context, v Volume, dir string, first bool) (
 	}
 	for {
 		start := time.Now()
-		r, err := fs.TrimMounted(ctx, dir, v.Filesystem, t.next, t.piece)
-		if errors.Is(err, errors.ErrUnsupported) {
-			return false, &Problem{Kind: ErrUnsupported, Message: fmt.Sprintf("the device of volume %q takes no discards", v.Name), Err: err}
+		r, err := at.trim(ctx, t.next, t.piece)
+		if errors.Is(err, errors.ErrUnsupported) && !isProblem(err) {
+			return false, &Problem{Kind: ErrUnsupported, Message: fmt.Sprintf("the device of volume %q takes no discards", t.name), Err: err}
 		}
 		if err != nil {
 			return false, err

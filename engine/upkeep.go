@@ -155,8 +155,7 @@ func (e *Engine) Stats(ctx context.Context, workspace, name string) (Stats, erro
 		return s, nil
 	}
 	if e.rawOnly(v) {
-		s.Unknown = "the filesystem is in use by a virtual machine: ask there"
-		return s, nil
+		return e.statsInside(ctx, v, s)
 	}
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/filesystem"
 )
 
 // Target says where a volume goes. It is stored with the attachment as it is.
@@ -14,6 +15,8 @@ type Target struct {
 	Container string `json:"container,omitempty"` // runc: container id
 	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default
 	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix
+	Agent     string `json:"agent,omitempty"`     // socket that leads to our agent in the guest; "": there is none
+	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
 	StartTime uint64 `json:"startTime,omitempty"` // of that process (field 22 of /proc/pid/stat), against pid reuse
 	Boot      string `json:"boot,omitempty"`      // boot id at attach time: a pid of another boot is gone
@@ -56,9 +59,11 @@ type Request struct {
 	Endpoint  blockdev.Endpoint
 	Mounted   string // the Stage's directory for this volume, when Needs.Mount
 	Target    Target
-	MountPath string // runc: absolute path inside the sandbox
+	MountPath string // absolute path inside the sandbox; of a virtual machine only with an agent
 	ReadOnly  bool
 	Others    []Target // of the volume's other attachments
+	// Filesystem is what the volume was made with; in a guest it may be another by now.
+	Filesystem filesystem.Type
 	// Lazy makes Detach take the volume away while files of it are open, too: of a
 	// filesystem that was shut down, or that nobody can write.
 	Lazy bool

@@ -22,10 +22,15 @@ const (
 // " by processes 12, 34", or "" when none was found in the time that such a search
 // may take.
 func Holders(stDev uint64) string {
+	return describePids(" by processes ", HolderPids(stDev))
+}
+
+// HolderPids is Holders as numbers: a few of them, what was found in a short time.
+func HolderPids(stDev uint64) []int {
 	if stDev == 0 {
-		return ""
+		return nil
 	}
-	return describePids(" by processes ", search(func(pid int) bool { return uses(pid, stDev) }))
+	return search(func(pid int) bool { return uses(pid, stDev) })
 }
 
 // namespaceHolders names one process of each mount namespace, other than this

@@ -11,6 +11,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/qmp"
+	"holdfast/blockdev/attach/vmguest"
 	"holdfast/blockdev/attach/vmsocket"
 )
 
@@ -24,14 +25,18 @@ const endTime = 50 * time.Millisecond
 type Options struct {
 	Door   *vmsocket.Door // to the monitors that the operator allows
 	Wait   time.Duration  // for a guest to let a device go; 0: 5 s
-	Answer time.Duration  // for a monitor to greet; 0: 5 s
+	Answer time.Duration  // for a monitor to greet, and an agent in the guest to say something; 0: 5 s
 	// Command bounds one command, which takes milliseconds as a rule; 0: 10 s.
 	Command time.Duration
 	AIO     AIO // "": Auto
 }
 
-// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter and attach.Sentry.
-type Attacher struct{ o Options }
+// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter, attach.Sentry and
+// attach.Guest.
+type Attacher struct {
+	*vmguest.Agents
+	o Options
+}
 
 var (
 	_ attach.Attacher = (*Attacher)(nil)
@@ -40,6 +45,7 @@ var (
 	_ attach.Named    = (*Attacher)(nil)
 	_ attach.Limiter  = (*Attacher)(nil)
 	_ attach.Meter    = (*Attacher)(nil)
+	_ attach.Guest    = (*Attacher)(nil)
 )
 
 // New gives an Attacher.
@@ -53,7 +59,8 @@ func New(o Options) *Attacher {
 	if o.Command <= 0 {
 		o.Command = 10 * time.Second
 	}
-	return &Attacher{o}
+	serial := func(r attach.Request) (string, error) { return Serial(r.Volume), nil }
+	return &Attacher{&vmguest.Agents{Door: o.Door, Serial: serial, Patience: o.Answer}, o}
 }
 
 // Needs is the image itself: QEMU does its own I/O, and a file spares it the loop
@@ -79,10 +86,14 @@ func (a *Attacher) resolve(ctx context.Context, t attach.Target, mountPath strin
 	if err != nil {
 		return t, err
 	}
-	return t, a.with(ctx, t, func(m *machine) error {
+	err = a.with(ctx, t, func(m *machine) error {
 		_, err := m.places(ctx)
 		return err
 	})
+	if err == nil {
+		err = a.Greet(ctx, t)
+	}
+	return t, err
 }
 
 // Attach plugs the volume in. It is there already is success; blockdev.ErrBusy when
@@ -123,11 +134,12 @@ func (a *Attacher) Resized(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("qemu.Resized", r.Volume, a.with(ctx, r.Target, func(m *machine) error { return m.resize(ctx, r) }))
 }
 
-// Probe implements attach.Attacher.
+// Probe implements attach.Attacher. A volume that the agent should have mounted, and
+// says it has not, is missing.
 func (a *Attacher) Probe(ctx context.Context, r attach.Request) (state attach.State, err error) {
 	err = a.with(ctx, r.Target, func(m *machine) error {
 		there, err := m.hasDevice(ctx, deviceName(r.Volume))
-		if err == nil && there {
+		if err == nil && there && !a.Missing(ctx, r) {
 			state = attach.StateAttached
 		} else if err == nil {
 			state = attach.StateMissing

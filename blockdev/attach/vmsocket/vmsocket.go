@@ -50,11 +50,17 @@ func New(prefixes []string, log *slog.Logger) (*Door, error) {
 func (d *Door) Resolve(ctx context.Context, kind string, t attach.Target, mountPath string) (attach.Target, error) {
 	switch {
 	case t.Path != "" || t.Container != "" || t.Root != "":
-		return t, invalid("a %s target has a socket only", kind)
+		return t, invalid("a %s target has a socket only, and those of agents in the guest", kind)
+	case t.QemuAgent != "" && kind != "qemu":
+		return t, invalid("target.qemuAgent does not apply to a %s target", kind)
+	case mountPath != "" && t.Agent == "":
+		return t, invalid("mountPath does not apply to a %s target without an agent: the guest mounts the device", kind)
 	case mountPath != "":
-		return t, invalid("mountPath does not apply to a %s target: the guest mounts the device", kind)
+		if err := attach.CheckPath(mountPath); err != nil {
+			return t, fmt.Errorf("mountPath: %w", err)
+		}
 	}
-	conn, pid, err := d.connect(ctx, t.Socket)
+	conn, pid, err := d.connect(ctx, "target.socket", t.Socket)
 	if err != nil {
 		return t, err
 	}
@@ -70,18 +76,40 @@ func (d *Door) Resolve(ctx context.Context, kind string, t attach.Target, mountP
 		return t, err
 	}
 	defer p.Close()
-	return attach.Target{Type: kind, Socket: t.Socket, Pid: pid, StartTime: p.startTime, Boot: d.boot}, nil
+	resolved := attach.Target{Type: kind, Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Pid: pid, StartTime: p.startTime, Boot: d.boot}
+	return resolved, errors.Join(d.beside(ctx, resolved, "target.agent", t.Agent), d.beside(ctx, resolved, "target.qemuAgent", t.QemuAgent))
+}
+
+// beside checks another socket of a target, "" for none: the VMM itself must listen.
+func (d *Door) beside(ctx context.Context, t attach.Target, field, socket string) error {
+	if socket == "" {
+		return nil
+	}
+	conn, pid, err := d.connect(ctx, field, socket)
+	if err != nil {
+		return err
+	}
+	defer conn.Close()
+	if pid != t.Pid {
+		return invalid("%s is not of the virtual machine of target.socket: process %d listens on it, and the VMM is process %d", field, pid, t.Pid)
+	}
+	return nil
 }
 
 // Dial connects to the socket of a resolved target, and to nobody but the process
 // that was found there. blockdev.ErrGone when that has ended.
 func (d *Door) Dial(ctx context.Context, t attach.Target) (net.Conn, error) {
+	return d.DialBeside(ctx, t, "target.socket", t.Socket)
+}
+
+// DialBeside is Dial to another socket of the target, which stands in a field of it.
+func (d *Door) DialBeside(ctx context.Context, t attach.Target, field, socket string) (net.Conn, error) {
 	p, err := d.Open(t)
 	if err != nil {
 		return nil, err
 	}
 	defer p.Close()
-	conn, pid, err := d.connect(ctx, t.Socket)
+	conn, pid, err := d.connect(ctx, field, socket)
 	if err == nil && pid != t.Pid {
 		conn.Close()
 		err = fmt.Errorf("%w: process %d listens on the VMM's socket, and the VMM is process %d", blockdev.ErrBusy, pid, t.Pid)
@@ -98,15 +126,16 @@ func (d *Door) Dial(ctx context.Context, t attach.Target) (net.Conn, error) {
 	return conn, nil
 }
 
-// connect opens a connection to a socket, and tells who listens.
-func (d *Door) connect(ctx context.Context, socket string) (net.Conn, int, error) {
-	prefix, rest, err := d.split(socket)
+// connect opens a connection to a socket that stands in a field of the target, and
+// tells who listens.
+func (d *Door) connect(ctx context.Context, field, socket string) (net.Conn, int, error) {
+	prefix, rest, err := d.split(field, socket)
 	if err != nil {
 		return nil, 0, err
 	}
 	node, err := openSocket(prefix, rest)
 	if err != nil {
-		return nil, 0, explain(err)
+		return nil, 0, explain(field, err)
 	}
 	defer node.Close()
 	// By descriptor: nobody can put another node in its place, and a path may be
@@ -117,7 +146,7 @@ func (d *Door) connect(ctx context.Context, socket string) (net.Conn, int, error
 	}
 	conn, err := dial(ctx, name)
 	if err != nil {
-		return nil, 0, explain(err)
+		return nil, 0, explain(field, err)
 	}
 	pid, err := sys.PeerPid(conn.(*net.UnixConn)) //nolint:forcetypeassert // of network "unix"
 	if err == nil && pid <= 0 {
@@ -167,9 +196,9 @@ func openSocket(prefix, rest string) (*os.File, error) {
 }
 
 // split finds the longest allowed prefix of a socket's path, and the rest.
-func (d *Door) split(socket string) (prefix, rest string, err error) {
+func (d *Door) split(field, socket string) (prefix, rest string, err error) {
 	if err := attach.CheckPath(socket); err != nil {
-		return "", "", fmt.Errorf("target.socket: %w", err)
+		return "", "", fmt.Errorf("%s: %w", field, err)
 	}
 	for _, p := range d.prefixes {
 		if below, ok := strings.CutPrefix(socket, p+"/"); ok && len(p) > len(prefix) {
@@ -177,24 +206,24 @@ func (d *Door) split(socket string) (prefix, rest string, err error) {
 		}
 	}
 	if prefix == "" {
-		return "", "", invalid("target.socket must be below one of the directories that the operator allows")
+		return "", "", invalid("%s must be below one of the directories that the operator allows", field)
 	}
 	return prefix, rest, nil
 }
 
 // explain says why a socket cannot be reached.
-func explain(err error) error {
+func explain(field string, err error) error {
 	switch {
 	case errors.Is(err, syscall.ELOOP):
-		return invalid("target.socket leads through a symbolic link, and none is followed")
+		return invalid("%s leads through a symbolic link, and none is followed", field)
 	case errors.Is(err, syscall.ENOTSOCK):
-		return invalid("target.socket is not a unix socket")
+		return invalid("%s is not a unix socket", field)
 	case errors.Is(err, syscall.ENOTDIR):
-		return invalid("target.socket leads through something that is not a directory, or through a symbolic link")
+		return invalid("%s leads through something that is not a directory, or through a symbolic link", field)
 	case errors.Is(err, syscall.ENAMETOOLONG):
-		return invalid("target.socket has a name that is too long")
+		return invalid("%s has a name that is too long", field)
 	case errors.Is(err, syscall.EPROTOTYPE):
-		return invalid("target.socket is not a stream socket")
+		return invalid("%s is not a stream socket", field)
 	case errors.Is(err, fs.ErrNotExist):
 		return fmt.Errorf("%w: there is no such socket", blockdev.ErrGone)
 	case errors.Is(err, syscall.ECONNREFUSED):
@@ -212,6 +241,6 @@ func invalid(format string, args ...any) error {
 // Allows is nil for a socket's path, which need not be there yet, below one of the
 // directories that the operator allows; else blockdev.ErrInvalid with the rule.
 func (d *Door) Allows(socket string) error {
-	_, _, err := d.split(socket)
+	_, _, err := d.split("socket", socket)
 	return err
 }
