@@ -30,9 +30,10 @@ func limitsBody(l blockdev.Limits) *RateLimits {
 	return &b
 }
 
-// attachment is attachmentBody with how its limits hold.
+// attachment is attachmentBody with how its limits hold, and what is left to a guest.
 func (c *call) attachment(a engine.Attachment) Attachment {
 	b := attachmentBody(a)
+	b.Remains = c.s.o.Engine.Remains(a)
 	if !a.Limits.None() {
 		e := c.s.o.Engine.Enforcement(a)
 		b.Enforcement = &Enforcement{Mechanism: e.Mechanism, Gaps: e.Gaps}

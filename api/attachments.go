@@ -27,6 +27,7 @@ type Attachment struct {
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"`
 	Launch      *Launch      `json:"launch,omitempty"` // vm: what it is started with
+	Remains     string       `json:"remains,omitempty"` // what is left to the guest, in plain words
 
 	CreatedAt string `json:"createdAt"`
 	CreatedBy string `json:"createdBy,omitempty"`
@@ -40,6 +41,8 @@ type Target struct {
 	Root      string `json:"root,omitempty"`      // runc: its state directory
 	VMM       string `json:"vmm,omitempty"`       // vm: what will run it
 	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
+	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
+	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 }
 
 // AttachmentRequest is the body of POST.
@@ -76,7 +79,7 @@ type Launch struct {
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
 		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
-		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root, Socket: a.Asked.Socket, VMM: a.Asked.VMM},
+		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root, Socket: a.Asked.Socket, Agent: a.Asked.Agent, QemuAgent: a.Asked.QemuAgent, VMM: a.Asked.VMM},
 		Limits:  limitsBody(a.Limits),
 		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
@@ -106,7 +109,7 @@ func createAttachment(c *call) error {
 	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
 		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Limits: b.Limits.limits(), Actor: c.principal.actor(),
-		Target:    attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root, Socket: b.Target.Socket, VMM: b.Target.VMM},
+		Target:    attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root, Socket: b.Target.Socket, Agent: b.Target.Agent, QemuAgent: b.Target.QemuAgent, VMM: b.Target.VMM},
 		Ephemeral: b.Ephemeral.volume(),
 	})
 	if err != nil {

@@ -27,6 +27,7 @@ type Engine interface {
 	Detach(ctx context.Context, workspace, name, id, actor string) (engine.Attachment, error)
 	SetLimits(ctx context.Context, workspace, name, id string, l blockdev.Limits, actor string) (engine.Attachment, error)
 	Enforcement(a engine.Attachment) blockdev.Enforcement
+	Remains(a engine.Attachment) string
 	Launch(ctx context.Context, v engine.Volume, a engine.Attachment) (*attach.Launch, error)
 	Stats(ctx context.Context, workspace, name string) (engine.Stats, error)
 	SanitizeVolume(ctx context.Context, workspace, name string, r engine.SanitizeVolume) (engine.Volume, error)

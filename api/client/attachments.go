@@ -26,6 +26,7 @@ type Attachment struct {
 
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"` // of the limits
+	Remains     string       `json:"remains,omitempty"`           // what is left to the guest, in plain words
 	Launch      *Launch      `json:"launch,omitempty"`            // vm: what it is started with
 
 	Force     bool       `json:"force,omitempty"`     // of Attach: take the volume from whoever is in the way
@@ -60,6 +61,8 @@ type Target struct {
 	Container string `json:"container,omitempty"` // runc: id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
 	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
+	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
+	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 }
 
 // RateLimits bound what an attachment reads and writes, per second; 0 is no limit.

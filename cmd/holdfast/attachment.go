@@ -54,7 +54,9 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&sockets.qemu, "qemu-socket", "", "socket of a monitor (QMP) of a running virtual machine, below an allowed prefix")
 	f.StringVar(&sockets.firecracker, "firecracker-socket", "", "API socket of a microVM that has not been started, below an allowed prefix")
 	f.StringVar(&sockets.cloudHypervisor, "cloud-hypervisor-socket", "", "API socket of a VMM with a virtual machine, below an allowed prefix")
-	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container")
+	f.StringVar(&at.Target.Agent, "agent-socket", "", "socket of the VMM that leads to holdfast-guest in the guest, below an allowed prefix")
+	f.StringVar(&at.Target.QemuAgent, "qemu-agent-socket", "", "socket of QEMU that leads to its own guest agent, below an allowed prefix")
+	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container, or the guest that has an agent")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
 	limits.register(f)
@@ -142,6 +144,9 @@ func (a *app) showAttachment(at client.Attachment) error {
 		r.add("Access", access(at.ReadOnly))
 		r.add("Phase", at.Phase)
 		limitRows(r, at)
+		if at.Remains != "" {
+			r.add("Remains", at.Remains)
+		}
 		if at.Failure != "" {
 			r.add("Failure", at.Failure)
 		}

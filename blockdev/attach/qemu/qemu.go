@@ -110,11 +110,17 @@ func (a *Attacher) Attach(ctx context.Context, r attach.Request) error {
 
 // Detach asks the guest to let the device go and closes the image: on nil QEMU has
 // it open no more. blockdev.ErrBusy when the guest does not answer in Options.Wait;
-// it was asked then, and may let go later.
+// it was asked then, and may let go later. Where the target names QEMU's own guest
+// agent, the filesystem is flushed first.
 func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
+	// An agent that does not answer keeps no device: the guest is asked for it as well.
+	flushed := a.flushInside(ctx, r)
+	if errors.Is(flushed, blockdev.ErrGone) {
+		return nil
+	}
 	err := a.with(ctx, r.Target, func(m *machine) error {
 		if err := m.unplug(ctx, r.Volume); err != nil {
-			return err
+			return errors.Join(err, flushed)
 		}
 		held, err := a.o.Door.HoldsImage(r)
 		if err == nil && held {
