@@ -38,11 +38,12 @@ help: ## list the targets
 setup: ## install what is missing (apt; a Go toolchain into .cache/go)
 	@.ci/setup all
 
-build: ## bin/holdfastd, bin/holdfast and bin/holdfast-blockd
+build: ## bin/holdfastd, bin/holdfast, bin/holdfast-blockd and bin/holdfast-guest
 	@mkdir -p bin
 	$(BUILD) -o bin/holdfastd ./cmd/holdfastd
 	$(BUILD) -o bin/holdfast ./cmd/holdfast
 	$(BUILD) -o bin/holdfast-blockd ./cmd/holdfast-blockd
+	$(BUILD) -o bin/holdfast-guest ./cmd/holdfast-guest
 
 test: ## everything that this machine can run; LAYER="pure engine" for some
 	@.ci/test $(LAYER)

@@ -12,6 +12,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/vmguest"
 	"holdfast/blockdev/attach/vmsocket"
 )
 
@@ -33,8 +34,10 @@ type Options struct {
 	Wait time.Duration // for a guest to let a disk go; 0: 5 s
 }
 
-// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter and attach.Sentry.
+// Attacher is an attach.Attacher, attach.Resizer, attach.Limiter, attach.Sentry and,
+// by the vsock device of the VM, attach.Guest.
 type Attacher struct {
+	*vmguest.Agents
 	door *vmsocket.Door
 	wait time.Duration
 }
@@ -46,6 +49,7 @@ var (
 	_ attach.Named    = (*Attacher)(nil)
 	_ attach.Limiter  = (*Attacher)(nil)
 	_ attach.Meter    = (*Attacher)(nil)
+	_ attach.Guest    = (*Attacher)(nil)
 )
 
 // New takes the door to the sockets.
@@ -53,7 +57,8 @@ func New(door *vmsocket.Door, o Options) *Attacher {
 	if o.Wait <= 0 {
 		o.Wait = 5 * time.Second
 	}
-	return &Attacher{door, o.Wait}
+	serial := func(r attach.Request) (string, error) { return Serial(r.Volume), nil }
+	return &Attacher{&vmguest.Agents{Door: door, Serial: serial, Vsock: true}, door, o.Wait}
 }
 
 // Needs is the image itself: Cloud Hypervisor does its own I/O.

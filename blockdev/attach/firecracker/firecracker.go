@@ -91,6 +91,9 @@ func (a *Attacher) drive(r attach.Request) drive {
 // Resolve finds the VMM behind the target's socket. blockdev.ErrInvalid when it is
 // not Firecracker, blockdev.ErrBusy when its microVM has been started.
 func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath string) (attach.Target, error) {
+	if t.Agent != "" || mountPath != "" {
+		return t, blockdev.Op("firecracker.Resolve", "", fmt.Errorf("%w: a Firecracker target has no agent and no mountPath: its volumes are attached before the guest runs, which mounts them itself", blockdev.ErrInvalid))
+	}
 	resolved, err := a.door.Resolve(ctx, Type, t, mountPath)
 	if err == nil {
 		var i instance
