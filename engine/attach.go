@@ -24,6 +24,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 	if attacher == nil {
 		return Attachment{}, problem(ErrInvalid, "target.type", "must be one of: %s", strings.Join(slices.Sorted(maps.Keys(e.o.Attachers)), ", "))
 	}
+	if _, ok := attacher.(attach.Guest); r.Target.Agent != "" && !ok {
+		return Attachment{}, problem(ErrInvalid, "target.agent", "does not apply to a target of type %s", r.Target.Type)
+	}
 	if r.Ephemeral != nil {
 		return e.attachEphemeral(ctx, workspace, name, r)
 	}
