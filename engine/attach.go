@@ -11,6 +11,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/filesystem"
 )
 
 // Attach returns when the volume is visible in the sandbox. One writer or many
@@ -47,6 +48,9 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		}
 		if err := v.admits(r, e.needsOf(r.Target)); err != nil {
 			return Attachment{}, err
+		}
+		if v.Filesystem == filesystem.None && r.MountPath != "" && r.Target.Agent != "" {
+			return Attachment{}, problem(ErrInvalid, "mountPath", "volume %q has no filesystem to mount", v.Name)
 		}
 		target, err := stepOf(ctx, e, v.ID, stepResolve, func(ctx context.Context) (attach.Target, error) {
 			return attacher.Resolve(ctx, r.Target, r.MountPath)

@@ -179,3 +179,21 @@ func TestGuestIsSilent(t *testing.T) {
 		t.Fatalf("%+v", v.Attachments)
 	}
 }
+
+// TestAgentWhereNoneIs: what names an agent in vain is refused before anything is
+// touched.
+func TestAgentWhereNoneIs(t *testing.T) {
+	w, _ := withGuests(t)
+	do1(t, w, createOp("v", "", "ext4", 16), createOp("bare", "", "none", 16))
+	for name, r := range map[string]AttachVolume{
+		"v":    {Holder: "sandbox:box", Target: attach.Target{Type: "runc", Container: "box", Agent: "/run/agent"}, MountPath: "/data"},
+		"bare": {Holder: "sandbox:box", Target: attach.Target{Type: "vm", Container: "box", Agent: "/run/agent"}, MountPath: "/data"},
+	} {
+		if _, err := w.engine.Attach(t.Context(), space, name, r); !errors.Is(err, ErrInvalid) {
+			t.Errorf("%s: %v", name, err)
+		}
+		if v, _ := w.engine.Volume(space, name); v.Tainted || len(v.Attachments) > 0 {
+			t.Errorf("%+v", v)
+		}
+	}
+}
