@@ -124,6 +124,10 @@ var answers = []answer{
 
 	{attach.ErrCannotFence, 409, "CANNOT_FENCE", true},
 	{attach.ErrNeedsRecovery, 409, "VOLUME_NEEDS_RECOVERY", true},
+	{attach.ErrInUse, 409, "VOLUME_BUSY", true},
+	{attach.ErrNotInside, 409, "VOLUME_BUSY", true},
+	{attach.ErrGuestSilent, 409, "GUEST_SILENT", true},
+	{attach.ErrGuestRefused, 409, "GUEST_REFUSED", true},
 	{blockdev.ErrBusy, 409, "VOLUME_BUSY", true},
 	{blockdev.ErrGone, 409, "SANDBOX_GONE", true},
 	{blockdev.ErrInvalid, 400, "INVALID_REQUEST", true},
