@@ -26,7 +26,7 @@ type Attachment struct {
 
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"`
-	Launch      *Launch      `json:"launch,omitempty"` // vm: what it is started with
+	Launch      *Launch      `json:"launch,omitempty"`  // vm: what it is started with
 	Remains     string       `json:"remains,omitempty"` // what is left to the guest, in plain words
 
 	CreatedAt string `json:"createdAt"`
