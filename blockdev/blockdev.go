@@ -7,7 +7,7 @@ import (
 
 // ID names an image inside a backend: a kind prefix, a dash and 26 lower-case
 // base32 characters (16 bytes: 6 of time, 10 of randomness), for example
-// "vol-06c8qk4z1h6s9tj2m0x4n7v5bw". It is made by us, never by a tenant, and is
+// "vol-06c8qk4g1h6s9tj2m0a4n7v5b0". It is made by us, never by a tenant, and is
 // safe as a file name, an LV name and an argument.
 type ID string
 

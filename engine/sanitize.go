@@ -59,7 +59,11 @@ func (e *Engine) SanitizeVolume(ctx context.Context, workspace, name string, r S
 		if size == 0 {
 			size = from.SizeMiB
 		}
-		asked := CreateVolume{Workspace: workspace, Name: r.Name, SizeMiB: &size, Region: from.Region, Pool: from.Pool, Labels: from.Labels, Actor: r.Actor}
+		pool := from.Pool
+		if pool == "" { // the first one, whatever the policy says
+			pool = e.o.PoolName
+		}
+		asked := CreateVolume{Workspace: workspace, Name: r.Name, SizeMiB: &size, Region: from.Region, Pool: pool, Labels: from.Labels, Actor: r.Actor}
 		v, err := e.design(ctx, asked)
 		if err != nil {
 			return Volume{}, err

@@ -125,14 +125,30 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 }
 
 // asFile opens the image as a file, or where the pool has none as a device, for as
-// long as use runs.
+// long as use runs. blockdev.ErrBusy when it is open otherwise: what somebody else
+// has opened is not ours to close.
 func (e *Engine) asFile(ctx context.Context, id blockdev.ID, readOnly bool, use func(path string) error) (err error) {
-	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: readOnly})
+	want := blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: readOnly}
+	endpoint, err := e.o.Pool.Open(ctx, id, want)
+	if errors.Is(err, errors.ErrUnsupported) {
+		endpoint, err = e.asDevice(ctx, id, readOnly)
+	}
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.o.Pool.Close(ctx, id, endpoint.Lease)) }()
 	return use(endpoint.Path)
+}
+
+func (e *Engine) asDevice(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Endpoint, error) {
+	info, err := e.o.Pool.Stat(ctx, id)
+	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	if info.Open {
+		return blockdev.Endpoint{}, fmt.Errorf("%w: its device is open", blockdev.ErrBusy)
+	}
+	return e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
 }
 
 // allocate makes the draft, gives its filesystem an identity of its own and

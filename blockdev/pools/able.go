@@ -23,6 +23,7 @@ func able[T any](ctx context.Context, s *Set, id blockdev.ID, do func(T) error) 
 
 // Clone implements blockdev.Cloner.
 func (s *Set) Clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
+	s.settle(dst)
 	from, err := s.find(ctx, src)
 	if err != nil {
 		return err

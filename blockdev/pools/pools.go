@@ -20,7 +20,8 @@ type Pool struct {
 
 // Set is the pools of a host as one backend. It is safe for concurrent use.
 type Set struct {
-	all []Pool // the home first
+	all     []Pool // the home first
+	trouble func(pool string, err error)
 
 	mu sync.RWMutex
 	at map[blockdev.ID]int // places in all; -1: in none of them
@@ -40,8 +41,12 @@ func New(all ...Pool) (*Set, error) {
 	if len(all) == 0 || all[0].Backend == nil {
 		return nil, blockdev.Op("pools.New", "", fmt.Errorf("%w: the first pool must be open", blockdev.ErrInvalid))
 	}
-	return &Set{all: all, at: map[blockdev.ID]int{}}, nil
+	return &Set{all: all, at: map[blockdev.ID]int{}, trouble: func(string, error) {}}, nil
 }
+
+// OnTrouble has fn told when a pool besides the home does not answer a question that
+// the others are asked as well: they go on without it. Before the set is used.
+func (s *Set) OnTrouble(fn func(pool string, err error)) { s.trouble = fn }
 
 // All are the pools, the home first.
 func (s *Set) All() []Pool { return slices.Clone(s.all) }
@@ -113,10 +118,17 @@ func (s *Set) find(ctx context.Context, id blockdev.ID) (blockdev.Backend, error
 			return p.Backend, nil
 		}
 		if !errors.Is(err, blockdev.ErrNotFound) {
-			return nil, err
+			s.trouble(p.Name, err)
 		}
 	}
 	return s.all[0].Backend, nil
+}
+
+// settle puts an image that is about to be made, and that nobody has placed, at home.
+func (s *Set) settle(id blockdev.ID) {
+	if _, ok := s.known(id); !ok {
+		s.put(id, 0)
+	}
 }
 
 // with does something where an image is.
@@ -130,6 +142,7 @@ func (s *Set) with(ctx context.Context, id blockdev.ID, do func(blockdev.Backend
 
 // Create implements blockdev.Backend.
 func (s *Set) Create(ctx context.Context, id blockdev.ID, size int64) error {
+	s.settle(id)
 	return s.with(ctx, id, func(b blockdev.Backend) error { return b.Create(ctx, id, size) })
 }
 
@@ -177,7 +190,8 @@ func (s *Set) Stat(ctx context.Context, id blockdev.ID) (info blockdev.Info, err
 }
 
 // List implements blockdev.Backend: the images of all open pools, each with the
-// pool that it is in. One that two pools have is listed twice.
+// pool that it is in. One that two pools have is listed twice. A pool besides the home
+// that does not answer is left out.
 func (s *Set) List(ctx context.Context) ([]blockdev.Info, error) {
 	var all []blockdev.Info
 	for i, p := range s.all {
@@ -185,6 +199,10 @@ func (s *Set) List(ctx context.Context) ([]blockdev.Info, error) {
 			continue
 		}
 		infos, err := p.Backend.List(ctx)
+		if err != nil && i > 0 {
+			s.trouble(p.Name, err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}
@@ -201,13 +219,17 @@ func (s *Set) List(ctx context.Context) ([]blockdev.Info, error) {
 	return all, nil
 }
 
-// Quarantined implements blockdev.Backend.
+// Quarantined implements blockdev.Backend, with the pools that answer.
 func (s *Set) Quarantined(ctx context.Context) (all []blockdev.Quarantine, err error) {
-	for _, p := range s.all {
+	for i, p := range s.all {
 		if p.Backend == nil {
 			continue
 		}
 		found, err := p.Backend.Quarantined(ctx)
+		if err != nil && i > 0 {
+			s.trouble(p.Name, err)
+			continue
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -111,8 +111,11 @@ func (n *node) openPools(ctx context.Context, host string) error {
 		n.others = append(n.others, p)
 		all = append(all, pools.Pool{Name: spec.name, Kind: spec.kind, Backend: p.backend, Err: p.err})
 	}
-	n.pools, err = pools.New(all...)
-	return err
+	if n.pools, err = pools.New(all...); err != nil {
+		return err
+	}
+	n.pools.OnTrouble(func(pool string, err error) { n.log.Error("a pool does not answer", "pool", pool, "cause", err) })
+	return nil
 }
 
 func (n *node) openOther(ctx context.Context, spec poolSpec, host string) (blockdev.Backend, error) {
