@@ -421,7 +421,7 @@ func (o *Overlay) farAway(ctx context.Context) error {
 		http.ServeContent(w, r, "image", time.Time{}, bytes.NewReader(image))
 	}), ReadHeaderTimeout: time.Minute}
 	go func() { _ = store.Serve(listener) }() // until it is closed
-	defer store.Close()
+	defer func() { _ = store.Close() }()      // it was only read from
 	fetch := overlay.HTTPFetch(http.DefaultClient, "http://"+listener.Addr().String()+"/")
 	chunks := overlay.Chunks{Size: o.size(), Chunk: farChunk}
 	for off := int64(0); off < o.size(); off += farChunk {

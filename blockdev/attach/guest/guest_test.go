@@ -61,7 +61,7 @@ func TestStrangers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			patience := 10 * time.Second
-			if c.want == ErrSilent {
+			if errors.Is(c.want, ErrSilent) {
 				patience = 100 * time.Millisecond
 			}
 			if _, err := against(t, patience, c.say); !errors.Is(err, c.want) || !strings.Contains(err.Error(), c.text) {

@@ -25,9 +25,8 @@ type Pace func(ctx context.Context, n int64) error
 type Hydrator struct {
 	v      *Overlay
 	pace   Pace
-	first  []int64     // chunks, by number
-	wanted chan int64  // chunks
-	asked  atomic.Bool // to note what is missed
+	first  []int64    // chunks, by number
+	wanted chan int64 // chunks
 	copied atomic.Int64
 
 	mu    sync.Mutex

@@ -168,13 +168,6 @@ func (l *layer) commit() error {
 	return nil
 }
 
-// unflushed tells how many runs of blocks wait for a commit.
-func (l *layer) unflushed() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.pending)
-}
-
 // grow makes the layer larger. The caller is alone.
 func (l *layer) grow(size int64) error {
 	if err := errors.Join(l.Data.Truncate(size), l.Map.Truncate(MapSize(size))); err != nil {

@@ -85,7 +85,7 @@ func TestServed(t *testing.T) {
 	want.wrote(bytes.Repeat([]byte{0xaa}, 100<<10), 10<<20)
 	want.wrote(make([]byte, 64<<10), 2<<20)
 	must(t, server.Close())
-	<-served
+	must(t, <-served)
 	again, err := overlay.Open([]overlay.Files{next, stack[0]}, base)
 	must(t, err)
 	want.same(t, again)
