@@ -257,7 +257,7 @@ func (l *life) snapshots() {
 	}
 }
 
-const steps = 60
+const steps = 40
 
 // TestEveryCut cuts the power before each side effect of many lives.
 func TestEveryCut(t *testing.T) {

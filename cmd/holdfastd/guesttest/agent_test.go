@@ -122,6 +122,64 @@ func TestAgent(t *testing.T) {
 	}
 }
 
+// TestAgentDies: growth waits for an agent that is gone, and so does a detach, which
+// goes on when it is back; force needs none, and nothing new is mounted without one.
+func TestAgentDies(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	g := vmtest.Start(t, vmtest.Options{})
+	d := start(t, g)
+	ctx, c := t.Context(), d.Client
+	socket := volumeAgent(t, g)
+	mountedAt := func(holder, path string) client.Attachment {
+		a := into(g, holder)
+		a.Target.Agent, a.MountPath = socket, path
+		return a
+	}
+	const dies = "kill -9 $(pidof hf-agent); while pidof hf-agent >/dev/null; do sleep 0.01; done"
+	_, err := c.CreateVolume(ctx, client.Volume{Metadata: client.VolumeMetadata{Name: "v"}, Spec: client.VolumeSpec{Size: 64}}, "")
+	must(t, err)
+	a, err := c.Attach(ctx, "v", mountedAt("sandbox:one", "/mnt/v"))
+	must(t, err)
+	must(t, g.Run(ctx, "sh", "-c", dies))
+	larger := int64(96)
+	v, err := c.UpdateVolume(ctx, "v", client.VolumeChange{SizeMiB: &larger})
+	must(t, err)
+	if s := v.State.Sizes; s == nil || !strings.Contains(s.Pending, "does not answer") {
+		t.Errorf("grown without an agent: %+v", s)
+	}
+	_, err = c.Detach(ctx, "v", a.ID)
+	refused(t, err, "CONFLICT", "does not answer")
+	if now := attachmentOf(t, c, "v"); now.Phase != "detaching" {
+		t.Errorf("%+v", now)
+	}
+	must(t, g.Run(ctx, "sh", "-c", "/run/hf-agent >/run/hf-agent.log 2>&1 </dev/null &"))
+	for deadline := time.Now().Add(patience); ; time.Sleep(50 * time.Millisecond) {
+		left, err := c.Attachments(ctx, "v")
+		must(t, err)
+		if len(left) == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("the detach does not go on: %+v", left)
+		}
+	}
+
+	a, err = c.Attach(ctx, "v", mountedAt("sandbox:two", "/mnt/v"))
+	must(t, err)
+	if n := used(t, g, "v", 2); n < 80<<10 {
+		t.Errorf("attached anew its filesystem has %d KiB", n)
+	}
+	must(t, g.Run(ctx, "sh", "-c", dies))
+	_, err = c.ForceDetach(ctx, "v", a.ID)
+	must(t, err)
+	must(t, g.Run(ctx, "true")) // the machine lives
+	_, err = c.Attach(ctx, "v", mountedAt("sandbox:three", "/mnt/w"))
+	refused(t, err, "CONFLICT", "does not answer")
+	if left, err := c.Attachments(ctx, "v"); err != nil || len(left) != 0 {
+		t.Errorf("%+v, %v", left, err)
+	}
+}
+
 func attachmentOf(t *testing.T, c *client.Client, name string) client.Attachment {
 	t.Helper()
 	all, err := c.Attachments(t.Context(), name)
