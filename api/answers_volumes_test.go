@@ -85,6 +85,11 @@ var attachmentStates = map[string]state{
 		return once(func() { close(gate) })
 	}},
 	"detached": {enter: func(w *world) func() { w.makeVolume(); return nil }},
+	"being moved": {enter: func(w *world) func() {
+		w.makeVolume()
+		w.as(writerKey, "POST /v0/volumes/v/move", `{"pool":"second"}`).is(200)
+		return nil
+	}},
 	"attaching": {enter: func(w *world) func() {
 		w.makeVolume()
 		return w.attaching()
@@ -161,6 +166,8 @@ var volumeRequests = map[string]request{
 	"thaw":                    {line: "POST /v0/volumes/v/thaw"},
 	"capture":                 {line: "POST /v0/volumes/v/capture", body: `{"template":"made"}`},
 	"sanitize":                {line: "POST /v0/volumes/v/sanitize", body: `{"name":"clean"}`},
+	"move":                    {line: "POST /v0/volumes/v/move", body: `{"pool":"second"}`},
+	"move, where it is":       {line: "POST /v0/volumes/v/move", body: `{"pool":"default"}`},
 	"set limits":              {line: "PUT /v0/volumes/v/attachments/{id}/limits", body: `{"readIops":100}`},
 	"list files":              {line: "GET /v0/volumes/v/files?path=/", as: readerKey},
 }
@@ -175,6 +182,6 @@ func attachBody(sandbox string, readOnly, force bool) object {
 }
 
 func TestAnswersOfVolumes(t *testing.T) {
-	makeWorld := func(t *testing.T, limit time.Duration) *world { return newPatientWorld(t, limit) }
+	makeWorld := func(t *testing.T, limit time.Duration) *world { return newWorldOfTwo(t, limit) }
 	holdAnswers(t, "Volumes and attachments", makeWorld, attachmentStates, volumeRequests)
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -23,6 +24,7 @@ import (
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/pools"
 	"holdfast/engine"
 	"holdfast/metadata"
 	"holdfast/templates"
@@ -73,6 +75,31 @@ func newWorld(t testing.TB, change ...func(*api.Options)) *world {
 // engine's own.
 func newPatientWorld(t testing.TB, limit time.Duration, change ...func(*api.Options)) *world {
 	t.Helper()
+	return newWorldWith(t, func(o *engine.Options) { o.StepLimit = limit }, change...)
+}
+
+// newWorldOfTwo is newPatientWorld with a second pool. Nobody moves volumes along.
+func newWorldOfTwo(t testing.TB, limit time.Duration) *world {
+	t.Helper()
+	return newWorldWith(t, func(o *engine.Options) {
+		set, err := pools.New(
+			pools.Pool{Name: o.PoolName, Kind: o.PoolKind, Backend: o.Pool},
+			pools.Pool{Name: "second", Kind: o.PoolKind, Backend: blockdevtest.NewMemory()},
+		)
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.Pool, o.StepLimit = set, limit
+		o.Others = []engine.OtherPool{{Name: "second", Kind: o.PoolKind, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1})}}
+		o.Copy = func(context.Context, string, string, int64, int64) (next, copied int64, err error) {
+			return 0, 0, errors.ErrUnsupported
+		}
+	})
+}
+
+// newWorldWith is newWorld with other options of the engine.
+func newWorldWith(t testing.TB, set func(*engine.Options), change ...func(*api.Options)) *world {
+	t.Helper()
 	w := &world{t: t, sandboxes: &toyAttacher{}, stage: &toyStage{mounted: map[blockdev.ID]bool{}}, pool: blockdevtest.NewMemory(), clock: time.Date(2026, 11, 23, 12, 0, 0, 123456789, time.UTC), log: &syncBuffer{}, audit: &auditLog{}}
 	w.fs = &toyFS{pool: w.pool, sizes: map[string]int64{}, files: map[string]string{}}
 	w.shelf = newShelf(w)
@@ -88,12 +115,13 @@ func newPatientWorld(t testing.TB, limit time.Duration, change ...func(*api.Opti
 	}
 	t.Cleanup(func() { _ = side.Close() })
 	w.store, w.side = store, side
-	w.engine, err = engine.New(t.Context(), engine.Options{
-		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: w.stage, StepLimit: limit,
+	options := engine.Options{
+		Store: store, SideLog: side, Pool: w.pool, PoolName: "default", PoolKind: "memory", Library: w.shelf, Stage: w.stage,
 		Filesystems: w.fs, Sanitizer: toySanitizer{w.fs}, Attachers: map[string]attach.Attacher{"host": w.sandboxes}, Limiter: toyLimiter{}, Ledger: engine.NewLedger(engine.LedgerOptions{Total: 64 << 30, Ratio: 1}),
 		Log: slog.New(slog.DiscardHandler), DefaultRegion: "us-pdx-1", Now: w.now,
-	})
-	if err != nil {
+	}
+	set(&options)
+	if w.engine, err = engine.New(t.Context(), options); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = w.engine.Close(context.Background()) })
