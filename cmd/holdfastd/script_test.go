@@ -21,10 +21,10 @@ want=$1; shift
 [ "$got" = "$want" ] || { echo "exit code $got, want $want" >&2; exit 1; }
 `
 
-// TestScripts runs the command line against a real daemon. Each script has a
-// workspace of its own.
+// TestScripts runs the command line against a real daemon with two pools. Each
+// script has a workspace of its own.
 func TestScripts(t *testing.T) {
-	n := newNode(t)
+	n := newNode(t, "--pool", "second=sparse:"+t.TempDir())
 	address, err := os.ReadFile(filepath.Join(n.state, "listen"))
 	must(t, err)
 	programs := filepath.Dir(holdfast)
