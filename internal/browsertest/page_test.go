@@ -202,6 +202,26 @@ func TestPage(t *testing.T) {
 	})
 }
 
+// TestPools: a pool that is not there says why, and a volume where it is.
+func TestPools(t *testing.T) {
+	dir := t.TempDir()
+	broken := filepath.Join(dir, "broken")
+	must(t, os.WriteFile(broken, nil, 0o600)) // not a directory
+	d := daemontest.Start(t, "--pool", "second=sparse:"+filepath.Join(dir, "second")+",broken=sparse:"+broken)
+	_, err := d.Client.CreateVolume(t.Context(), client.Volume{Metadata: client.VolumeMetadata{Name: "elsewhere"}, Spec: client.VolumeSpec{Size: 16, Pool: "second"}}, "")
+	must(t, err)
+	b := browsertest.Open(t, width, height)
+	visit(t, b, d, d.Key)
+	b.Await("document.querySelectorAll('#poolList .pool').length === 3 && document.querySelectorAll('#poolList .bar').length === 2")
+	b.Await("document.querySelector('#poolList .pool:last-child .bad').textContent.includes('not available: ')")
+	if text := browsertest.Eval[string](b, "$('poolList').textContent"); strings.Contains(text, "NaN") || strings.Contains(text, "undefined") {
+		t.Errorf("the pools: %s", text)
+	}
+	b.Click(rowOf("elsewhere"))
+	b.Await("!$('detail').hidden && [...document.querySelectorAll('#detail dt')].some(t => t.textContent === 'Pool' && t.nextSibling.textContent === 'second')")
+	noTroubles(t, b)
+}
+
 // TestPicture keeps the picture in the docs true: a small node, one volume open.
 func TestPicture(t *testing.T) {
 	d := daemontest.Start(t)
