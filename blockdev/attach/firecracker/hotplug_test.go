@@ -72,8 +72,9 @@ func TestHotRemovalCut(t *testing.T) {
 	b.attach(t)
 	b.vm.Steer("boot")
 	b.vm.Fail(vmmtest.Fault{Request: "DELETE /drives", How: vmmtest.FaultDie})
-	if err := b.Detach(context.Background(), b.r); err != nil && !errors.Is(err, blockdev.ErrGone) {
-		<-b.vm.Ended()
+	err := b.Detach(context.Background(), b.r)
+	<-b.vm.Ended()
+	if err != nil && !errors.Is(err, blockdev.ErrGone) {
 		if err := b.Detach(context.Background(), b.r); err != nil {
 			t.Error(err)
 		}
