@@ -368,15 +368,8 @@ func (e *Engine) detached(ctx context.Context, workspace, name string, use func(
 		return err
 	}
 	defer release()
-	switch {
-	case v.Phase != Ready || v.Failure != "":
-		return notReady(v)
-	case v.moving():
-		return movedProblem(v)
-	case len(v.Attachments) > 0:
-		return problem(ErrAttached, "", "volume %q is attached to %s: read its files there, or detach it", v.Name, v.AttachedTo())
-	case v.Filesystem == filesystem.None:
-		return problem(ErrUnsupported, "", "volume %q has no filesystem", v.Name)
+	if err := v.mayBeRead("read its files there, or detach it"); err != nil {
+		return err
 	}
 	read := func(path string) error { return use(path, v) }
 	err = e.asFile(ctx, v.ID, true, read)
@@ -389,6 +382,22 @@ func (e *Engine) detached(ctx context.Context, workspace, name string, use func(
 		return err
 	}
 	return e.asFile(ctx, v.ID, true, read)
+}
+
+// mayBeRead refuses what reads the files of a volume that is not there for that.
+// advice is what to do about one that is attached.
+func (v Volume) mayBeRead(advice string) error {
+	switch {
+	case v.Phase != Ready || v.Failure != "":
+		return notReady(v)
+	case v.moving():
+		return movedProblem(v)
+	case len(v.Attachments) > 0:
+		return problem(ErrAttached, "", "volume %q is attached to %s: %s", v.Name, v.AttachedTo(), advice)
+	case v.Filesystem == filesystem.None:
+		return problem(ErrUnsupported, "", "volume %q has no filesystem", v.Name)
+	}
+	return nil
 }
 
 func notReady(v Volume) error {

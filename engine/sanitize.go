@@ -52,7 +52,7 @@ func (e *Engine) SanitizeVolume(ctx context.Context, workspace, name string, r S
 		if from, err = e.current(ctx, from); err != nil {
 			return Volume{}, err
 		}
-		if err := from.mayBeCopied(); err != nil {
+		if err := from.mayBeRead("detach it first"); err != nil {
 			return Volume{}, err
 		}
 		size := r.SizeMiB
@@ -84,20 +84,6 @@ func (e *Engine) SanitizeVolume(ctx context.Context, workspace, name string, r S
 		}
 		return v, nil
 	})
-}
-
-func (v Volume) mayBeCopied() error {
-	switch {
-	case v.Phase != Ready || v.Failure != "":
-		return notReady(v)
-	case v.moving():
-		return movedProblem(v)
-	case len(v.Attachments) > 0:
-		return problem(ErrAttached, "", "volume %q is attached to %s: detach it first", v.Name, v.AttachedTo())
-	case v.Filesystem == filesystem.None:
-		return problem(ErrUnsupported, "", "volume %q has no filesystem whose files could be copied", v.Name)
-	}
-	return nil
 }
 
 func (e *Engine) beginSanitizing(v, from Volume) {
