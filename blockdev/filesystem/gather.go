@@ -102,7 +102,7 @@ func (c *content) extent(e extent) error {
 			if err := c.finishBlock(); err != nil {
 				return err
 			}
-			c.run(tree.Run{Offset: e.logical, Length: whole, Store: StoreImage, At: e.physical})
+			c.Add(tree.Run{Offset: e.logical, Length: whole, Store: StoreImage, At: e.physical})
 			e.logical, e.physical, length = e.logical+whole, e.physical+whole, length-whole
 		}
 	}
@@ -156,18 +156,6 @@ func (c *content) finishBlock() error {
 	}
 	at, err := c.g.put(c.block[:])
 	c.block = zeroBlock
-	c.run(tree.Run{Offset: offset, Length: min(tree.Block, c.Size-offset), Store: StoreLoose, At: at})
+	c.Add(tree.Run{Offset: offset, Length: min(tree.Block, c.Size-offset), Store: StoreLoose, At: at})
 	return err
-}
-
-// run adds one, to the one before where they touch.
-func (c *content) run(r tree.Run) {
-	if n := len(c.Runs); n > 0 {
-		last := &c.Runs[n-1]
-		if last.Store == r.Store && last.Offset+last.Length == r.Offset && last.At+last.Length == r.At {
-			last.Length += r.Length
-			return
-		}
-	}
-	c.Runs = append(c.Runs, r)
 }

@@ -63,7 +63,7 @@ func (c *Content) addMapped(r Run, places []sys.MappedExtent) {
 			return
 		}
 		if from < to {
-			c.add(Run{Offset: from, Length: to - from, At: p.Physical + from - p.Offset})
+			c.Add(Run{Offset: from, Length: to - from, At: p.Physical + from - p.Offset})
 		}
 	}
 }

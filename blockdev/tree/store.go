@@ -273,15 +273,15 @@ func (s *Store) write(b *batch) error {
 				}
 				start = from
 			}
-			p.of.add(Run{Offset: p.offset + int64(run.from), Length: int64(run.to - run.from), At: s.at.Load() + int64(from-start)})
+			p.of.Add(Run{Offset: p.offset + int64(run.from), Length: int64(run.to - run.from), At: s.at.Load() + int64(from-start)})
 			end = roundUp(to)
 		}
 	}
 	return put()
 }
 
-// add appends a run, to the one before if they touch in file and store.
-func (c *Content) add(r Run) {
+// Add appends a run, to the one before if they touch in file and store.
+func (c *Content) Add(r Run) {
 	if n := len(c.Runs); n > 0 {
 		last := &c.Runs[n-1]
 		if last.Store == r.Store && last.Offset+last.Length == r.Offset && last.At+last.Length == r.At {
