@@ -192,6 +192,14 @@ func (v *Overlay) bringIn(r run, p []byte) error {
 	if err := v.Failed(); err != nil {
 		return err
 	}
+	return v.fillTop(r, func(top *layer, missing run) error {
+		return top.copyIn(missing, p[(missing.first-r.first)*BlockSize:(missing.end-r.first)*BlockSize])
+	})
+}
+
+// fillTop calls fill for each part of r that the only layer does not hold.
+// blockdev.ErrBusy when there are more: what they hold is not the base's to give.
+func (v *Overlay) fillTop(r run, fill func(top *layer, missing run) error) error {
 	v.gate.RLock()
 	defer v.gate.RUnlock()
 	if len(v.stack) > 1 {
@@ -199,9 +207,7 @@ func (v *Overlay) bringIn(r run, p []byte) error {
 	}
 	defer v.chunks.lock(r, true)()
 	top := v.stack[0]
-	return top.fill(r, func(missing run) error {
-		return top.copyIn(missing, p[(missing.first-r.first)*BlockSize:(missing.end-r.first)*BlockSize])
-	})
+	return top.fill(r, func(missing run) error { return fill(top, missing) })
 }
 
 // fillZero takes a range that the base has nothing in as zeroes.
@@ -217,14 +223,7 @@ func (v *Overlay) fillZero(ctx context.Context, off, end int64) error {
 }
 
 func (v *Overlay) zeroMissing(r run) error {
-	v.gate.RLock()
-	defer v.gate.RUnlock()
-	if len(v.stack) > 1 {
-		return fmt.Errorf("%w: there are sealed layers between the top and the base", blockdev.ErrBusy)
-	}
-	defer v.chunks.lock(r, true)()
-	top := v.stack[0]
-	return top.fill(r, func(missing run) error {
+	return v.fillTop(r, func(top *layer, missing run) error {
 		if err := top.Data.Punch(missing.first*BlockSize, (missing.end-missing.first)*BlockSize); err != nil {
 			return err
 		}
