@@ -92,9 +92,11 @@ func (s *Set) In(pool string) (blockdev.Backend, error) {
 	return nil, fmt.Errorf("%w: this host has no pool %q", blockdev.ErrUnavailable, pool)
 }
 
+// open gives the pool's backend. Why it is not open is told in words alone: what was
+// wrong with the pool is nothing wrong with a request.
 func (p Pool) open() (blockdev.Backend, error) {
 	if p.Backend == nil {
-		return nil, fmt.Errorf("%w: pool %q: %w", blockdev.ErrUnavailable, p.Name, p.Err)
+		return nil, fmt.Errorf("%w: pool %q: %s", blockdev.ErrUnavailable, p.Name, p.Err.Error())
 	}
 	return p.Backend, nil
 }

@@ -3,6 +3,8 @@ package pools_test
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"holdfast/blockdev"
@@ -26,7 +28,10 @@ func must(t *testing.T, err error) {
 // sick is a pool that does not answer.
 type sick struct{ blockdev.Backend }
 
-var errSick = errors.New("input/output error")
+var (
+	errSick = errors.New("input/output error")
+	errShut = fmt.Errorf("%w: there is no such pool", blockdev.ErrInvalid)
+)
 
 func (sick) Stat(context.Context, blockdev.ID) (blockdev.Info, error) {
 	return blockdev.Info{}, errSick
@@ -85,7 +90,7 @@ func TestPlaces(t *testing.T) {
 func TestSickPool(t *testing.T) {
 	ctx := t.Context()
 	home := blockdevtest.NewMemory()
-	s, err := pools.New(pools.Pool{Name: "home", Backend: home}, pools.Pool{Name: "sick", Backend: sick{blockdevtest.NewMemory()}}, pools.Pool{Name: "shut", Err: errSick})
+	s, err := pools.New(pools.Pool{Name: "home", Backend: home}, pools.Pool{Name: "sick", Backend: sick{blockdevtest.NewMemory()}}, pools.Pool{Name: "shut", Err: errShut})
 	must(t, err)
 	told := map[string]int{}
 	s.OnTrouble(func(pool string, err error) {
@@ -109,7 +114,7 @@ func TestSickPool(t *testing.T) {
 		t.Errorf("told of %v", told)
 	}
 	must(t, s.Place(two, "shut"))
-	if err := s.Create(ctx, two, size); !errors.Is(err, blockdev.ErrUnavailable) || !errors.Is(err, errSick) {
+	if err := s.Create(ctx, two, size); !errors.Is(err, blockdev.ErrUnavailable) || errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), errShut.Error()) {
 		t.Errorf("a create in a pool that is not open: %v", err)
 	}
 	if _, err := pools.New(pools.Pool{Name: "home", Err: errSick}); !errors.Is(err, blockdev.ErrInvalid) {
