@@ -1,12 +1,18 @@
 package lvmguesttest_test
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -62,7 +68,7 @@ func newNode(t *testing.T) *node {
 	var err error
 	n.config, err = daemon.Load(daemon.Sources{Flags: map[string]string{
 		"state_dir": state, "listen": "none", "pool_size": "1GiB", "pool": "lvm:vg/thin",
-		"host_prefixes": filepath.Join(n.root, "attach"), "tenants_attach": "true", "cage": "off", "rate_limit": "0", "backup_interval": "0", "log_level": "warn",
+		"host_prefixes": filepath.Join(n.root, "attach"), "tenants_attach": "true", "cage": "off", "rate_limit": "0", "backup_interval": "0", "log_level": "error",
 	}})
 	must(t, err)
 	n.Client, err = client.New(client.Options{Socket: n.config.Socket, Workspace: "main"})
@@ -159,22 +165,243 @@ func source(t testing.TB, at string) string {
 	return sh(t, "awk -v at="+at+" '$2 == at { print $1 }' /proc/mounts")
 }
 
-// TestVolumes is the life of volumes in a thin pool.
+// device is the logical volume that is mounted at a directory, its node.
+func (n *node) device(at string) string {
+	n.t.Helper()
+	from := source(n.t, at)
+	if !strings.HasPrefix(from, "/dev/") || strings.Contains(from, "loop") {
+		n.t.Fatalf("%s is mounted from %q", at, from)
+	}
+	node := sh(n.t, "readlink -f "+from)
+	if pool := sh(n.t, "lvs --noheadings -o pool_lv "+node); pool != "thin" {
+		n.t.Fatalf("%s is mounted from %s, in pool %q", at, from, pool)
+	}
+	return node
+}
+
+// grow asks for a size in MiB and waits until all three sizes are there.
+func (n *node) grow(name string, mib int64) {
+	n.t.Helper()
+	_, err := n.UpdateVolume(n.t.Context(), name, client.VolumeChange{SizeMiB: &mib})
+	must(n.t, err)
+	n.sizes(name, n.await(name, func(v client.Volume) bool { return v.State.Sizes.Pending == "" }), mib)
+}
+
+// extent is the group's, in MiB.
+const extent = 4
+
+// sizes checks what is told of a volume that somebody wants to have mib MiB.
+func (n *node) sizes(name string, v client.Volume, mib int64) {
+	n.t.Helper()
+	s := v.State.Sizes
+	if device := (mib + extent - 1) / extent * extent; v.Spec.Size != mib || s == nil || s.Wanted != mib<<20 || s.Device != device<<20 || s.Filesystem < mib<<20*9/10 || s.Filesystem > s.Device {
+		n.t.Errorf("%s wants %d MiB: %+v, sizes %+v", name, mib, v.Spec, s)
+	}
+}
+
+// await waits until a volume is as it should be.
+func (n *node) await(name string, is func(client.Volume) bool) client.Volume {
+	n.t.Helper()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		v, err := n.Volume(n.t.Context(), name)
+		must(n.t, err)
+		if is(v) {
+			return v
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s: %+v", name, v.State)
+		}
+	}
+}
+
+// move moves a volume and waits for its end.
+func (n *node) move(name, pool string) {
+	n.t.Helper()
+	_, err := n.MoveVolume(n.t.Context(), name, pool)
+	must(n.t, err)
+	if v := n.await(name, func(v client.Volume) bool { return v.State.Move == nil }); v.Spec.Pool != strings.TrimPrefix(pool, "default") {
+		n.t.Errorf("moved to %s: it is in %q", pool, v.Spec.Pool)
+	}
+}
+
+// holds checks a file of an attached volume.
+func holds(t testing.TB, at, file string, want []byte) {
+	t.Helper()
+	if got, err := os.ReadFile(filepath.Join(at, file)); err != nil || !bytes.Equal(got, want) {
+		t.Errorf("%s: %d bytes, want %d; %v", file, len(got), len(want), err)
+	}
+}
+
+// listing is all volumes as the API shows them, without what is not kept.
+func (n *node) listing() string {
+	n.t.Helper()
+	var all []client.Volume
+	for v, err := range n.Volumes(n.t.Context(), client.VolumeQuery{Sort: "name:asc"}) {
+		must(n.t, err)
+		v, err := n.Volume(n.t.Context(), v.Metadata.Name)
+		must(n.t, err)
+		v.State.Sizes.Allocated, v.State.Sizes.Shared = 0, 0
+		all = append(all, v)
+	}
+	b, err := json.MarshalIndent(all, "", " ")
+	must(n.t, err)
+	return string(b)
+}
+
+// foreign makes volumes in the same pool that are not ours, one by a name of ours, and
+// says what they hold.
+func foreign(t testing.TB) (digest func() string) {
+	const impostor = "hfi-vol-00000000000000000000000000"
+	for _, name := range []string{"foreign", impostor} {
+		sh(t, "lvcreate -qq -y -V 8m -T vg/thin -n "+name+" && dd if=/dev/urandom of=/dev/vg/"+name+" bs=1M count=8 2>/dev/null && sync")
+	}
+	return func() string { return sh(t, "sha256sum /dev/vg/foreign /dev/vg/"+impostor) }
+}
+
+// TestVolumes is the life of volumes in a thin pool, from their creation to the pool's
+// end, with others' volumes beside them.
 func TestVolumes(t *testing.T) {
 	n := newNode(t)
-	n.push("tools", strings.Repeat("tool", 5000))
-	n.create("blank", client.VolumeSpec{Size: 66, Pool: "thin"})
-	n.create("blank-xfs", client.VolumeSpec{Size: 320, Pool: "thin", Filesystem: "xfs"})
-	n.create("made", client.VolumeSpec{Size: 64, Pool: "thin", Template: "tools"})
+	digest := foreign(t)
+	others := digest()
+	used := func() string { return sh(t, "lvs --noheadings -o data_percent vg/thin") }
+	empty := used()
+	tool := []byte(strings.Repeat("tool", 5000))
+	names := []string{"blank", "made", "xfs"}
 
-	for _, name := range []string{"blank", "blank-xfs", "made"} {
-		n.use(name, false, func(at string) {
-			if from := source(t, at); !strings.HasPrefix(from, "/dev/") || strings.Contains(from, "loop") {
-				t.Errorf("%s is mounted from %q", name, from)
-			} else if lv := sh(t, "lvs --noheadings -o pool_lv $(readlink -f "+from+")"); lv != "thin" {
-				t.Errorf("%s is mounted from %s, in pool %q", name, from, lv)
-			}
-			must(t, os.WriteFile(filepath.Join(at, "file"), []byte(name), 0o600))
+	t.Run("create", func(t *testing.T) {
+		n.t = t
+		n.push("tools", string(tool))
+		n.sizes("blank", n.create("blank", client.VolumeSpec{Size: 66, Pool: "thin"}), 66)
+		n.create("xfs", client.VolumeSpec{Size: 320, Pool: "thin", Filesystem: "xfs"})
+		n.sizes("made", n.create("made", client.VolumeSpec{Size: 64, Pool: "thin", Template: "tools"}), 64)
+	})
+	t.Run("attach", func(t *testing.T) {
+		n.t = t
+		for _, name := range names {
+			n.use(name, false, func(at string) {
+				n.device(at)
+				must(t, os.WriteFile(filepath.Join(at, "file"), []byte(name), 0o600))
+				if name == "made" {
+					holds(t, at, "tool", tool)
+				}
+			})
+		}
+	})
+	t.Run("grow", func(t *testing.T) {
+		n.t = t
+		n.use("blank", false, func(at string) {
+			n.grow("blank", 130)
+			holds(t, at, "file", []byte("blank"))
 		})
+		n.use("xfs", false, func(string) { n.grow("xfs", 350) })
+		n.grow("made", 98)
+		n.use("made", false, func(at string) { holds(t, at, "tool", tool) })
+	})
+	t.Run("read-only", func(t *testing.T) {
+		n.t = t
+		n.use("made", true, func(at string) {
+			holds(t, at, "file", []byte("made"))
+			if err := os.WriteFile(filepath.Join(at, "file"), nil, 0o600); !errors.Is(err, syscall.EROFS) {
+				t.Errorf("a write to a file of a read-only attachment: %v", err)
+			}
+			device := n.device(at)
+			f, err := os.OpenFile(device, os.O_WRONLY, 0)
+			if err == nil {
+				_, err = f.WriteAt([]byte("written"), 0)
+				err = errors.Join(err, f.Sync(), f.Close())
+			}
+			if err == nil {
+				t.Errorf("%s takes writes under a read-only attachment", device)
+			}
+		})
+	})
+	t.Run("rebuild", func(t *testing.T) {
+		n.t = t
+		at, a, err := n.attach("made", false)
+		must(t, err)
+		before := n.listing()
+		n.stop()
+		must(t, os.WriteFile(filepath.Join(at, "meanwhile"), []byte("kept"), 0o600))
+		must(t, os.RemoveAll(filepath.Join(n.config.StateDir, "meta", "store")))
+		must(t, daemon.Rebuild(t.Context(), n.config, "", t.Output(), t.Output()))
+		n.start()
+		n.same(before)
+		_, err = n.Detach(t.Context(), "made", a.ID)
+		must(t, err)
+	})
+	t.Run("move", func(t *testing.T) {
+		n.t = t
+		n.create("wanderer", client.VolumeSpec{Size: 66, Template: "tools"})
+		content := make([]byte, 24<<20)
+		_, _ = rand.NewChaCha8(sha256.Sum256([]byte("move"))).Read(content)
+		n.use("wanderer", false, func(at string) { must(t, os.WriteFile(filepath.Join(at, "data"), content, 0o600)) })
+		for _, pool := range []string{"thin", "default"} {
+			n.move("wanderer", pool)
+			n.use("wanderer", false, func(at string) {
+				if pool == "thin" {
+					n.device(at)
+				}
+				holds(t, at, "data", content)
+				holds(t, at, "tool", tool)
+			})
+		}
+	})
+	t.Run("without the pool", func(t *testing.T) {
+		n.t = t
+		before := n.listing()
+		n.stop()
+		sh(t, "lvm vgrename -qq vg away")
+		n.start()
+		_, _, err := n.attach("made", false)
+		if client.Status(err) != 503 || !strings.Contains(err.Error(), "not available") {
+			t.Errorf("an attach of a volume whose pool is not there: %v", err)
+		}
+		_, err = n.CreateVolume(t.Context(), client.Volume{Metadata: client.VolumeMetadata{Name: "new"}, Spec: client.VolumeSpec{Size: 16, Pool: "thin"}}, "")
+		if client.Status(err) != 503 {
+			t.Errorf("a create in a pool that is not there: %v", err)
+		}
+		n.create("goes-on", client.VolumeSpec{Size: 16})
+		_, err = n.DeleteVolume(t.Context(), "goes-on")
+		must(t, err)
+		if pools, err := n.Pools(t.Context()); err != nil || len(pools) != 2 || pools[1].Unavailable == "" {
+			t.Errorf("pools: %+v, %v", pools, err)
+		}
+		n.stop()
+		sh(t, "lvm vgrename -qq away vg")
+		n.start()
+		n.same(before)
+		n.use("made", false, func(at string) { holds(t, at, "meanwhile", []byte("kept")) })
+	})
+	t.Run("delete", func(t *testing.T) {
+		n.t = t
+		for _, name := range append(names, "wanderer") {
+			_, err := n.DeleteVolume(t.Context(), name)
+			must(t, err)
+		}
+		_, err := n.DeleteTemplate(t.Context(), "tools")
+		must(t, err)
+		ours := func() string {
+			return sh(t, "lvs --noheadings -o lv_name -S 'lv_tags!=\"\" && lv_name!=hf-meta-thin' vg")
+		}
+		for deadline := time.Now().Add(patience); ours() != ""; time.Sleep(50 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("these are left: %s", ours())
+			}
+		}
+		if now := used(); now != empty {
+			t.Errorf("of the pool %s %% are in use, %s %% were before", now, empty)
+		}
+	})
+	if now := digest(); now != others {
+		t.Errorf("others' volumes have become\n%s\nand were\n%s", now, others)
+	}
+}
+
+// same checks that all volumes are listed as before.
+func (n *node) same(before string) {
+	n.t.Helper()
+	if after := n.listing(); after != before {
+		n.t.Errorf("listed is\n%s\nand was\n%s", after, before)
 	}
 }
