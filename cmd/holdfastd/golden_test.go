@@ -207,8 +207,9 @@ func TestWriters(t *testing.T) {
 				n.Names, n.Peers = 1, "" // it makes several symbolic links of one
 			}
 		}},
-		// It takes a file whose name is a dash for its input.
-		{"zip", []string{"sh", "-c", "cd git && zip -qry - . | cat"}, func(n *treetest.Inode) { n.MTime = n.MTime.Truncate(time.Second); n.Names, n.Peers = 1, "" }},
+		// It takes a file whose name is a dash for its input, and stores no symbolic link
+		// into a pipe; bsdtar's has them.
+		{"zip", []string{"sh", "-c", "cd git && zip -qry - . -x clone/tool | cat"}, func(n *treetest.Inode) { n.MTime = n.MTime.Truncate(time.Second); n.Names, n.Peers = 1, "" }},
 		{"bsdtar zstd", []string{"bsdtar", "--format=pax", "--zstd", "-cf", "-", "."}, func(*treetest.Inode) {}},
 		{"bsdtar gzip", []string{"bsdtar", "--format=gnutar", "-czf", "-", "."}, func(n *treetest.Inode) { n.MTime = n.MTime.Truncate(time.Second) }},
 		{"zstd", []string{"tar", "--format=pax", "--sparse", "--zstd", "-cf", "-", "."}, func(*treetest.Inode) {}},
@@ -231,6 +232,7 @@ func TestWriters(t *testing.T) {
 			trees := []map[string]treetest.Inode{maps.Clone(want), have}
 			if w.name == "zip" {
 				trees[0] = treetest.Survey(t, filepath.Join(root, "git"))
+				delete(trees[0], "clone/tool")
 			}
 			for _, tree := range trees {
 				delete(tree, ".") // a zip has none

@@ -218,8 +218,9 @@ func detachIn(ctx context.Context, cl *client.Client) error {
 		all, err := cl.Attachments(ctx, v.Metadata.Name)
 		errs = append(errs, err)
 		for _, a := range all {
-			_, err := cl.Detach(ctx, v.Metadata.Name, a.ID)
-			errs = append(errs, err)
+			if _, err := cl.Detach(ctx, v.Metadata.Name, a.ID); !client.IsNotFound(err) { // its sandbox has ended meanwhile
+				errs = append(errs, err)
+			}
 		}
 	}
 	return errors.Join(errs...)
