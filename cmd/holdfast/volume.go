@@ -248,6 +248,12 @@ func (a *app) showVolume(v client.Volume) error {
 		r.add("Filesystem", v.Spec.Filesystem)
 		r.add("Template", v.Spec.Template)
 		r.add("Region", v.Spec.Region)
+		if v.Spec.Pool != "" {
+			r.add("Pool", v.Spec.Pool)
+		}
+		if m := v.State.Move; m != nil {
+			r.add("Moving", strings.TrimSuffix(fmt.Sprintf("to %s, %s, %s of %s: %s", m.To, m.Phase, bytesize.Human(m.Done), bytesize.Human(m.Size), m.Failure), ": "))
+		}
 		r.add("Display name", v.Metadata.DisplayName)
 		r.add("External id", v.Metadata.ExternalID)
 		r.add("Labels", joinLabels(v.Metadata.Labels))

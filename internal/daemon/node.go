@@ -257,10 +257,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 		return err
 	}
 	n.space = newSpace(n.pool, n.poolDir, n.log)
-	spaces, err := n.openLedgers(ctx)
-	if err != nil {
-		return err
-	}
+	spaces := n.openLedgers(ctx)
 	n.ledger = engine.NewLedger(engine.LedgerOptions{
 		Total: capacity.Total, Ratio: n.c.Overprovision, Reserve: reserve(n.c, capacity.Total),
 		Other: n.space.other, Free: n.space.left,
@@ -287,8 +284,8 @@ func (n *node) openLibrary(ctx context.Context) error {
 		if p.backend == nil {
 			continue
 		}
-		if err := p.space.counts(ctx, n.library); err != nil {
-			return fmt.Errorf("pool %s: %w", p.name, err)
+		if err := p.space.counts(ctx, n.library); err != nil { // measured again each hour
+			n.log.Error("what a pool holds besides volumes could not be measured", "pool", p.name, "cause", err)
 		}
 	}
 	return n.space.counts(ctx, n.library)

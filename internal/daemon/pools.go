@@ -144,14 +144,14 @@ func (n *node) openOther(ctx context.Context, spec poolSpec, host string) (block
 }
 
 // openLedgers makes the accounts of the other pools.
-func (n *node) openLedgers(ctx context.Context) (map[string]templates.Space, error) {
+func (n *node) openLedgers(ctx context.Context) map[string]templates.Space {
 	spaces := map[string]templates.Space{}
 	for _, p := range n.others {
 		var total int64
 		if p.backend != nil {
 			capacity, err := p.backend.Capacity(ctx)
-			if err != nil {
-				return nil, fmt.Errorf("pool %s: %w", p.name, err)
+			if err != nil { // nothing fits there until the next start; its volumes may be used
+				n.log.Error("a pool does not tell its capacity: nothing is made in it", "pool", p.name, "cause", err)
 			}
 			total = capacity.Total
 		}
@@ -161,7 +161,7 @@ func (n *node) openLedgers(ctx context.Context) (map[string]templates.Space, err
 		})
 		spaces[p.name] = p.ledger
 	}
-	return spaces, nil
+	return spaces
 }
 
 // askTime bounds what an admission waits for a pool; it asks the kernel alone.
