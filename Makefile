@@ -21,7 +21,7 @@ define LAYERS
 pure      100  disk   -      rest
 engine    200  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 340  disk   -race  ^holdfast/templates(/|$$)
-vm        520  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
+vm        620  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk       100  disk   -      ^holdfast/.*sdk

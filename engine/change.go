@@ -130,6 +130,9 @@ func (e *Engine) mergeSize(v *Volume, c ChangeVolume) (grown bool, err error) {
 	if err := e.checkSize(*c.SizeMiB, v.Filesystem); err != nil {
 		return false, err
 	}
+	if err := e.poolOpen(v.Pool); err != nil {
+		return false, err
+	}
 	before := v.SizeMiB
 	v.SizeMiB = *c.SizeMiB
 	if err := e.ledger(v.Pool).promise(v.Workspace, v.ID, v.bytes(), e.Quota(v.Workspace)); err != nil {

@@ -175,6 +175,8 @@ func userError(err error) error {
 		return &Problem{Kind: ErrInvalid, Field: "spec.size", Message: innermost(err), Err: err}
 	case errors.Is(err, blockdev.ErrNoSpace), errors.Is(err, templates.ErrNoSpace):
 		return &Problem{Kind: ErrNoSpace, Message: "the pool is full: delete volumes or template versions, or enlarge the pool", Err: err}
+	case errors.Is(err, blockdev.ErrUnavailable):
+		return &Problem{Kind: blockdev.ErrUnavailable, Message: innermost(err), Err: err}
 	}
 	return err
 }

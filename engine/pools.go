@@ -46,10 +46,17 @@ func (e *Engine) choosePool(asked string) (string, error) {
 	if i < 0 {
 		return "", problem(ErrInvalid, "spec.pool", "no pool is called %.60q: there are %s", asked, strings.Join(e.poolNames(), ", "))
 	}
-	if err := e.o.Others[i].Err; err != nil {
-		return "", unavailable(asked, err)
+	return asked, e.poolOpen(asked)
+}
+
+// poolOpen refuses a pool that this host has and could not open: it has room for nothing.
+func (e *Engine) poolOpen(pool string) error {
+	for _, p := range e.o.Others {
+		if p.Name == pool && p.Err != nil {
+			return unavailable(pool, p.Err)
+		}
 	}
-	return asked, nil
+	return nil
 }
 
 func unavailable(pool string, err error) error {

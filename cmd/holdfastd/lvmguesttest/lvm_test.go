@@ -353,16 +353,18 @@ func TestVolumes(t *testing.T) {
 		n.stop()
 		sh(t, "lvm vgrename -qq vg away")
 		n.start()
-		_, _, err := n.attach("made", false)
-		if client.Status(err) != 503 || !strings.Contains(err.Error(), "not available") {
-			t.Errorf("an attach of a volume whose pool is not there: %v", err)
-		}
-		_, err = n.CreateVolume(t.Context(), client.Volume{Metadata: client.VolumeMetadata{Name: "new"}, Spec: client.VolumeSpec{Size: 16, Pool: "thin"}}, "")
-		if client.Status(err) != 503 {
-			t.Errorf("a create in a pool that is not there: %v", err)
+		_, _, attach := n.attach("made", false)
+		larger := int64(200)
+		_, grow := n.UpdateVolume(t.Context(), "made", client.VolumeChange{SizeMiB: &larger})
+		_, move := n.MoveVolume(t.Context(), "wanderer", "thin")
+		_, create := n.CreateVolume(t.Context(), client.Volume{Metadata: client.VolumeMetadata{Name: "new"}, Spec: client.VolumeSpec{Size: 16, Pool: "thin"}}, "")
+		for what, err := range map[string]error{"attach": attach, "grow": grow, "move": move, "create": create} {
+			if client.Status(err) != 503 || !strings.Contains(err.Error(), "not available") || !strings.Contains(err.Error(), `"thin"`) {
+				t.Errorf("%s, while the pool is not there: %v", what, err)
+			}
 		}
 		n.create("goes-on", client.VolumeSpec{Size: 16})
-		_, err = n.DeleteVolume(t.Context(), "goes-on")
+		_, err := n.DeleteVolume(t.Context(), "goes-on")
 		must(t, err)
 		if pools, err := n.Pools(t.Context()); err != nil || len(pools) != 2 || pools[1].Unavailable == "" {
 			t.Errorf("pools: %+v, %v", pools, err)
