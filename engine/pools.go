@@ -60,7 +60,7 @@ func (e *Engine) poolOpen(pool string) error {
 }
 
 func unavailable(pool string, err error) error {
-	return &Problem{Kind: blockdev.ErrUnavailable, Field: "spec.pool", Message: fmt.Sprintf("pool %q is not available: %v", pool, innermost(err)), Err: err}
+	return &Problem{Kind: blockdev.ErrUnavailable, Field: "spec.pool", Message: fmt.Sprintf("pool %q is not available: its operator finds the reason in the server's log", pool), Err: err}
 }
 
 func (e *Engine) poolNames() []string {
@@ -143,9 +143,12 @@ func (e *Engine) Pools(ctx context.Context) ([]PoolStatus, error) {
 	for _, p := range e.o.Others {
 		s := PoolStatus{Name: p.Name, Backend: p.Kind}
 		p.Ledger.status(&s)
-		backend, err := e.backendOf(p.Name)
+		err := p.Err
 		if err == nil {
-			err = ask(ctx, backend, &s)
+			var backend blockdev.Backend
+			if backend, err = e.backendOf(p.Name); err == nil {
+				err = ask(ctx, backend, &s)
+			}
 		}
 		if err != nil {
 			s.Unavailable = innermost(err)

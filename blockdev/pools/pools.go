@@ -92,11 +92,11 @@ func (s *Set) In(pool string) (blockdev.Backend, error) {
 	return nil, fmt.Errorf("%w: this host has no pool %q", blockdev.ErrUnavailable, pool)
 }
 
-// open gives the pool's backend. Why it is not open is told in words alone: what was
-// wrong with the pool is nothing wrong with a request.
+// open gives the pool's backend. Why it is not open is the operator's to know, who is
+// told at the start: what was wrong with the pool is nothing wrong with a request.
 func (p Pool) open() (blockdev.Backend, error) {
 	if p.Backend == nil {
-		return nil, fmt.Errorf("%w: pool %q: %s", blockdev.ErrUnavailable, p.Name, p.Err.Error())
+		return nil, fmt.Errorf("%w: pool %q", blockdev.ErrUnavailable, p.Name)
 	}
 	return p.Backend, nil
 }

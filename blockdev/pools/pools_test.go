@@ -114,7 +114,7 @@ func TestSickPool(t *testing.T) {
 		t.Errorf("told of %v", told)
 	}
 	must(t, s.Place(two, "shut"))
-	if err := s.Create(ctx, two, size); !errors.Is(err, blockdev.ErrUnavailable) || errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), errShut.Error()) {
+	if err := s.Create(ctx, two, size); !errors.Is(err, blockdev.ErrUnavailable) || errors.Is(err, blockdev.ErrInvalid) || !strings.Contains(err.Error(), `"shut"`) || strings.Contains(err.Error(), errShut.Error()) {
 		t.Errorf("a create in a pool that is not open: %v", err)
 	}
 	if _, err := pools.New(pools.Pool{Name: "home", Err: errSick}); !errors.Is(err, blockdev.ErrInvalid) {
