@@ -103,6 +103,7 @@ type volumeModel struct {
 	label, newer  string
 	attachment    string // acknowledged id, "" when detached
 	attachCut     bool   // an attach or detach was cut
+	held          bool   // its detach was told that something holds it: it goes on by itself
 	content       string // written and synced while attached
 }
 
@@ -240,8 +241,14 @@ func (w *worker) toggle(ctx context.Context, name string) error {
 	m.attachCut = true
 	if m.attachment != "" {
 		_, err := w.n.Detach(ctx, name, m.attachment)
-		if err == nil {
-			m.attachment, m.attachCut = "", false
+		var refused *client.Error
+		switch {
+		case err == nil, m.held && client.IsNotFound(err):
+			m.attachment, m.attachCut, m.held = "", false, false
+			return nil
+		case errors.As(err, &refused) && refused.Status == 409 && strings.Contains(refused.Message, "detaching is tried again"):
+			m.held = true // by a container that is just being started, a cage of the daemon itself say
+			return nil
 		}
 		return err
 	}
