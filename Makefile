@@ -19,7 +19,7 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 # reported, not cut.
 define LAYERS
 pure      100  disk   -      rest
-engine    200  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
+engine    260  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 340  disk   -race  ^holdfast/templates(/|$$)
 vm        620  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)

@@ -182,9 +182,18 @@ func (w *world) uploading() (release func()) {
 	u := templates.Upload{
 		ID: strings.TrimPrefix(target.Path, templates.UploadPath), Expires: target.Query().Get("expires"), Signature: target.Query().Get("signature"),
 	}
-	go func() { _, _ = w.library.Ingest(context.Background(), u, int64(len(archive)), body) }()
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = w.library.Ingest(context.Background(), u, int64(len(archive)), body)
+	}()
 	<-begun
-	return once(func() { close(gate) })
+	release = once(func() { close(gate) })
+	w.t.Cleanup(func() { // it writes to the pool's directory to its end
+		release()
+		<-done
+	})
+	return release
 }
 
 // halting is a body whose end comes when the gate opens.
