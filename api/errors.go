@@ -88,6 +88,7 @@ var answers = []answer{
 	{engine.ErrUnavailable, 503, "SERVICE_UNAVAILABLE", true},
 
 	{blockdev.ErrUnavailable, 503, "POOL_UNAVAILABLE", true},
+	{blockdev.ErrLayered, 409, "HYDRATING", false},
 
 	{templates.ErrNotFound, 404, "NOT_FOUND", false},
 	{templates.ErrInvalid, 400, "INVALID_REQUEST", false},

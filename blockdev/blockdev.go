@@ -2,7 +2,9 @@ package blockdev
 
 import (
 	"context"
+	"io"
 	"regexp"
+	"time"
 )
 
 // ID names an image inside a backend: a kind prefix, a dash and 26 lower-case
@@ -21,6 +23,7 @@ const (
 	PrefixVolume   = "vol" // a volume's image
 	PrefixRevision = "rev" // an immutable template revision
 	PrefixSource   = "src" // a cached, sized image that volumes are cloned from; can be made again
+	PrefixSnapshot = "snp" // what a volume held at one moment; never written
 )
 
 // Kind is a way in which a consumer can use an open image.
@@ -29,6 +32,10 @@ type Kind string
 const (
 	File  Kind = "file"  // a regular file on this host
 	Block Kind = "block" // a block device node on this host
+
+	// A worker serves these; see serve/control. Path is a unix socket.
+	VhostUser Kind = "vhost-user" // vhost-user-blk
+	NBD       Kind = "nbd"        // the default export
 )
 
 // Want is what the consumer of an Open can use.
@@ -40,7 +47,7 @@ type Want struct {
 // Endpoint is where an open image is, on this host.
 type Endpoint struct {
 	Kind     Kind
-	Path     string // of a file or a block node
+	Path     string // of a file, a block node or a unix socket
 	Size     int64  // bytes
 	ReadOnly bool
 	Lease    string // names this opening; Close takes it
@@ -55,6 +62,8 @@ type Info struct {
 	Shared      int64  // of Allocated, bytes shared with other images; 0 where the backend cannot tell cheaply
 	Description []byte // as last given to Publish or Describe, verified; nil for a draft
 	Open        bool   // has an opening now
+	Layers      int    // that its bytes lie in besides one plain file: 0 for a flat image
+	Absent      int64  // bytes that Flatten has yet to bring into that file, at most; 0 for a flat image
 	Pool        string // of several, where it is; "" for the first, and where there is one
 }
 
@@ -131,6 +140,48 @@ type Cloner interface {
 	// draft dst is made anew. errors.ErrUnsupported where the pool cannot: the
 	// caller creates a draft and copies extents.
 	Clone(ctx context.Context, dst, src ID, size int64) error
+}
+
+// Snapshotter is a backend that can keep what an image holds at one moment.
+type Snapshotter interface {
+	// Snapshot makes a draft snap that reads for ever as the published image of did
+	// at one moment of the call: what was flushed before is in it, what is written
+	// after it is not, and of what is written meanwhile it holds what a disk does
+	// whose power fails. Also while of is open. held is how long writers waited. An
+	// existing draft snap is made anew. A layered snapshot takes only Stat, Clone (as
+	// src), Access, Publish, Describe and Remove. errors.ErrUnsupported, and nothing
+	// has changed, where bytes had to be copied for it.
+	Snapshot(ctx context.Context, snap, of ID) (held time.Duration, err error)
+}
+
+// Flattener is a backend with layered images: whose bytes lie in layers of their
+// own and of other images, or still have to come from a base. Such an image opens
+// as VhostUser or NBD only: as File or Block Open answers ErrLayered.
+type Flattener interface {
+	// Flatten brings all bytes of a closed image or draft into one file. Flat is
+	// success. It may take as long as a copy takes; cut at any time it goes on where
+	// it was. What fails for a base that does not answer is tried again until ctx
+	// ends. ErrBusy while the image is open: then the worker does it, and the image is
+	// flat some time after Close.
+	Flatten(ctx context.Context, id ID) error
+}
+
+// Accessor is a backend that gives this process the bytes of images that it cannot
+// open as a file.
+type Accessor interface {
+	// Access opens a closed image or draft, flat or layered, until Close. ErrBusy while
+	// it is open in another way.
+	Access(ctx context.Context, id ID, readOnly bool) (Bytes, error)
+}
+
+// Bytes are those of an image. It is safe for concurrent use.
+type Bytes interface {
+	io.ReaderAt
+	io.WriterAt
+	// Sync makes durable what was written before.
+	Sync() error
+	Size() int64
+	io.Closer
 }
 
 // Severer is a backend that can cut an image off from its opening: whoever still

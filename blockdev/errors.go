@@ -14,6 +14,9 @@ var (
 	ErrNoSpace  = errors.New("pool is full")
 	ErrCorrupt  = errors.New("image or description is damaged")
 	ErrInvalid  = errors.New("invalid argument")
+	// ErrLayered means that an image's bytes do not lie in one file (yet): see
+	// Flattener.
+	ErrLayered = errors.New("image is layered")
 	// ErrNeedsRepair means that the pool takes no changes until an operator has
 	// repaired it; the text says what to do.
 	ErrNeedsRepair = errors.New("pool needs repair")
