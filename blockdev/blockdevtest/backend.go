@@ -39,6 +39,12 @@ type Place struct {
 	// Clones says whether Clone works here; if not it must answer
 	// errors.ErrUnsupported and leave nothing.
 	Clones bool
+	// Snapshots says that Snapshot works here. Else the backend has none.
+	Snapshots bool
+	// Layered says that what Clone makes is layered, as is an image with a snapshot;
+	// one that is open as File or Block has none then, and the source of a clone is
+	// not written.
+	Layered bool
 }
 
 // mib is the size of the suite's images: large enough for every filesystem block.
@@ -68,6 +74,11 @@ func TestBackend(t *testing.T, newPlace func(t *testing.T) Place) {
 		{"quarantine", quarantine},
 		{"clone", clone},
 		{"clone grown", cloneGrown},
+		{"snapshot", snapshot},
+		{"snapshot while open", snapshotOpen},
+		{"snapshots in any order", snapshotsInAnyOrder},
+		{"flatten", flatten},
+		{"access", access},
 		{"trim", trim},
 		{"found after a restart", foundAgain},
 		{"drafts after a restart", draftsAfterRestart},
@@ -147,7 +158,12 @@ func (s *suite) restart() {
 // published makes an image with a text at its start and at its end.
 func (s *suite) published(text string) blockdev.ID {
 	s.Helper()
-	id := NewID(blockdev.PrefixVolume)
+	return s.publishedAs(blockdev.PrefixVolume, text)
+}
+
+func (s *suite) publishedAs(prefix, text string) blockdev.ID {
+	s.Helper()
+	id := NewID(prefix)
 	s.ok(s.b.Create(s.ctx(), id, mib))
 	s.write(id, 0, text)
 	s.write(id, mib-4096, text)

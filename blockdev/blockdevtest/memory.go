@@ -7,10 +7,12 @@ import (
 	"fmt"
 	"slices"
 	"sort"
+	"strings"
 	"sync"
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
 )
 
 // ErrCrash, returned by a Failpoint, stands for the death of the process at that
@@ -20,9 +22,9 @@ var ErrCrash = errors.New("simulated crash")
 // MemoryTotal is the capacity of a new Memory, in bytes.
 const MemoryTotal = 64 << 30
 
-// Memory is a backend (also a Cloner, a Trimmer and a Severer) whose images live in memory
-// and survive Restart as files would survive the death of a process. It is safe
-// for concurrent use. Blocks are allocated when written and shared by clones.
+// Memory is a backend, with all that a backend can do besides, whose images live in
+// memory and survive Restart as files would survive the death of a process. It is
+// safe for concurrent use. Blocks are allocated when written and shared by clones.
 //
 // Failpoint, when set, is called before and after every side effect with the
 // point's name: "before create", "after create", and so on for the names in
@@ -32,6 +34,10 @@ const MemoryTotal = 64 << 30
 // runs without any lock of Memory held. Set it before the backend is used.
 type Memory struct {
 	Failpoint func(point string) error
+	// Layered makes it a pool without reflink: what Clone makes is layered, and a
+	// Snapshot makes its image so; one that is open as File or Block has none. Set it
+	// before the backend is used.
+	Layered bool
 
 	mu          sync.Mutex
 	total       int64
@@ -47,7 +53,7 @@ type Memory struct {
 // volume's life meets them.
 var Points = []string{
 	"create", "clone", "open", "grow.image", "grow.device", "close.flush", "close.detach",
-	"sever", "publish", "describe", "trim", "remove", "quarantine",
+	"sever", "publish", "describe", "snapshot", "flatten", "trim", "remove", "quarantine",
 }
 
 type memoryImage struct {
@@ -56,12 +62,22 @@ type memoryImage struct {
 	description []byte
 	damaged     bool
 	opening     *memoryOpening
+	layers      int   // 0: flat
+	absent      int64 // bytes of other images' that Flatten has to copy
+	accessed    int   // handles of Access
+}
+
+// sealed reports whether this takes only what layered snapshots take.
+func (i *memoryImage) sealed(id blockdev.ID) bool {
+	return i.layers > 0 && strings.HasPrefix(string(id), blockdev.PrefixSnapshot+"-")
 }
 
 type memoryOpening struct {
 	endpoint  blockdev.Endpoint
-	held      int  // consumers that keep the device in use
-	inherited bool // made before the last restart
+	limits    blockdev.Limits // of a worker
+	dead      bool            // the worker is
+	held      int             // consumers that keep the device in use
+	inherited bool            // made before the last restart
 	counters  blockdev.Counters
 }
 
@@ -76,6 +92,12 @@ var (
 	_ blockdev.Meter      = (*Memory)(nil)
 	_ blockdev.Accountant = (*Memory)(nil)
 	_ blockdev.Severer    = (*Memory)(nil)
+
+	_ blockdev.Snapshotter = (*Memory)(nil)
+	_ blockdev.Flattener   = (*Memory)(nil)
+	_ blockdev.Accessor    = (*Memory)(nil)
+	_ serve.Observer       = (*Memory)(nil)
+	_ serve.Throttler      = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.
@@ -178,7 +200,7 @@ func (m *Memory) clearDraft(id blockdev.ID) error {
 		return nil
 	case !old.draft:
 		return blockdev.ErrExists
-	case !old.opening.idle():
+	case !old.opening.idle() || old.accessed > 0:
 		return blockdev.ErrBusy
 	}
 	m.used -= old.data.release()
@@ -206,7 +228,7 @@ func (m *Memory) clone(ctx context.Context, dst, src blockdev.ID, size int64) er
 		if err := m.clearDraft(dst); err != nil {
 			return err
 		}
-		m.images[dst] = &memoryImage{draft: true, data: from.data.clone(size)}
+		m.images[dst] = m.copyOf(from, size)
 		return nil
 	})
 }
@@ -263,10 +285,14 @@ func (m *Memory) grow(ctx context.Context, id blockdev.ID, size int64) error {
 	}
 	var image *memoryImage
 	err := m.effect("grow.image", func() (err error) {
-		if image, err = m.find(id); err == nil {
-			image.data.size = max(image.data.size, size)
+		if image, err = m.find(id); err != nil {
+			return err
 		}
-		return err
+		if image.sealed(id) {
+			return errors.ErrUnsupported
+		}
+		image.data.size = max(image.data.size, size)
+		return nil
 	})
 	if err != nil {
 		return err
@@ -300,29 +326,60 @@ func (m *Memory) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (e b
 	}
 	err = m.effect("open", func() error {
 		image, err := m.find(id)
-		if err != nil {
-			return err
+		if err == nil {
+			e, err = m.opening(id, image, w)
 		}
-		if o := image.opening; o != nil {
-			if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
-				return fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
-			}
-			o.endpoint.Size = image.data.size // a crash may have left the device behind
-			e = o.endpoint
-			return nil
-		}
-		supported := slices.IndexFunc(w.Kinds, func(k blockdev.Kind) bool { return k == blockdev.File || k == blockdev.Block })
-		if supported < 0 {
-			return fmt.Errorf("endpoint kinds %v: %w", w.Kinds, errors.ErrUnsupported)
-		}
-		kind := w.Kinds[supported]
-		m.opened++
-		e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
-			ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
-		image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
-		return nil
+		return err
 	})
 	return e, err
+}
+
+// opening gives the opening of an image, a new one if there is none; the lock must be
+// held.
+func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e blockdev.Endpoint, err error) {
+	if o := image.opening; o != nil {
+		if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
+			return e, fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
+		}
+		o.dead = false                    // a worker that has died is started again
+		o.endpoint.Size = image.data.size // a crash may have left the device behind
+		return o.endpoint, nil
+	}
+	kind, err := image.choose(id, w.Kinds)
+	if err != nil {
+		return e, err
+	}
+	m.opened++
+	e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
+		ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
+	image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
+	return e, nil
+}
+
+// choose picks the first kind that the image can give.
+func (i *memoryImage) choose(id blockdev.ID, kinds []blockdev.Kind) (blockdev.Kind, error) {
+	if i.accessed > 0 {
+		return "", fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+	}
+	known := false
+	for _, k := range kinds {
+		switch k {
+		case blockdev.File, blockdev.Block:
+			if i.layers == 0 {
+				return k, nil
+			}
+			known = true
+		case blockdev.VhostUser, blockdev.NBD:
+			if !i.sealed(id) {
+				return k, nil
+			}
+			known = true
+		}
+	}
+	if known {
+		return "", blockdev.ErrLayered
+	}
+	return "", fmt.Errorf("endpoint kinds %v: %w", kinds, errors.ErrUnsupported)
 }
 
 // Close implements blockdev.Backend.
@@ -391,7 +448,7 @@ func (m *Memory) remove(ctx context.Context, id blockdev.ID) error {
 		if image == nil {
 			return nil
 		}
-		if image.opening != nil && !(image.draft && image.opening.idle()) {
+		if image.accessed > 0 || image.opening != nil && !(image.draft && image.opening.idle()) {
 			return blockdev.ErrBusy
 		}
 		m.used -= image.data.release()
@@ -425,7 +482,7 @@ func (m *Memory) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error
 func (i *memoryImage) info(id blockdev.ID) blockdev.Info {
 	allocated, shared := i.data.space()
 	return blockdev.Info{ID: id, Draft: i.draft, Size: i.data.size, Allocated: allocated, Shared: shared,
-		Description: bytes.Clone(i.description), Open: i.opening != nil}
+		Description: bytes.Clone(i.description), Open: i.opening != nil, Layers: i.layers, Absent: i.absent}
 }
 
 // List implements blockdev.Backend.
@@ -495,8 +552,11 @@ func (m *Memory) Trim(ctx context.Context, id blockdev.ID) (freed int64, err err
 			if err != nil {
 				return err
 			}
-			if image.opening != nil {
+			if image.opening != nil || image.accessed > 0 {
 				return blockdev.ErrBusy
+			}
+			if image.layers > 0 {
+				return blockdev.ErrLayered
 			}
 			var unique int64
 			freed, unique = image.data.trim()

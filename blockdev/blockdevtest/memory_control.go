@@ -29,6 +29,7 @@ func (m *Memory) Restart(r Restarted) {
 		if image.opening != nil {
 			image.opening.inherited = true
 		}
+		image.accessed = 0
 		if r.LoseDrafts && image.draft {
 			m.used -= image.data.release()
 			delete(m.images, id)

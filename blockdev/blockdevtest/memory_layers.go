@@ -1,0 +1,199 @@
+package blockdevtest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
+)
+
+// copyOf makes a draft with an image's bytes; the lock must be held.
+func (m *Memory) copyOf(from *memoryImage, size int64) *memoryImage {
+	i := &memoryImage{draft: true, data: from.data.clone(size)}
+	if m.Layered {
+		i.layers = from.layers + 1
+		i.absent, _ = i.data.space()
+	}
+	return i
+}
+
+// Snapshot implements blockdev.Snapshotter.
+func (m *Memory) Snapshot(ctx context.Context, snap, of blockdev.ID) (held time.Duration, err error) {
+	return 0, blockdev.Op("memory.Snapshot", snap, m.snapshot(ctx, snap, of))
+}
+
+func (m *Memory) snapshot(ctx context.Context, snap, of blockdev.ID) error {
+	if err := m.begin(ctx, snap, of); err != nil {
+		return err
+	}
+	return m.effect("snapshot", func() error {
+		image, err := m.find(of)
+		switch {
+		case err != nil || image.draft:
+			return fmt.Errorf("source %s: %w", of, blockdev.ErrNotFound)
+		case image.sealed(of):
+			return errors.ErrUnsupported
+		case m.Layered && image.opening != nil && image.opening.kind() == "":
+			return fmt.Errorf("open as %s: %w", image.opening.endpoint.Lease, errors.ErrUnsupported)
+		case image.accessed > 0:
+			return blockdev.ErrBusy
+		}
+		if err := m.clearDraft(snap); err != nil {
+			return err
+		}
+		m.images[snap] = m.copyOf(image, image.data.size)
+		if m.Layered {
+			image.layers++
+			image.absent, _ = image.data.space()
+		}
+		return nil
+	})
+}
+
+// Flatten implements blockdev.Flattener. A Failpoint may make it last.
+func (m *Memory) Flatten(ctx context.Context, id blockdev.ID) error {
+	return blockdev.Op("memory.Flatten", id, m.flatten(ctx, id))
+}
+
+func (m *Memory) flatten(ctx context.Context, id blockdev.ID) error {
+	if err := m.begin(ctx, id); err != nil {
+		return err
+	}
+	m.mu.Lock()
+	image, err := m.find(id)
+	flat := err == nil && image.layers == 0
+	m.mu.Unlock()
+	if err != nil || flat {
+		return err
+	}
+	return m.effect("flatten", func() error {
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case image.sealed(id):
+			return errors.ErrUnsupported
+		case image.opening != nil || image.accessed > 0:
+			return blockdev.ErrBusy
+		}
+		image.layers, image.absent = 0, 0
+		return nil
+	})
+}
+
+// memoryBytes is what Access gives.
+type memoryBytes struct {
+	*MemoryImage
+	readOnly bool
+}
+
+// Access implements blockdev.Accessor.
+func (m *Memory) Access(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Bytes, error) {
+	b, err := m.access(ctx, id, readOnly)
+	if err != nil {
+		return nil, blockdev.Op("memory.Access", id, err)
+	}
+	return b, nil
+}
+
+func (m *Memory) access(ctx context.Context, id blockdev.ID, readOnly bool) (*memoryBytes, error) {
+	if err := m.begin(ctx, id); err != nil {
+		return nil, err
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image, err := m.find(id)
+	switch {
+	case err != nil:
+		return nil, err
+	case image.opening != nil || image.accessed > 0:
+		return nil, blockdev.ErrBusy
+	case !readOnly && image.sealed(id) && !image.draft:
+		return nil, fmt.Errorf("%w: a snapshot is never written", blockdev.ErrInvalid)
+	}
+	image.accessed++
+	return &memoryBytes{MemoryImage: &MemoryImage{id: id, m: m, image: image}, readOnly: readOnly}, nil
+}
+
+// WriteAt implements io.WriterAt.
+func (b *memoryBytes) WriteAt(p []byte, off int64) (int, error) {
+	if b.readOnly {
+		return 0, fmt.Errorf("opened read-only: %w", blockdev.ErrInvalid)
+	}
+	return b.MemoryImage.WriteAt(p, off)
+}
+
+// Sync implements blockdev.Bytes; memory is as durable as it gets.
+func (b *memoryBytes) Sync() error { return nil }
+
+// Close implements io.Closer.
+func (b *memoryBytes) Close() error {
+	b.m.mu.Lock()
+	defer b.m.mu.Unlock()
+	b.image.accessed = 0
+	return nil
+}
+
+// kind is the kind of socket that a worker serves, "" for an opening without one.
+func (o *memoryOpening) kind() blockdev.Kind {
+	if k := o.endpoint.Kind; k == blockdev.VhostUser || k == blockdev.NBD {
+		return k
+	}
+	return ""
+}
+
+// served gives the opening that a worker serves; the lock must be held.
+func (m *Memory) served(id blockdev.ID) (*memoryImage, error) {
+	image := m.images[id]
+	if image == nil || image.opening == nil || image.opening.kind() == "" || image.opening.dead {
+		return nil, fmt.Errorf("no worker: %w", blockdev.ErrNotFound)
+	}
+	return image, nil
+}
+
+// Observe implements serve.Observer.
+func (m *Memory) Observe(ctx context.Context, id blockdev.ID) (serve.Service, error) {
+	if err := m.begin(ctx, id); err != nil {
+		return serve.Service{}, blockdev.Op("memory.Observe", id, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image, err := m.served(id)
+	if err != nil {
+		return serve.Service{}, blockdev.Op("memory.Observe", id, err)
+	}
+	o := image.opening
+	s := serve.Service{Since: o.counters.Since, Pid: 1, Kind: o.kind(), Clients: o.held, Limits: o.limits}
+	if image.layers > 0 {
+		allocated, _ := image.data.space()
+		s.Layers = &serve.Hydration{Sealed: image.layers - 1, Held: allocated - min(allocated, image.absent), Size: image.data.size}
+	}
+	return s, nil
+}
+
+// Throttle implements serve.Throttler.
+func (m *Memory) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Limits) error {
+	if err := m.begin(ctx, id); err != nil {
+		return blockdev.Op("memory.Throttle", id, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image, err := m.served(id)
+	if err == nil {
+		image.opening.limits = limits
+	}
+	return blockdev.Op("memory.Throttle", id, err)
+}
+
+// Die has the worker of an image die. Its opening stays, and Open starts it again.
+func (m *Memory) Die(id blockdev.ID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image, err := m.served(id)
+	if err == nil {
+		image.opening.dead, image.opening.limits = true, blockdev.Limits{}
+	}
+	return blockdev.Op("memory.Die", id, err)
+}
