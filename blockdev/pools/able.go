@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
 )
 
 // able does something that only some backends can where an image is.
@@ -62,4 +64,66 @@ func (s *Set) Counters(ctx context.Context, id blockdev.ID) (c blockdev.Counters
 func (s *Set) Exclusive(ctx context.Context, id blockdev.ID) (bytes int64, err error) {
 	err = able(ctx, s, id, func(b blockdev.Accountant) error { bytes, err = b.Exclusive(ctx, id); return err })
 	return bytes, err
+}
+
+// Snapshot implements blockdev.Snapshotter: a snapshot that nobody placed is where its
+// image is, and it can be nowhere else.
+func (s *Set) Snapshot(ctx context.Context, snap, of blockdev.ID) (held time.Duration, err error) {
+	from, err := s.find(ctx, of)
+	if err != nil {
+		return 0, err
+	}
+	if _, ok := s.known(snap); !ok {
+		i, ok := s.known(of)
+		if !ok { // find looked everywhere: at home
+			i = 0
+		}
+		s.put(snap, i)
+	}
+	err = able(ctx, s, snap, func(to blockdev.Snapshotter) error {
+		if any(to) != any(from) {
+			return fmt.Errorf("%s and %s are in different pools: %w", snap, of, errors.ErrUnsupported)
+		}
+		held, err = to.Snapshot(ctx, snap, of)
+		return err
+	})
+	return held, err
+}
+
+// Flatten implements blockdev.Flattener. Where no image is layered each is flat.
+func (s *Set) Flatten(ctx context.Context, id blockdev.ID) error {
+	b, err := s.find(ctx, id)
+	if err != nil {
+		return err
+	}
+	if f, ok := b.(blockdev.Flattener); ok {
+		return f.Flatten(ctx, id)
+	}
+	_, err = b.Stat(ctx, id)
+	return err
+}
+
+// Access implements blockdev.Accessor.
+func (s *Set) Access(ctx context.Context, id blockdev.ID, readOnly bool) (bytes blockdev.Bytes, err error) {
+	err = able(ctx, s, id, func(b blockdev.Accessor) error { bytes, err = b.Access(ctx, id, readOnly); return err })
+	return bytes, err
+}
+
+// Observe implements serve.Observer. Where no worker serves anything there is none.
+func (s *Set) Observe(ctx context.Context, id blockdev.ID) (service serve.Service, err error) {
+	err = able(ctx, s, id, func(b serve.Observer) error { service, err = b.Observe(ctx, id); return err })
+	return service, noWorker("pools.Observe", id, err)
+}
+
+// Throttle implements serve.Throttler.
+func (s *Set) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Limits) error {
+	err := able(ctx, s, id, func(b serve.Throttler) error { return b.Throttle(ctx, id, limits) })
+	return noWorker("pools.Throttle", id, err)
+}
+
+func noWorker(op string, id blockdev.ID, err error) error {
+	if errors.Is(err, errors.ErrUnsupported) {
+		return blockdev.Op(op, id, fmt.Errorf("%w: its pool has no workers", blockdev.ErrNotFound))
+	}
+	return err
 }

@@ -7,7 +7,7 @@
 // An image is in the pool that it was placed in (Place) before it was made; one
 // that nobody placed is at home. Where an image of another life is, the pools are
 // asked. Between pools nothing is shared: a Clone across is errors.ErrUnsupported,
-// and the caller copies. What only some pools can (clone, sever, count) is asked of
+// and the caller copies. What only some pools can (clone, snapshot, sever, count) is asked of
 // the image's own, and errors.ErrUnsupported where that cannot.
 //
 // A pool that is not open keeps nobody else from working: its images answer

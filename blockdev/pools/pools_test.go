@@ -121,3 +121,51 @@ func TestSickPool(t *testing.T) {
 		t.Errorf("a home that is not open: %v", err)
 	}
 }
+
+// TestForwards: what only some pools can is asked of the image's own pool.
+func TestForwards(t *testing.T) {
+	ctx := t.Context()
+	other := blockdevtest.NewMemory()
+	other.Layered = true
+	s, err := pools.New(pools.Pool{Name: "home", Backend: sick{blockdevtest.NewMemory()}}, pools.Pool{Name: "other", Backend: other})
+	must(t, err)
+	must(t, s.Place(two, "other"))
+	must(t, s.Create(ctx, two, size))
+	must(t, s.Publish(ctx, two, nil))
+	e, err := s.Open(ctx, two, blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}})
+	must(t, err)
+	limits := blockdev.Limits{WriteIOPS: 7}
+	must(t, s.Throttle(ctx, two, limits))
+	if service, err := s.Observe(ctx, two); err != nil || service.Limits != limits {
+		t.Errorf("observed %+v, %v", service, err)
+	}
+	must(t, s.Close(ctx, two, e.Lease))
+	snap := blockdevtest.NewID(blockdev.PrefixSnapshot)
+	_, err = s.Snapshot(ctx, snap, two)
+	must(t, err)
+	if info, err := other.Stat(ctx, snap); err != nil || info.Layers == 0 {
+		t.Errorf("a snapshot that nobody placed: %+v, %v", info, err)
+	}
+	must(t, s.Flatten(ctx, two))
+	b, err := s.Access(ctx, two, true)
+	must(t, err)
+	must(t, b.Close())
+	must(t, s.Place(snap, "home"))
+	if _, err := s.Snapshot(ctx, snap, two); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("a snapshot in another pool: %v", err)
+	}
+	// The home can do none of it.
+	must(t, s.Place(one, ""))
+	if _, err := s.Observe(ctx, one); !errors.Is(err, blockdev.ErrNotFound) {
+		t.Errorf("observed where there are no workers: %v", err)
+	}
+	if err := s.Throttle(ctx, one, limits); !errors.Is(err, blockdev.ErrNotFound) {
+		t.Errorf("throttled where there are no workers: %v", err)
+	}
+	if _, err := s.Access(ctx, one, true); !errors.Is(err, errors.ErrUnsupported) {
+		t.Errorf("access: %v", err)
+	}
+	if err := s.Flatten(ctx, one); !errors.Is(err, errSick) {
+		t.Errorf("flatten where all is flat: %v", err)
+	}
+}
