@@ -51,7 +51,11 @@ func run() error {
 		return errors.Join(fmt.Errorf("descriptor %d is no unix socket", listenFD), listener.Close())
 	}
 	l.SetUnlinkOnClose(false) // the next server listens there
-	d, err := vhost.New(image, vhost.Options{Serial: *serial, ReadOnly: *readOnly, Queues: *queues, Ended: ended})
+	device, err := vhost.NewFile(image)
+	if err != nil {
+		return err
+	}
+	d, err := vhost.New(device, vhost.Options{Serial: *serial, ReadOnly: *readOnly, Queues: *queues, Ended: ended})
 	if err != nil {
 		return err
 	}
@@ -84,7 +88,7 @@ func ended(err error) {
 }
 
 // obey does what signals ask for.
-func obey(d *vhost.Device, l *net.UnixListener) {
+func obey(d *vhost.Server, l *net.UnixListener) {
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGTERM, syscall.SIGINT)
 	for s := range signals {

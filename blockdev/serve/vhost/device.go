@@ -1,216 +1,151 @@
 package vhost
 
 import (
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"math/bits"
-	"net"
+	"io"
 	"os"
-	"sync"
-	"sync/atomic"
+	"syscall"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/internal/sys"
 )
 
-// Feature bits (virtio 1.2, 5.2.3 and 6; vhost-user.rst).
-const (
-	featureSegMax      = 1 << 2
-	featureReadOnly    = 1 << 5
-	featureBlockSize   = 1 << 6
-	featureFlush       = 1 << 9
-	featureTopology    = 1 << 10
-	featureMultiQueue  = 1 << 12
-	featureDiscard     = 1 << 13
-	featureWriteZeroes = 1 << 14
-	featureIndirect    = 1 << 28
-	featureEventIdx    = 1 << 29
-	featureProtocol    = 1 << 30
-	featureVersion1    = 1 << 32
-
-	protocolMultiQueue = 1 << 0
-	protocolReplyAck   = 1 << 3
-	protocolBackendReq = 1 << 5
-	protocolConfig     = 1 << 9
-	protocolInflight   = 1 << 12
-	protocolReset      = 1 << 13
-	protocolMemSlots   = 1 << 15
-	protocolFeatures   = protocolMultiQueue | protocolReplyAck | protocolBackendReq | protocolConfig | protocolInflight | protocolReset | protocolMemSlots
-)
-
-const (
-	sector     = 512
-	serialSize = 20  // of GET_ID's answer
-	segmentMax = 126 // pieces of memory in a request: a queue of 128 less header and status
-	// rangeSectors bounds one discard or write of zeroes: 1 GiB.
-	rangeSectors = 1 << 21
-	configSize   = 60
-	maxQueues    = 64
-)
-
-// Options of a device.
-type Options struct {
-	Serial   string // what the guest finds the disk by, up to 20 bytes
-	ReadOnly bool
-	Queues   int // 0: 1
-	// Ended is told how a VMM's connection ended: nil when it hung up.
-	Ended func(error)
+// Device is what a server serves: bytes at offsets. All methods may be called from
+// any goroutine. Offsets and lengths are multiples of BlockSize and within the size,
+// and so buffers are aligned in memory. They may be a guest's, which it writes at any
+// time.
+type Device interface {
+	io.ReaderAt
+	io.WriterAt
+	Size() int64 // bytes; may grow
+	// BlockSize is the unit of all offsets and lengths in bytes, a power of two up to
+	// 4096.
+	BlockSize() int
+	// Sync makes all writes, discards and zeroes that returned durable, with the
+	// metadata that finds them. After one that failed nothing is written any more.
+	Sync() error
+	// Discard gives back the space of a range, as far as it can. What the range
+	// reads as afterwards is not defined.
+	Discard(off, length int64) error
+	// Zero makes a range read as zero, without its space if hole is asked for.
+	// errors.ErrUnsupported where it would have to write the zeroes.
+	Zero(off, length int64, hole bool) error
 }
 
-// Device is a volume's file as a disk. Its methods may be called from any goroutine.
-type Device struct {
-	file   *os.File
-	fd     int // of file, kept open
-	block  int // bytes; what direct I/O asks for, at least a sector
-	align  int // of memory; 1 when the page cache is used
-	o      Options
-	size   atomic.Int64
-	failed atomic.Bool // a flush failed: nothing is acknowledged any more
-
-	mu      sync.Mutex
-	session *session
-	closed  bool
+// Lender is a Device whose files a server may use directly.
+type Lender interface {
+	Device
+	// Begin gives the file in which a range may be read and written at the device's
+	// own offsets, until End is called; false where ReadAt and WriteAt are the way. It
+	// never waits.
+	Begin(off, length int64) (data overlay.File, ok bool)
+	// End ends what Begin has begun; wrote says that bytes were written.
+	End(wrote bool)
 }
 
-// New serves a file or block device, which stays the caller's and must stay open;
-// it is best opened with O_DIRECT. Its size must be a multiple of the block size.
-func New(f *os.File, o Options) (*Device, error) {
-	d, err := newDevice(f, o)
-	return d, blockdev.Op("vhost.New", "", err)
+// Fetcher is a Device that has some of its bytes far away.
+type Fetcher interface {
+	Device
+	// Absent tells whether some of a range would have to be fetched to be read. It
+	// never waits.
+	Absent(off, length int64) bool
 }
 
-func newDevice(f *os.File, o Options) (*Device, error) {
-	o.Queues = max(o.Queues, 1)
-	if o.Queues > maxQueues || len(o.Serial) > serialSize {
-		return nil, fmt.Errorf("%w: %d queues (at most %d), serial of %d bytes (at most %d)", blockdev.ErrInvalid, o.Queues, maxQueues, len(o.Serial), serialSize)
-	}
+// File is a Device in a file or block device, which the server reads and writes
+// without it.
+type File struct {
+	file         *os.File
+	fd           int
+	block, align int
+}
+
+// NewFile makes a device of f, which stays the caller's and must stay open; it is
+// best opened with O_DIRECT.
+func NewFile(f *os.File) (*File, error) {
+	d, err := newFile(f)
+	return d, blockdev.Op("vhost.NewFile", "", err)
+}
+
+func newFile(f *os.File) (*File, error) {
 	direct, err := sys.DirectAlignment(f)
 	if err != nil {
 		return nil, err
 	}
-	d := &Device{file: f, block: max(sector, direct), align: max(1, direct), o: o}
+	d := &File{file: f, block: max(sector, direct), align: max(1, direct)}
+	d.fd, err = numberOf(f)
+	return d, err
+}
+
+// numberOf gives the number of a file that stays open.
+func numberOf(f *os.File) (fd int, err error) {
 	raw, err := f.SyscallConn()
 	if err != nil {
-		return nil, err
+		return -1, err
 	}
-	if err := raw.Control(func(fd uintptr) { d.fd = int(fd) }); err != nil {
-		return nil, err
-	}
-	return d, d.measure()
+	return fd, raw.Control(func(n uintptr) { fd = int(n) })
 }
 
-func (d *Device) measure() error {
+// Size asks the file; 0 if it does not answer.
+func (d *File) Size() int64 {
 	size, err := sys.BlockDeviceSize(d.file) // also a file's
 	if err != nil {
-		return err
+		return 0
 	}
-	if size <= 0 || size%int64(d.block) != 0 {
-		return fmt.Errorf("%w: %d bytes in blocks of %d", blockdev.ErrInvalid, size, d.block)
-	}
-	d.size.Store(size)
-	return nil
+	return size
 }
 
-// Resized looks how large the file is now and tells the guest. The guest sees a
-// larger disk at once; requests beyond the end of a smaller one fail.
-func (d *Device) Resized() error {
-	if err := d.measure(); err != nil {
-		return blockdev.Op("vhost.Resized", "", err)
-	}
-	d.mu.Lock()
-	s := d.session
-	d.mu.Unlock()
-	if s == nil {
-		return nil
-	}
-	return blockdev.Op("vhost.Resized", "", s.tellConfig())
+// BlockSize is that of sectors, or what direct I/O asks for.
+func (d *File) BlockSize() int { return d.block }
+
+// ReadAt implements Device.
+func (d *File) ReadAt(b []byte, off int64) (int, error) { return d.file.ReadAt(b, off) }
+
+// WriteAt implements Device.
+func (d *File) WriteAt(b []byte, off int64) (int, error) { return d.file.WriteAt(b, off) }
+
+// Sync is fdatasync(2).
+func (d *File) Sync() error { return sys.SyncData(d.file) }
+
+// Discard punches a hole.
+func (d *File) Discard(off, length int64) error {
+	return unsupported(sys.PunchHole(d.file, off, length))
 }
 
-// Serve serves the VMMs that connect, one after the other, until l is closed or the
-// device is; then it is nil. A connection that breaks leaves no request half done.
-func (d *Device) Serve(l *net.UnixListener) error {
-	for {
-		conn, err := l.AcceptUnix()
-		if errors.Is(err, net.ErrClosed) {
-			return nil
-		}
-		if err != nil {
-			return blockdev.Op("vhost.Serve", "", err)
-		}
-		s := newSession(d, conn)
-		if !d.enter(s) {
-			_ = conn.Close() // nothing was said
-			return nil
-		}
-		err = s.serve()
-		d.leave()
-		if d.o.Ended != nil {
-			d.o.Ended(err)
-		}
+// Zero punches a hole, or zeroes the range and keeps its space.
+func (d *File) Zero(off, length int64, hole bool) error {
+	if hole {
+		return unsupported(sys.PunchHole(d.file, off, length))
 	}
+	return unsupported(sys.ZeroRange(d.file, off, length))
 }
 
-func (d *Device) enter(s *session) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	if !d.closed {
-		d.session = s
+// unsupported names what a filesystem or device answers when it cannot.
+func unsupported(err error) error {
+	if errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENOSYS) {
+		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
 	}
-	return !d.closed
+	return err // EOPNOTSUPP is errors.ErrUnsupported as it is
 }
 
-func (d *Device) leave() {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.session = nil
+// served is a device as the loops use it.
+type served struct {
+	device Device
+	file   *File   // nil: it is none
+	lender Lender  // nil: it is none
+	far    Fetcher // nil: all is near
+	block  int     // bytes
+	align  int     // of memory
 }
 
-// Close ends Serve when what has begun is done; the caller closes the listener
-// first, which wakes it. Requests that have not begun stay in the guest's queue for
-// the next server.
-func (d *Device) Close() error {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	d.closed = true
-	if d.session == nil {
-		return nil
+func newServed(d Device) *served {
+	s := &served{device: d, block: max(sector, d.BlockSize())}
+	s.align = s.block
+	if s.file, _ = d.(*File); s.file != nil {
+		s.align = s.file.align
 	}
-	return d.session.conn.CloseRead()
-}
-
-// Failed tells whether a flush has failed, after which nothing is acknowledged.
-func (d *Device) Failed() bool { return d.failed.Load() }
-
-func (d *Device) features() uint64 {
-	f := uint64(featureSegMax | featureBlockSize | featureFlush | featureTopology | featureIndirect | featureEventIdx | featureProtocol | featureVersion1)
-	if d.o.Queues > 1 {
-		f |= featureMultiQueue
-	}
-	if d.o.ReadOnly {
-		return f | featureReadOnly
-	}
-	return f | featureDiscard | featureWriteZeroes
-}
-
-// config is struct virtio_blk_config.
-func (d *Device) config() []byte {
-	le := binary.LittleEndian
-	c := make([]byte, configSize)
-	le.PutUint64(c, uint64(d.size.Load()/sector))
-	le.PutUint32(c[12:], segmentMax)
-	le.PutUint32(c[20:], uint32(d.block))
-	page := max(1, 4096/d.block) // what filesystems like, in blocks
-	c[24] = byte(bits.TrailingZeros(uint(page)))
-	le.PutUint16(c[26:], uint16(page))
-	le.PutUint32(c[28:], uint32(page))
-	c[32] = 1 // a write cache, which flushes empty
-	le.PutUint16(c[34:], uint16(d.o.Queues))
-	le.PutUint32(c[36:], rangeSectors)
-	le.PutUint32(c[40:], 1)
-	le.PutUint32(c[44:], uint32(4096/sector))
-	le.PutUint32(c[48:], rangeSectors)
-	le.PutUint32(c[52:], 1)
-	c[56] = 1 // zeroes may be written by a hole
-	return c
+	s.lender, _ = d.(Lender)
+	s.far, _ = d.(Fetcher)
+	return s
 }

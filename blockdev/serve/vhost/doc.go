@@ -1,14 +1,16 @@
-// Package vhost serves a volume's file to a virtual machine as a disk, by the
+// Package vhost serves a volume's bytes to a virtual machine as a disk, by the
 // vhost-user protocol: the VMM hands over the guest's memory and an eventfd for
 // each direction of each queue, and from then on guest and server talk through
 // queues in that memory, without the VMM.
 //
 //	VMM ── unix socket: messages, descriptors ──► session (one goroutine)
 //	guest ── virtqueue, kick ──► loop (one locked thread and io_uring per queue) ──► file
+//	                              └──► helpers (goroutines) ──► Device
 //
-// A Device is a file that is served; Serve takes one VMM after the other. session
-// keeps what the VMM has said; a loop runs for each queue that is started and
-// enabled, and nobody else touches that queue.
+// A Server shows one Device to one VMM after the other. session keeps what the VMM
+// has said; a loop runs for each queue that is started and enabled, and nobody else
+// touches that queue. A loop never waits but in its ring: it reads and writes a File,
+// and what a Lender lends it, by the ring, and has helpers do all else.
 //
 // # Trust
 //
@@ -21,7 +23,9 @@
 //
 // # Durability
 //
-// A flush completes after fdatasync. A write, discard or flush that fails is
+// A flush completes after a sync of the device that began after it was asked for.
+// Syncs run one at a time for all queues: a kernel tells of a failed one once, so two
+// at once could not both be believed. A write, discard or flush that fails is
 // reported to the guest. After one failed flush every later flush and write fails: the kernel
 // forgets what it could not write, so a second one would lie. Short reads and
 // writes are continued, and fail when nothing moves.

@@ -2,10 +2,13 @@ package vhost
 
 import (
 	"math/bits"
+	"os"
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
+	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/uring"
 	"holdfast/internal/sys"
 )
@@ -14,12 +17,14 @@ import (
 const (
 	tagKick = 1<<32 + iota
 	tagWake
+	tagSync
 )
 
 // loop serves one queue on a thread and with an io_uring of its own. Its fields
 // are that thread's, but for those of asking.
 type loop struct {
-	device *Device
+	server *Server
+	served *served
 	memory *memory
 	queue  virtqueue
 	notes  notebook
@@ -28,23 +33,33 @@ type loop struct {
 	err    int // -1: none
 
 	ring     *sys.Uring
+	meter    *meter.Queue
 	requests []request
-	inflight int
+	syncing  request // what a helper needs for a sync
+	inflight int     // requests that are being performed
+	delayed  [2]delays
 	done     []uint16 // answered, not published
+	flushed  []flush  // of the sync that has just ended
 	spaces   []*[piecesMost]syscall.Iovec
+	lentFile *os.File // the last that a device has lent
+	lentFD   int
 	stopping bool
-	broken   bool // the guest made no sense
+	broken   bool          // the guest made no sense
+	held     bool          // nothing is begun
+	quiet    chan struct{} // to be closed when nothing is in flight; nil: nobody waits for that
 
+	helping
 	asking
-	ended chan struct{}
-	fault error // why it ended by itself
+	ended   chan struct{}
+	faulted func(error) // told why it ended by itself
 }
 
 // asking is how others have something done by the loop's thread.
 type asking struct {
-	mu    sync.Mutex
-	todo  []func()
-	waker int
+	mu       sync.Mutex
+	todo     []func()
+	finished []*request // by helpers
+	waker    int
 }
 
 // begin starts a loop; the descriptors stay the caller's until it has ended.
@@ -60,7 +75,12 @@ func (l *loop) begin() error {
 	}
 	syscall.CloseOnExec(l.waker)
 	l.requests = make([]request, l.queue.num)
+	for n := range l.requests {
+		l.requests[n].head = uint16(n)
+	}
+	l.syncing.kind = kindFlush
 	l.done = make([]uint16, 0, l.queue.num)
+	l.jobs = make(chan *request, int(l.queue.num)+1) // handing over never waits
 	l.ended = make(chan struct{})
 	started := make(chan error)
 	go l.run(started)
@@ -71,13 +91,18 @@ func (l *loop) begin() error {
 	return nil
 }
 
-// do has f done by the loop between two requests, and waits for that.
+// ask has f called by the loop's thread between two requests, unless it has ended.
+func (l *loop) ask(f func()) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.todo = append(l.todo, f)
+	_ = sys.SignalEvent(l.waker) // fails only when the loop has ended: nobody adds 2^64 to it
+}
+
+// do is ask that waits until it is done.
 func (l *loop) do(f func()) {
 	done := make(chan struct{})
-	l.mu.Lock()
-	l.todo = append(l.todo, func() { f(); close(done) })
-	_ = sys.SignalEvent(l.waker) // cannot fail: nobody adds 2^64 to it
-	l.mu.Unlock()
+	l.ask(func() { f(); close(done) })
 	select {
 	case <-done:
 	case <-l.ended:
@@ -103,37 +128,65 @@ func (l *loop) run(started chan<- error) {
 		l.waker = -1
 	}()
 	var err error
+	// There is an entry for each request and for what is of none.
 	l.ring, err = sys.NewUring(1 << bits.Len(uint(l.queue.num)+4))
 	started <- err
 	if err != nil {
 		return
 	}
 	defer func() { _ = l.ring.Close() }() // nothing is in flight
-	uring.Watch(l.ring.Next(), l.kick, tagKick)
-	uring.Watch(l.ring.Next(), l.waker, tagWake)
+	defer l.endHelping()
+	l.meter = l.server.o.Meter.NewQueue()
+	defer l.meter.Close()
+	uring.Watch(l.entry(), l.kick, tagKick)
+	uring.Watch(l.entry(), l.waker, tagWake)
 	l.queue.usedIdx = *at16(l.queue.used, 1)
 	for _, head := range l.notes.left(&l.queue) {
 		l.open(head)
 	}
-	for !l.stopping || l.inflight > 0 {
+	for !l.stopping || l.inflight > 0 || l.delays() {
+		l.resume()
 		l.takeAll()
 		l.publish()
-		if l.fault = l.ring.Enter(1); l.fault != nil {
+		if err := l.enter(); err != nil {
 			l.drain()
+			l.faulted(err)
 			return
 		}
 		l.events()
 		l.publish()
+		l.rest()
+	}
+}
+
+// entry gives an entry of the ring, in which there is room for all that may be asked
+// at once.
+func (l *loop) entry() *sys.UringEntry { return l.ring.Next() }
+
+// enter submits what was filled and waits for something to do.
+func (l *loop) enter() error {
+	if due, ok := l.nextDue(); ok {
+		return l.ring.EnterWithin(1, time.Duration(max(0, due-meter.Now())))
+	}
+	return l.ring.Enter(1)
+}
+
+// rest tells who waits for it that nothing is in flight.
+func (l *loop) rest() {
+	if l.quiet != nil && l.inflight == 0 {
+		close(l.quiet)
+		l.quiet = nil
 	}
 }
 
 // drain is for a ring that cannot be entered: what has begun must end before the
 // memory goes away.
 func (l *loop) drain() {
-	l.stopping = true
+	l.stopping, l.broken = true, true
 	for l.inflight > 0 {
 		_ = l.ring.Enter(0) // it has failed before, and completions come by it
 		l.events()
+		l.asked()
 		runtime.Gosched()
 	}
 	l.publish()
@@ -142,7 +195,7 @@ func (l *loop) drain() {
 // takeAll begins all requests that the guest has put into the queue, and leaves
 // kicks asked for.
 func (l *loop) takeAll() {
-	if l.stopping || l.broken {
+	if l.stopping || l.broken || l.held {
 		return
 	}
 	v := &l.queue
@@ -196,7 +249,7 @@ func (l *loop) open(head uint16) {
 		return
 	}
 	r.busy = true
-	l.start(head, r)
+	l.start(r)
 }
 
 // halt ends a queue that makes no sense; only a reset by its driver makes it anew.
@@ -220,9 +273,10 @@ func (l *loop) events() {
 		case tagWake:
 			l.again(e, l.waker)
 			l.asked()
+		case tagSync:
+			l.synced(e.Res)
 		default:
-			head := uint16(e.UserData)
-			l.complete(head, &l.requests[head], e.Res)
+			l.complete(&l.requests[e.UserData], e.Res)
 		}
 	}
 }
@@ -236,18 +290,21 @@ func (l *loop) again(e sys.UringEvent, fd int) {
 		l.broken = true // it is no eventfd
 		return
 	}
-	if n := l.ring.Next(); n != nil {
-		uring.Watch(n, fd, e.UserData)
-	}
+	uring.Watch(l.entry(), fd, e.UserData)
 }
 
+// asked does what others asked for, and ends what helpers are through with.
 func (l *loop) asked() {
 	l.mu.Lock()
 	todo := l.todo
 	l.todo = nil
+	l.taken, l.finished = l.finished, l.taken[:0]
 	l.mu.Unlock()
 	for _, f := range todo {
 		f()
+	}
+	for _, r := range l.taken {
+		l.helped(r)
 	}
 }
 

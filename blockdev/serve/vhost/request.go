@@ -2,10 +2,14 @@ package vhost
 
 import (
 	"encoding/binary"
+	"errors"
+	"io"
 	"math"
 	"syscall"
 	"unsafe"
 
+	"holdfast/blockdev/serve/meter"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/serve/uring"
 )
 
@@ -31,12 +35,14 @@ const (
 	// piecesInline are kept with each request; those with more borrow a longer list.
 	piecesInline = 4
 	piecesMost   = segmentMax + 4 // regions' ends may cut a few
-	bounceMost   = 64 << 20
 )
 
 // request is one that is being served; its number is that of its first descriptor.
 type request struct {
+	head    uint16
 	busy    bool
+	hole    bool // zeroes by a hole, please
+	lent    bool // goes directly to a file that a device has lent
 	kind    uint32
 	way     int // of its data
 	offset  int64
@@ -45,10 +51,17 @@ type request struct {
 	status  *byte
 	written uint32 // what the guest is told, the status included
 
+	fd     int   // where it goes, while the ring has it
+	began  int64 // meter.Now
+	since  int64 // it is being performed
+	cause  meter.Cause
+	due    int64 // while it is delayed
+	next   *request
+	served *served // while a helper has it, and then
+	err    error   // what came of it
+
 	inline [piecesInline]syscall.Iovec
 	pieces []syscall.Iovec // what is left of the data
-	list   []syscall.Iovec // where pieces began, for the bounced
-	bounce []byte          // aligned copy, for memory that direct I/O does not take
 	space  *[piecesMost]syscall.Iovec
 }
 
@@ -56,7 +69,7 @@ type request struct {
 // sense, after which nothing in the queue does.
 func (l *loop) take(head uint16, r *request) bool {
 	p := parser{l: l, r: r}
-	r.pieces, r.written, r.status, r.bounce = r.inline[:0], 0, nil, nil
+	r.pieces, r.written, r.status = r.inline[:0], 0, nil
 	if !p.walk(head) || p.headerGot < requestHeader || r.status == nil {
 		return false
 	}
@@ -66,7 +79,7 @@ func (l *loop) take(head uint16, r *request) bool {
 	if at <= math.MaxInt64/sector {
 		r.offset = int64(at) * sector
 	}
-	r.list, r.left, r.length = r.pieces, p.bytes, p.bytes
+	r.left, r.length = p.bytes, p.bytes
 	r.way = p.data
 	return true
 }
@@ -204,35 +217,113 @@ func (p *parser) piece(b []byte, toTheGuest bool) bool {
 	return p.bytes <= 1<<30 // a completion's result has 31 bits
 }
 
-// start begins a request. It is false when it is answered already.
-func (l *loop) start(head uint16, r *request) bool {
-	d := l.device
+// start begins a request, or answers it at once.
+func (l *loop) start(r *request) {
+	if status := l.check(r); status != statusOK {
+		l.answer(r, status)
+		return
+	}
+	if r.kind == kindGetID {
+		l.getID(r)
+		return
+	}
+	r.began = meter.Now()
+	l.meter.Begin()
+	if !l.delay(r) {
+		l.perform(r, r.began)
+	}
+}
+
+// check tells whether a request is one that can be performed.
+func (l *loop) check(r *request) byte {
 	if !r.goesRight() {
-		return l.answer(head, r, statusIOError)
+		return statusIOError
 	}
 	switch r.kind {
 	case kindIn, kindOut:
-		if r.kind == kindOut && (d.o.ReadOnly || d.failed.Load()) || !l.fits(r.offset, r.length) || r.length == 0 {
-			return l.answer(head, r, statusIOError)
+		if r.kind == kindOut && l.server.o.ReadOnly || !l.fits(r.offset, r.length) || r.length == 0 {
+			return statusIOError
 		}
-		if !l.aligned(r) && !l.bounced(r) {
-			return l.answer(head, r, statusIOError)
-		}
-	case kindFlush:
-		if d.failed.Load() {
-			return l.answer(head, r, statusIOError)
-		}
-	case kindGetID:
-		return l.getID(head, r)
+		return statusOK
+	case kindFlush, kindGetID:
+		return statusOK
 	case kindDiscard, kindWriteZeroes:
-		if status := l.readRange(r); status != statusOK {
-			return l.answer(head, r, status)
-		}
-	default:
-		return l.answer(head, r, statusUnsupported)
+		return l.readRange(r)
 	}
-	l.submit(head, r)
+	return statusUnsupported
+}
+
+// perform does a request whose time has come: by the ring where there is a file for
+// that, and by a helper otherwise.
+func (l *loop) perform(r *request, now int64) {
+	l.inflight++
+	r.since, r.cause = now, meter.Device
+	if r.kind == kindFlush {
+		r.cause = meter.Flushing
+		l.meter.Wait(r.cause)
+		l.flush(r)
+		return
+	}
+	if r.kind != kindIn {
+		if err := l.server.flusher.failure(); err != nil {
+			l.meter.Wait(r.cause)
+			l.finish(r, err)
+			return
+		}
+	}
+	if l.lend(r) {
+		l.meter.Wait(r.cause)
+		l.submit(r)
+		return
+	}
+	if d := l.served; r.kind == kindIn && d.far != nil && d.far.Absent(r.offset, r.length) {
+		r.cause = meter.Hydration
+	}
+	l.meter.Wait(r.cause)
+	l.help(r)
+}
+
+// lend finds the file that a request may go to without a detour.
+func (l *loop) lend(r *request) bool {
+	d := l.served
+	data := r.kind == kindIn || r.kind == kindOut
+	if data && !aligned(r.pieces, d.align) {
+		return false
+	}
+	if d.file != nil {
+		r.fd = d.file.fd
+		return true
+	}
+	if d.lender == nil || !data {
+		return false
+	}
+	f, ok := d.lender.Begin(r.offset, r.length)
+	if !ok {
+		return false
+	}
+	if r.fd, ok = l.numberOfLent(f); !ok {
+		d.lender.End(false)
+		return false
+	}
+	r.lent, r.served = true, d
 	return true
+}
+
+// numberOfLent gives the number of a file that was lent, which mostly is the last
+// one again.
+func (l *loop) numberOfLent(f overlay.File) (fd int, ok bool) {
+	o, ok := f.(overlay.OSFile)
+	if !ok {
+		return -1, false
+	}
+	if o.File != l.lentFile {
+		fd, err := numberOf(o.File)
+		if err != nil {
+			return -1, false
+		}
+		l.lentFile, l.lentFD = o.File, fd
+	}
+	return l.lentFD, true
 }
 
 // goesRight tells whether a request's data goes the way that its kind says.
@@ -248,74 +339,42 @@ func (r *request) goesRight() bool {
 
 // fits tells whether a range is on the disk and in whole blocks.
 func (l *loop) fits(offset, length int64) bool {
-	size, block := l.device.size.Load(), int64(l.device.block)
+	size, block := l.server.size.Load(), int64(l.server.block)
 	return offset >= 0 && length >= 0 && offset <= size && length <= size-offset && offset%block == 0 && length%block == 0
 }
 
-// aligned tells whether direct I/O takes a request's memory.
-func (l *loop) aligned(r *request) bool {
+// aligned tells whether a device takes this memory: firmware has buffers anywhere.
+func aligned(pieces []syscall.Iovec, align int) bool {
 	all := uintptr(0)
-	for n := range r.pieces {
-		all |= uintptr(unsafe.Pointer(r.pieces[n].Base)) | uintptr(r.pieces[n].Len)
+	for n := range pieces {
+		all |= uintptr(unsafe.Pointer(pieces[n].Base)) | uintptr(pieces[n].Len)
 	}
-	return all&uintptr(l.device.align-1) == 0
-}
-
-// bounced gives a request memory that direct I/O takes: firmware has buffers
-// anywhere. Rare, so it may allocate.
-func (l *loop) bounced(r *request) bool {
-	if r.length > bounceMost {
-		return false
-	}
-	align := l.device.align
-	b := make([]byte, int(r.length)+align)
-	skip := -int(uintptr(unsafe.Pointer(&b[0]))) & (align - 1)
-	r.bounce = b[skip : skip+int(r.length)]
-	if r.kind == kindOut {
-		gather(r.bounce, r.list)
-	}
-	r.pieces = r.inline[:1]
-	if r.space == nil { // the list stands where the one piece goes
-		r.space = l.borrow()
-		r.list = r.space[:copy(r.space[:], r.list)]
-	}
-	r.inline[0] = syscall.Iovec{Base: unsafe.SliceData(r.bounce)}
-	r.inline[0].SetLen(len(r.bounce))
-	return true
+	return all&uintptr(align-1) == 0
 }
 
 func bytesOf(v *syscall.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }
 
-func gather(to []byte, from []syscall.Iovec) {
-	for n := range from {
-		to = to[copy(to, bytesOf(&from[n])):]
-	}
-}
-
-func scatter(to []syscall.Iovec, from []byte) {
-	for n := range to {
-		from = from[copy(bytesOf(&to[n]), from):]
-	}
-}
-
-func (l *loop) getID(head uint16, r *request) bool {
+func (l *loop) getID(r *request) {
 	var id [serialSize]byte
-	copy(id[:], l.device.o.Serial)
-	scatter(r.pieces, id[:])
-	r.written = uint32(min(r.length, serialSize))
-	return l.answer(head, r, statusOK)
+	copy(id[:], l.server.o.Serial)
+	n := min(r.length, serialSize)
+	at := cursor{pieces: r.pieces}
+	at.scatter(id[:n])
+	r.written = uint32(n)
+	l.answer(r, statusOK)
 }
 
 // readRange copies what a discard or a write of zeroes is about.
 func (l *loop) readRange(r *request) byte {
-	if l.device.o.ReadOnly || l.device.failed.Load() {
+	if l.server.o.ReadOnly {
 		return statusIOError
 	}
 	if r.length != rangeSize {
 		return statusUnsupported // one range at a time was offered
 	}
 	var b [rangeSize]byte
-	gather(b[:], r.pieces)
+	from := cursor{pieces: r.pieces}
+	from.gather(b[:])
 	at, sectors, flags := binary.LittleEndian.Uint64(b[:]), binary.LittleEndian.Uint32(b[8:]), binary.LittleEndian.Uint32(b[12:])
 	if flags&^zeroUnmap != 0 || r.kind == kindDiscard && flags != 0 {
 		return statusUnsupported
@@ -324,79 +383,85 @@ func (l *loop) readRange(r *request) byte {
 		return statusIOError
 	}
 	r.offset, r.length = int64(at)*sector, int64(sectors)*sector
-	r.left = 0
-	if flags&zeroUnmap != 0 {
-		r.kind = kindDiscard // a hole in a file reads as zero, for certain
-	}
+	r.left, r.hole = 0, flags&zeroUnmap != 0
 	return statusOK
 }
 
-// submit asks for what is left of a request.
-func (l *loop) submit(head uint16, r *request) {
-	e := l.ring.Next()
-	if e == nil { // cannot be: there is an entry for each descriptor
-		l.answer(head, r, statusIOError)
-		return
-	}
-	l.inflight++
-	fd, tag := l.device.fd, uint64(head)
-	switch r.kind {
-	case kindIn:
-		if len(r.pieces) == 1 {
-			uring.Read(e, fd, bytesOf(&r.pieces[0]), r.offset, tag)
-		} else {
-			uring.ReadPieces(e, fd, r.pieces, r.offset, tag)
-		}
-	case kindOut:
-		if len(r.pieces) == 1 {
-			uring.Write(e, fd, bytesOf(&r.pieces[0]), r.offset, tag)
-		} else {
-			uring.WritePieces(e, fd, r.pieces, r.offset, tag)
-		}
-	case kindFlush:
-		uring.SyncData(e, fd, tag)
-	case kindDiscard:
+// submit asks the kernel for what is left of a request.
+func (l *loop) submit(r *request) {
+	e, fd, tag := l.entry(), r.fd, uint64(r.head)
+	switch {
+	case r.kind == kindIn && len(r.pieces) == 1:
+		uring.Read(e, fd, bytesOf(&r.pieces[0]), r.offset, tag)
+	case r.kind == kindIn:
+		uring.ReadPieces(e, fd, r.pieces, r.offset, tag)
+	case r.kind == kindOut && len(r.pieces) == 1:
+		uring.Write(e, fd, bytesOf(&r.pieces[0]), r.offset, tag)
+	case r.kind == kindOut:
+		uring.WritePieces(e, fd, r.pieces, r.offset, tag)
+	case r.kind == kindDiscard || r.hole: // a hole in a file reads as zero, for certain
 		uring.Punch(e, fd, r.offset, r.length, tag)
-	case kindWriteZeroes:
+	default:
 		uring.Zero(e, fd, r.offset, r.length, tag)
 	}
 }
 
 // complete takes the kernel's answer.
-func (l *loop) complete(head uint16, r *request, res int32) {
-	l.inflight--
+func (l *loop) complete(r *request, res int32) {
 	switch {
 	case res == -int32(syscall.EINTR) || res == -int32(syscall.EAGAIN):
-		l.submit(head, r)
+		l.submit(r)
 	case res < 0:
-		l.failed(head, r, syscall.Errno(-res))
+		l.finish(r, unsupported(syscall.Errno(-res)))
 	case r.kind != kindIn && r.kind != kindOut:
-		l.answer(head, r, statusOK)
+		l.finish(r, nil)
 	case res == 0 || int64(res) > r.left: // the end of a file that is shorter than it was
-		l.answer(head, r, statusIOError)
+		l.finish(r, io.ErrUnexpectedEOF)
 	case int64(res) < r.left:
 		r.advance(int64(res))
-		l.submit(head, r)
+		l.submit(r)
 	default:
 		if r.kind == kindIn {
 			r.written = uint32(r.length)
-			if r.bounce != nil {
-				scatter(r.list, r.bounce)
-			}
 		}
-		l.answer(head, r, statusOK)
+		l.finish(r, nil)
 	}
 }
 
-func (l *loop) failed(head uint16, r *request, errno syscall.Errno) {
-	status := byte(statusIOError)
-	switch {
-	case r.kind == kindFlush:
-		l.device.failed.Store(true)
-	case r.kind != kindIn && r.kind != kindOut && (errno == syscall.EOPNOTSUPP || errno == syscall.ENODEV || errno == syscall.ENOSYS):
-		status = statusUnsupported
+// finish ends a request that was performed, counts it and answers it.
+func (l *loop) finish(r *request, err error) {
+	l.inflight--
+	if r.lent {
+		r.served.lender.End(r.kind == kindOut)
 	}
-	l.answer(head, r, status)
+	r.lent, r.served, r.err = false, nil, nil
+	if err == nil && r.kind != kindIn {
+		err = l.server.flusher.failure() // no success after a failed sync
+	}
+	l.meter.Waited(r.cause, r.since)
+	l.meter.End(meterKind(r.kind), r.began, r.length, err != nil)
+	switch {
+	case err == nil:
+		l.answer(r, statusOK)
+	case (r.kind == kindDiscard || r.kind == kindWriteZeroes) && errors.Is(err, errors.ErrUnsupported):
+		l.answer(r, statusUnsupported)
+	default:
+		l.answer(r, statusIOError)
+	}
+}
+
+func meterKind(kind uint32) meter.Kind {
+	switch kind {
+	case kindOut:
+		return meter.Write
+	case kindFlush:
+		return meter.Flush
+	case kindDiscard:
+		return meter.Discard
+	case kindWriteZeroes:
+		return meter.Zero
+	}
+	return meter.Read
 }
 
 // advance drops the bytes that moved.
@@ -415,15 +480,14 @@ func (r *request) advance(moved int64) {
 	}
 }
 
-// answer ends a request; it is false, for start.
-func (l *loop) answer(head uint16, r *request, status byte) bool {
+// answer ends a request.
+func (l *loop) answer(r *request, status byte) {
 	*r.status = status
-	l.queue.give(head, r.written+1)
-	l.notes.finish(head)
-	l.done = append(l.done, head)
+	l.queue.give(r.head, r.written+1)
+	l.notes.finish(r.head)
+	l.done = append(l.done, r.head)
 	if r.space != nil {
 		l.spaces = append(l.spaces, r.space)
 	}
-	r.busy, r.space, r.bounce, r.pieces, r.list = false, nil, nil, nil, nil
-	return false
+	r.busy, r.space, r.pieces = false, nil, nil
 }

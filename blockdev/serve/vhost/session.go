@@ -13,7 +13,7 @@ import (
 
 // session is what one VMM has said over its connection.
 type session struct {
-	device   *Device
+	server   *Server
 	conn     *net.UnixConn
 	features uint64
 	protocol uint64
@@ -23,6 +23,7 @@ type session struct {
 
 	mu      sync.Mutex
 	backend int // socket for requests of ours, -1: none
+	fault   error
 }
 
 // vring is a queue as the VMM describes it.
@@ -35,8 +36,8 @@ type vring struct {
 	loop              *loop // while it runs
 }
 
-func newSession(d *Device, conn *net.UnixConn) *session {
-	s := &session{device: d, conn: conn, backend: -1, vrings: make([]vring, d.o.Queues)}
+func newSession(server *Server, conn *net.UnixConn) *session {
+	s := &session{server: server, conn: conn, backend: -1, vrings: make([]vring, server.o.Queues)}
 	for n := range s.vrings {
 		s.vrings[n] = vring{kick: -1, call: -1, err: -1}
 	}
@@ -72,8 +73,18 @@ func (s *session) end() error {
 	}
 	s.mu.Lock()
 	replace(&s.backend, -1)
+	fault := s.fault
 	s.mu.Unlock()
-	return errors.Join(s.memory.close(), s.inflight.close(), s.conn.Close())
+	return errors.Join(fault, s.memory.close(), s.inflight.close(), s.conn.Close())
+}
+
+// hangUp ends the connection when a queue cannot be served any more: the VMM may
+// come again.
+func (s *session) hangUp(why error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.fault = errors.Join(s.fault, why)
+	_ = s.conn.CloseRead() // fails only when it has ended already
 }
 
 func replace(fd *int, by int) {
@@ -100,7 +111,7 @@ func (s *session) handle(m *message) error {
 func (s *session) dispatch(m *message) (answered bool, err error) {
 	switch m.request {
 	case getFeatures:
-		return true, s.replyU64(m, s.device.features())
+		return true, s.replyU64(m, s.server.features())
 	case getProtocolFeatures:
 		return true, s.replyU64(m, protocolFeatures)
 	case getQueueNum:
@@ -149,7 +160,7 @@ func (s *session) setFeatures(m *message) error {
 	}
 	offered, to := uint64(protocolFeatures), &s.protocol
 	if m.request == setFeatures {
-		offered, to = s.device.features(), &s.features
+		offered, to = s.server.features(), &s.features
 	}
 	if v&^offered != 0 {
 		return violated("features %#x were not offered", v&^offered)
@@ -178,7 +189,7 @@ func (s *session) getConfig(m *message) error {
 	if uint64(size) != uint64(len(m.payload)-head) || offset > 256 || size > 256 {
 		return reply(s.conn, m.request, nil, -1) // vhost-user.rst: no bytes mean failure
 	}
-	all := append(s.device.config(), make([]byte, 512)...)
+	all := append(s.server.config(), make([]byte, 512)...)
 	copy(m.payload[head:], all[offset:])
 	return reply(s.conn, m.request, m.payload, -1)
 }
@@ -288,6 +299,7 @@ func (s *session) pause() {
 func (v *vring) stop() {
 	if v.loop != nil {
 		v.base = v.loop.stop()
+		v.loop.server.remove(v.loop)
 		v.loop = nil
 	}
 }
@@ -319,8 +331,8 @@ func (s *session) start(n int) error {
 	if err != nil {
 		return err
 	}
-	l := &loop{device: s.device, memory: &s.memory, queue: queue, notes: notes, kick: v.kick, call: v.call, err: v.err}
-	if err := l.begin(); err != nil {
+	l := &loop{server: s.server, memory: &s.memory, queue: queue, notes: notes, kick: v.kick, call: v.call, err: v.err, faulted: s.hangUp}
+	if err := s.server.add(l); err != nil {
 		return err
 	}
 	v.loop = l

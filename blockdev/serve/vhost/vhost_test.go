@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+	"unsafe"
 
 	"holdfast/blockdev/serve/vhost"
 	"holdfast/blockdev/serve/vhost/frontend"
@@ -36,7 +37,11 @@ func serveForEver(image, socket string) {
 	if err != nil {
 		panic(err)
 	}
-	d, err := vhost.New(f, vhost.Options{Serial: serial, Queues: 2})
+	device, err := vhost.NewFile(f)
+	if err != nil {
+		panic(err)
+	}
+	d, err := vhost.New(device, vhost.Options{Serial: serial, Queues: 2})
 	if err != nil {
 		panic(err)
 	}
@@ -56,14 +61,31 @@ func newImage(t testing.TB) string {
 	return image
 }
 
-// served serves an image until the test ends.
-func served(t testing.TB, image string, flags int, o vhost.Options) (*vhost.Device, string) {
+// openFile makes a device of an image until the test ends.
+func openFile(t testing.TB, image string, flags int) *vhost.File {
 	t.Helper()
 	f, err := os.OpenFile(image, flags, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := vhost.New(f, o)
+	t.Cleanup(func() { f.Close() })
+	d, err := vhost.NewFile(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d
+}
+
+// served serves an image until the test ends.
+func served(t testing.TB, image string, flags int, o vhost.Options) (*vhost.Server, string) {
+	t.Helper()
+	return serving(t, openFile(t, image, flags), o)
+}
+
+// serving serves a device until the test ends.
+func serving(t testing.TB, device vhost.Device, o vhost.Options) (*vhost.Server, string) {
+	t.Helper()
+	d, err := vhost.New(device, o)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +97,7 @@ func served(t testing.TB, image string, flags int, o vhost.Options) (*vhost.Devi
 	done := make(chan error, 1)
 	go func() { done <- d.Serve(l) }()
 	t.Cleanup(func() {
-		if err := errors.Join(l.Close(), d.Close(), <-done, f.Close()); err != nil {
+		if err := errors.Join(l.Close(), d.Close(), <-done); err != nil {
 			t.Error(err)
 		}
 	})
@@ -211,6 +233,19 @@ func (m *model) check(image string) {
 	}
 	if !bytes.Equal(b, m.bytes) {
 		m.t.Error("the image is not what was written")
+	}
+}
+
+// checkDevice is check of what a device reads as.
+func (m *model) checkDevice(d vhost.Device) {
+	m.t.Helper()
+	b := make([]byte, imageSize+block)
+	b = b[-int(uintptr(unsafe.Pointer(&b[0])))&(block-1):][:imageSize]
+	if _, err := d.ReadAt(b, 0); err != nil {
+		m.t.Fatal(err)
+	}
+	if !bytes.Equal(b, m.bytes) {
+		m.t.Error("the device does not read as what was written")
 	}
 }
 

@@ -22,7 +22,7 @@ const (
 
 // server is a device, served until stop.
 type server struct {
-	device   *vhost.Device
+	device   *vhost.Server
 	listener *net.UnixListener
 	file     *os.File
 	done     chan error
@@ -34,7 +34,11 @@ func serve(t *testing.T, image, socket string, queues int) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d, err := vhost.New(file, vhost.Options{Serial: serial, Queues: queues, Ended: func(err error) {
+	onFile, err := vhost.NewFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := vhost.New(onFile, vhost.Options{Serial: serial, Queues: queues, Ended: func(err error) {
 		if err != nil {
 			t.Errorf("QEMU's connection: %v", err)
 		}
