@@ -49,6 +49,11 @@ func (e *Engine) countedInside(ctx context.Context, v Volume) *blockdev.Counters
 // share it; a device also enforces what a file leaves to the sandbox.
 func (e *Engine) kindsFor(t attach.Target, readOnly bool) []blockdev.Kind {
 	kinds := slices.Clone(e.needsOf(t).Kinds)
+	if chooser, ok := e.o.Attachers[t.Type].(attach.Chooser); ok {
+		if chosen := chooser.KindsFor(t); len(chosen) > 0 {
+			kinds = slices.Clone(chosen)
+		}
+	}
 	if at := slices.Index(kinds, blockdev.Block); readOnly && at > 0 {
 		kinds = slices.Insert(slices.Delete(kinds, at, at+1), 0, blockdev.Block)
 	}

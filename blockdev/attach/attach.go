@@ -31,6 +31,14 @@ type Needs struct {
 	Raw bool
 }
 
+// Chooser is an Attacher that can use other kinds of endpoint in one sandbox than in
+// another.
+type Chooser interface {
+	// KindsFor are those that a resolved target can use, best first; none is what Needs
+	// says. It may ask the sandbox, and must be quick.
+	KindsFor(t Target) []blockdev.Kind
+}
+
 // Resizer is an Attacher whose sandboxes do not see by themselves that a device
 // has grown.
 type Resizer interface {
