@@ -1,12 +1,21 @@
 package bench
 
 import (
+	"bufio"
+	"bytes"
+	"context"
+	"fmt"
+	"io"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"testing"
+	"time"
 
+	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
 )
 
@@ -39,26 +48,142 @@ func TestMedianWithin(t *testing.T) {
 	}
 }
 
+// TestJobsAreUnderstood: every job file says the same to fio and to our own load
+// generator, and what ours does not know is refused.
+func TestJobsAreUnderstood(t *testing.T) {
+	jobs, err := ioJobs()
+	if err != nil {
+		t.Fatal(err)
+	}
+	known := map[string]ioJob{}
+	for _, j := range jobs {
+		if j.about == "" || j.text == "" {
+			t.Errorf("%s says nothing", j.name)
+		}
+		known[j.name] = ioJob{reads: j.reads, random: j.random, once: j.once, block: j.block, depth: j.depth, flush: j.flush}
+	}
+	for name, want := range map[string]ioJob{
+		"randread-4k-qd32": {reads: 100, random: true, block: 4096, depth: 32},
+		"mixed-4k-qd8":     {reads: 70, random: true, block: 4096, depth: 8},
+		"fsync-4k-qd1":     {once: true, block: 4096, depth: 1, flush: true},
+		"write-1m-qd8":     {once: true, block: 1 << 20, depth: 8},
+	} {
+		got, ok := known[name]
+		if !ok || fmt.Sprint(got) != fmt.Sprint(want) {
+			t.Errorf("%s is %v, want %v", name, got, want)
+		}
+	}
+	for _, bad := range []string{"", "bs=4k\n", "[a]\nrw=read\n", "[a]\nrw=read\nbs=4k\nverify=1\n", "[a]\nrw=write\nbs=4k\niodepth=2\nfsync=1\n", "[a]\nbs=4k\nnonsense\n"} {
+		if j, err := parseJob(bad); err == nil {
+			t.Errorf("%q is %v", bad, j)
+		}
+	}
+}
+
+// TestStridesVisitAll: a job that writes no block twice reaches each of them.
+func TestStridesVisitAll(t *testing.T) {
+	for _, n := range []uint64{1, 2, 3, 7, 64, 1000, 4095} {
+		step, at, seen := coprime(n), uint64(0), map[uint64]bool{}
+		for range n {
+			at = (at + step) % n
+			seen[at] = true
+		}
+		if uint64(len(seen)) != n {
+			t.Errorf("%d of %d blocks, in steps of %d", len(seen), n, step)
+		}
+	}
+}
+
+// TestLoadOverVhost: the load generator does what the job says, to the bytes.
+func TestLoadOverVhost(t *testing.T) {
+	image, socket := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "s")
+	const blocks = 64
+	if err := os.WriteFile(image, make([]byte, blocks*4096), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	r, w := io.Pipe()
+	ctx, cancel := context.WithCancel(t.Context())
+	served := make(chan error, 1)
+	go func() {
+		served <- ServeOptions{Image: image, Kind: blockdev.VhostUser, Socket: socket}.Serve(ctx, w)
+	}()
+	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
+		t.Fatal(err)
+	}
+	j, err := parseJob("[all]\nrw=randwrite\nbs=4k\niodepth=8\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	l, err := newVhostLoad(socket, j)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l.requests < 4*blocks { // however slow the machine is
+		if _, err := l.run(time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := l.f.Close(); err != nil {
+		t.Error(err)
+	}
+	if len(l.took) != l.requests || slices.Max(l.took) == 0 {
+		t.Errorf("%d latencies of %d requests", len(l.took), l.requests)
+	}
+	for _, text := range []string{"[log]\nrw=write\nbs=4k\nfsync=1\n", "[mix]\nrw=randrw\nrwmixread=70\nbs=4k\niodepth=4\nnorandommap=1\n"} {
+		if j, err = parseJob(text); err != nil {
+			t.Fatal(err)
+		}
+		s, requests, err := loadVhost(t.Context(), socket, j, 20*time.Millisecond)
+		if err != nil || requests == 0 || s.iops <= 0 || s.p50 <= 0 || s.p999 < s.p50 {
+			t.Errorf("%s: %v requests, %+v, %v", j.name, requests, s, err)
+		}
+	}
+	cancel()
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+	got, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range blocks {
+		if bytes.Equal(got[n*4096:(n+1)*4096], make([]byte, 4096)) {
+			t.Errorf("block %d was not written", n)
+		}
+	}
+}
+
 // TestQuickIO takes two jobs on every path: the bench itself must not rot.
 func TestQuickIO(t *testing.T) {
 	blockdevtest.Require(t, blockdevtest.NBD)
+	blockdevtest.LeakCheck(t)
+	b := IO{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: buildHoldfast(t)}
+	report, err := b.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]bool{}
+	for _, row := range report.Rows {
+		told[row.Path+" beside "+row.Yardstick] = true
+		if row.Ratio <= 0 && row.Unit == "/s" || row.Samples != b.Rounds {
+			t.Errorf("nothing was measured for %q", row.Measure)
+		}
+	}
+	for _, pair := range ioPairs() {
+		left := slices.ContainsFunc(report.Notes, func(note string) bool { return strings.HasPrefix(note, named(pair.beside)+" was left out") })
+		if !left && !told[pair.ours+" beside "+named(pair.beside)] {
+			t.Errorf("nothing is told of %s beside %s", pair.ours, pair.beside)
+		}
+	}
+}
+
+func buildHoldfast(t *testing.T) string {
+	t.Helper()
 	program := filepath.Join(t.TempDir(), "holdfast")
 	build := exec.Command("go", "build", "-o", program, "holdfast/cmd/holdfast")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	b := IO{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: program}
-	report, err := b.Run(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(report.Rows) != 6 {
-		t.Errorf("%d rows", len(report.Rows))
-	}
-	for _, row := range report.Rows {
-		if row.Ratio <= 0 && row.Unit == "/s" {
-			t.Errorf("nothing was measured for %q", row.Measure)
-		}
-	}
+	return program
 }

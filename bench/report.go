@@ -46,6 +46,36 @@ type Row struct {
 	Beside    float64 `json:"beside,omitempty"` // the yardstick's median
 	Ratio     float64 `json:"ratio,omitempty"`  // ours to the yardstick, median of the rounds
 	Note      string  `json:"note,omitempty"`
+
+	// Of a load on a path to a volume's bytes; for charts and comparisons.
+	Job           string   `json:"job,omitempty"`
+	Path          string   `json:"path,omitempty"`
+	Low           float64  `json:"low,omitempty"` // the 95 % interval of Ratio
+	High          float64  `json:"high,omitempty"`
+	Latency       *Latency `json:"latency,omitempty"`
+	BesideLatency *Latency `json:"besideLatency,omitempty"`
+	CPU           *CPU     `json:"cpu,omitempty"`
+	BesideCPU     *CPU     `json:"besideCPU,omitempty"`
+}
+
+// Latency is how long requests took, in µs; each is the median of the rounds.
+type Latency struct {
+	P50  float64 `json:"p50"`
+	P99  float64 `json:"p99"`
+	P999 float64 `json:"p999"`
+}
+
+func (l *Latency) String() string { return fmt.Sprintf("%.0f/%.0f/%.0f µs", l.P50, l.P99, l.P999) }
+
+// CPU is what a request cost, in µs; each is the median of the rounds.
+type CPU struct {
+	Server  float64 `json:"server"`
+	Client  float64 `json:"client"`
+	Machine float64 `json:"machine"` // all of the machine's, the kernel's own threads and other programs included
+}
+
+func (c *CPU) String() string {
+	return fmt.Sprintf("%.1f + %.1f, machine %.1f µs", c.Server, c.Client, c.Machine)
 }
 
 // Missed counts rows that have a goal and miss it.

@@ -77,23 +77,28 @@ func (a *app) benchCommand() *cobra.Command {
 		lvmBench(), ioBench())
 }
 
-// ioBench starts itself again as the server that it measures.
+// ioBench starts itself again as the servers that it measures.
 func ioBench() *cobra.Command {
 	b := &bench.IO{}
-	c := measure(b, "io", "io-bench", 15, "The paths to a volume's bytes: NBD beside the raw file and qemu-nbd",
-		"Measure with fio what a client of our NBD server gets, beside the same file without a server and qemu-nbd in\n"+
-			"the same rounds, and write io-bench.json and io-bench.md. Needs fio, qemu-nbd and 1 GB of disk (on a file\n"+
-			"system that has direct I/O).")
-	c.Flags().DurationVar(&b.Each, "time", 3*time.Second, "of each job on each path")
-	c.Flags().StringVar(&b.Only, "only", "", "jobs whose name contains this")
-	var image, socket string
-	c.Flags().StringVar(&image, "serve", "", "serve this image")
-	c.Flags().StringVar(&socket, "socket", "", "on this socket")
-	_ = errors.Join(c.Flags().MarkHidden("serve"), c.Flags().MarkHidden("socket")) // they are there
+	c := measure(b, "io", "io-bench", 15, "The paths to a volume's bytes, beside the raw file and other servers",
+		"Measure what a client gets of our vhost-user-blk and NBD servers, beside the same file without a server and\n"+
+			"others' servers in the same rounds, and write io-bench.json and io-bench.md. Needs fio and 1 GB of disk (on a\n"+
+			"file system that has direct I/O); peers (qemu-nbd, qemu-storage-daemon, nbdkit) that are not installed are left out.")
+	f := c.Flags()
+	f.DurationVar(&b.Each, "each", time.Second, "of each job on each path in each round")
+	f.StringVar(&b.Only, "only", "", "jobs whose names contain one of these, separated by commas")
+	f.StringVar(&b.Paths, "paths", "", "paths to measure, separated by commas: vhost, qsd-vhost, nbd, qemu-nbd, qsd-nbd, nbdkit (default: all)")
+	o := bench.ServeOptions{}
+	f.StringVar(&o.Image, "serve", "", "serve this image")
+	f.StringVar((*string)(&o.Kind), "kind", "", "as this kind of thing")
+	f.StringVar(&o.Socket, "socket", "", "on this socket")
+	for _, hidden := range []string{"serve", "kind", "socket"} {
+		_ = f.MarkHidden(hidden) // it is there
+	}
 	outside := c.RunE
 	c.RunE = func(cmd *cobra.Command, args []string) error {
-		if image != "" {
-			return bench.ServeNBD(cmd.Context(), image, socket)
+		if o.Image != "" {
+			return o.Serve(cmd.Context(), cmd.OutOrStdout())
 		}
 		return outside(cmd, args)
 	}

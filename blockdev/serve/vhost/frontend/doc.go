@@ -3,5 +3,5 @@
 // the answers. It loads our server and others alike, and connects again, with the
 // requests that were in flight, when a server has gone.
 //
-// A Frontend and its Queues are for one goroutine each.
+// A Frontend and its Queues are for one goroutine each, but for Abandon.
 package frontend

@@ -40,6 +40,17 @@ type Queue struct {
 	availIdx, shown, taken  uint16
 	kick, call, fault       int
 	barrier                 uint32
+	abandoned               atomic.Bool
+}
+
+// ErrAbandoned is what Wait says after Abandon.
+var ErrAbandoned = errors.New("the queue was abandoned")
+
+// Abandon ends Wait, for good: nobody is to be waited for any more. It may be called
+// from any goroutine.
+func (q *Queue) Abandon() {
+	q.abandoned.Store(true)
+	_ = sys.SignalEvent(q.call) // cannot fail: nobody adds 2^64 to it
 }
 
 func queueNum(depth int) int {
@@ -206,6 +217,9 @@ func (q *Queue) Seen() (faulty bool) {
 // Wait waits until there is an answer to take.
 func (q *Queue) Wait() error {
 	for {
+		if q.abandoned.Load() {
+			return ErrAbandoned
+		}
 		if q.eventIdx {
 			*q.word(q.availAt, 2+int(q.num)) = q.taken
 		}
@@ -214,7 +228,13 @@ func (q *Queue) Wait() error {
 			return nil
 		}
 		var b [8]byte
-		if _, err := syscall.Read(q.call, b[:]); err != nil && !errors.Is(err, syscall.EINTR) {
+		_, err := syscall.Read(q.call, b[:])
+		if errors.Is(err, syscall.EAGAIN) {
+			// QEMU's servers make every descriptor that they are sent non-blocking. This one they
+			// only write, so it may be what it was.
+			err = syscall.SetNonblock(q.call, false)
+		}
+		if err != nil && !errors.Is(err, syscall.EINTR) {
 			return os.NewSyscallError("read", err)
 		}
 	}

@@ -1,0 +1,94 @@
+package bench
+
+import "fmt"
+
+// ioPair holds one path against another.
+type ioPair struct {
+	ours, beside string
+	goals        map[string]float64 // least median of the ratios, by job
+	notWorse     []string           // jobs that the noise does not resolve: ours is not to be worse
+	cpu          map[string]float64 // most µs of the server's CPU for each request; and less than beside takes
+}
+
+// ioPairs are what is told of the paths.
+func ioPairs() []ioPair {
+	large := []string{"read-1m-qd8", "write-1m-qd8"}
+	return []ioPair{
+		{ours: "vhost", beside: "raw", goals: map[string]float64{
+			"randread-4k-qd1": 0.85, "randread-4k-qd8": 0.85, "randread-4k-qd32": 0.85,
+			"randwrite-4k-qd1": 0.90, "randwrite-4k-qd8": 0.90, "randwrite-4k-qd32": 0.90,
+			"read-1m-qd8": 0.8, "write-1m-qd8": 0.6,
+		}},
+		{ours: "vhost", beside: "qsd-vhost", notWorse: large, goals: map[string]float64{
+			"randread-4k-qd1": 1.10, "randread-4k-qd8": 1.05, "randread-4k-qd32": 1.05,
+			"randwrite-4k-qd1": 1.15, "randwrite-4k-qd8": 1.05, "randwrite-4k-qd32": 1.0,
+		}, cpu: map[string]float64{"randread-4k-qd1": 38, "randread-4k-qd32": 5.5}},
+		{ours: "nbd", beside: "raw", goals: map[string]float64{
+			"randread-4k-qd1": 0.65, "randread-4k-qd8": 0.50, "randread-4k-qd32": 0.75,
+			"randwrite-4k-qd1": 0.60, "randwrite-4k-qd8": 0.60, "randwrite-4k-qd32": 0.75,
+			"read-1m-qd8": 0.8, "write-1m-qd8": 0.8,
+		}},
+		{ours: "nbd", beside: "qemu-nbd", notWorse: large, goals: map[string]float64{
+			"randread-4k-qd1": 1.2, "randread-4k-qd8": 1.1, "randread-4k-qd32": 1.2,
+			"randwrite-4k-qd1": 1.1, "randwrite-4k-qd8": 1.0, "randwrite-4k-qd32": 1.1,
+		}, cpu: map[string]float64{"randread-4k-qd1": 50, "randread-4k-qd32": 11}},
+		{ours: "nbd", beside: "qsd-nbd"},
+		{ours: "nbd", beside: "nbdkit"},
+	}
+}
+
+var ioNotes = []string{
+	"Ratios are medians of those of each round, in requests; their 95 % intervals come from the order of the rounds' ratios and assume nothing of how they are spread. A goal is met when the median reaches it and the interval's lower end is within 5 % of it; \"not worse\" when the interval's upper end is at least 1.",
+	"\"Raw file\" is the same file on the same file system in the same round, by fio with io_uring and direct I/O. Servers open it with O_DIRECT as well (qemu's with aio=io_uring); nbdkit goes through the page cache: it reads a file of its own from there, and its writes would not compare.",
+	"vhost-user-blk is driven by our own load generator, ours and qemu-storage-daemon's alike: one queue, one thread, the same jobs, of which it reads fio's files. All else is driven by fio.",
+	"CPU is of the server and of the client, in µs a request. The kernel's own threads (loop devices are served by them) are in the machine's alone, together with whatever else ran.",
+}
+
+// tell makes the rows of a job.
+func (b *IO) tell(j ioJob, taken map[string][]ioSample) {
+	for _, pair := range ioPairs() {
+		if len(taken[pair.ours]) == 0 || len(taken[pair.beside]) == 0 {
+			continue
+		}
+		row := pair.row(j, taken[pair.ours], taken[pair.beside])
+		b.report.Rows = append(b.report.Rows, row)
+		b.say("%-18s %-9s beside %-9s %.2f (%.2f to %.2f)", j.name, pair.ours, pair.beside, row.Ratio, row.Low, row.High)
+		if goal := pair.cpu[j.name]; goal > 0 {
+			b.report.Rows = append(b.report.Rows, pair.cpuRow(j, goal, taken[pair.ours], taken[pair.beside]))
+		}
+	}
+}
+
+func cpuFigures(samples []ioSample) *CPU {
+	return &CPU{Server: medianOf(samples, ioSample.serverCPU), Client: medianOf(samples, ioSample.clientCPU), Machine: medianOf(samples, ioSample.machineCPU)}
+}
+
+func (pair ioPair) row(j ioJob, ours, beside []ioSample) Row {
+	m, low, high := medianWithin(ratiosOf(valuesOf(ours, ioSample.rate), valuesOf(beside, ioSample.rate)))
+	row := Row{
+		Measure: j.name + ": " + named(pair.ours), Unit: "/s", Samples: len(ours), P50: medianOf(ours, ioSample.rate),
+		Yardstick: named(pair.beside), Beside: medianOf(beside, ioSample.rate), Ratio: m,
+		Job: j.name, Path: pair.ours, Low: low, High: high,
+		Latency: latenciesOf(ours), BesideLatency: latenciesOf(beside), CPU: cpuFigures(ours), BesideCPU: cpuFigures(beside),
+	}
+	if goal := pair.goals[j.name]; goal > 0 {
+		row.Goal, row.Met = fmt.Sprintf("≥ %.2f", goal), m >= goal && low >= 0.95*goal
+	}
+	for _, name := range pair.notWorse {
+		if name == j.name {
+			row.Goal, row.Met = "not worse", high >= 1
+		}
+	}
+	return row
+}
+
+func (pair ioPair) cpuRow(j ioJob, goal float64, ours, beside []ioSample) Row {
+	row := Row{
+		Measure: j.name + ": CPU of the server of " + named(pair.ours), Unit: "µs", Samples: len(ours), P50: medianOf(ours, ioSample.serverCPU),
+		Yardstick: named(pair.beside), Beside: medianOf(beside, ioSample.serverCPU), Goal: fmt.Sprintf("≤ %g µs, and less", goal),
+		Job: j.name, Path: pair.ours,
+	}
+	row.Ratio, row.Low, row.High = medianWithin(ratiosOf(valuesOf(ours, ioSample.serverCPU), valuesOf(beside, ioSample.serverCPU)))
+	row.Met = row.P50 <= goal && row.Ratio < 1
+	return row
+}
