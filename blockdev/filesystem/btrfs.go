@@ -3,7 +3,7 @@ package filesystem
 import (
 	"context"
 	"encoding/binary"
-	"os"
+	"io"
 
 	"holdfast/internal/run"
 )
@@ -84,8 +84,12 @@ func readBtrfsSuper(path string) (*btrfsSuper, error) {
 	return parseBtrfsSuper(b, btrfsSuperOffsets[0])
 }
 
-func sizeBtrfs(path string) (int64, error) {
-	s, err := readBtrfsSuper(path)
+func sizeBtrfs(image io.ReaderAt) (int64, error) {
+	b, err := readAt(image, btrfsSuperOffsets[0], btrfsSuperBytes)
+	if err != nil {
+		return 0, err
+	}
+	s, err := parseBtrfsSuper(b, btrfsSuperOffsets[0])
 	if err != nil {
 		return 0, err
 	}
@@ -126,22 +130,13 @@ func (x Tools) checkBtrfs(ctx context.Context, path string) error {
 // identifyBtrfs uses the feature metadata_uuid: the superblocks get a new fsid,
 // all other metadata goes on carrying the old one, which the superblocks keep.
 // The kernel tells two clones apart by the fsid.
-func identifyBtrfs(path string, id UUID) error {
-	f, err := openExclusive(path)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	device, err := deviceSize(path)
-	if err != nil {
-		return err
-	}
+func identifyBtrfs(image Image, size int64, id UUID) error {
 	var supers []*btrfsSuper
 	for _, at := range btrfsSuperOffsets {
-		if at+btrfsSuperBytes > device {
+		if at+btrfsSuperBytes > size {
 			break
 		}
-		b, err := readAt(f, at, btrfsSuperBytes)
+		b, err := readAt(image, at, btrfsSuperBytes)
 		if err != nil {
 			return err
 		}
@@ -151,11 +146,11 @@ func identifyBtrfs(path string, id UUID) error {
 		}
 		supers = append(supers, s)
 	}
-	return patchBtrfs(f, supers, id)
+	return patchBtrfs(image, supers, id)
 }
 
 // patchBtrfs checks all superblocks, then writes them, the first one last.
-func patchBtrfs(f *os.File, supers []*btrfsSuper, id UUID) error {
+func patchBtrfs(image io.WriterAt, supers []*btrfsSuper, id UUID) error {
 	if len(supers) == 0 {
 		return damaged("image too small for btrfs")
 	}
@@ -172,9 +167,9 @@ func patchBtrfs(f *os.File, supers []*btrfsSuper, id UUID) error {
 		}
 		copy(s.raw[0x20:0x30], id[:])
 		binary.LittleEndian.PutUint32(s.raw, btrfsSum(s.raw))
-		if _, err := f.WriteAt(s.raw, s.bytenr); err != nil {
+		if _, err := image.WriteAt(s.raw, s.bytenr); err != nil {
 			return err
 		}
 	}
-	return f.Close()
+	return nil
 }

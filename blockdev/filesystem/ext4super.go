@@ -2,6 +2,7 @@ package filesystem
 
 import (
 	"encoding/binary"
+	"io"
 	"os"
 
 	"holdfast/blockdev/filesystem/internal/ext4disk"
@@ -117,8 +118,16 @@ func readExt4Super(path string) (*ext4Super, error) {
 	return parseExt4Super(b)
 }
 
-func sizeExt4(path string) (int64, error) {
-	s, err := readExt4Super(path)
+// ext4SuperIn gives an image's superblock as bytes and as read.
+func ext4SuperIn(image io.ReaderAt) (b []byte, s *ext4Super, err error) {
+	if b, err = readAt(image, ext4SuperOffset, ext4SuperBytes); err == nil {
+		s, err = parseExt4Super(b)
+	}
+	return b, s, err
+}
+
+func sizeExt4(image io.ReaderAt) (int64, error) {
+	_, s, err := ext4SuperIn(image)
 	if err != nil {
 		return 0, err
 	}
@@ -140,10 +149,7 @@ func openExt4(path string) (f *os.File, b []byte, s *ext4Super, err error) {
 	if f, err = openExclusive(path); err != nil {
 		return nil, nil, nil, err
 	}
-	if b, err = readAt(f, ext4SuperOffset, ext4SuperBytes); err == nil {
-		s, err = parseExt4Super(b)
-	}
-	if err != nil {
+	if b, s, err = ext4SuperIn(f); err != nil {
 		f.Close()
 		return nil, nil, nil, err
 	}
@@ -153,12 +159,11 @@ func openExt4(path string) (f *os.File, b []byte, s *ext4Super, err error) {
 // identifyExt4 needs metadata_csum_seed: with it no checksum but the
 // superblock's own depends on the UUID. Backup superblocks keep the old UUID:
 // e2fsck renews them from the primary one.
-func identifyExt4(path string, id UUID) error {
-	f, b, s, err := openExt4(path)
+func identifyExt4(image Image, id UUID) error {
+	b, s, err := ext4SuperIn(image)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
 	if s.roCompat&ext4ROMetadataCsum == 0 || s.incompat&ext4IncompatSeed == 0 {
 		return damaged("ext4 without metadata_csum_seed: its checksums depend on its UUID")
 	}
@@ -167,8 +172,6 @@ func identifyExt4(path string, id UUID) error {
 	}
 	copy(b[0x68:0x78], id[:])
 	binary.LittleEndian.PutUint32(b[ext4disk.SuperSumAt:], ext4disk.SuperSum(b))
-	if _, err := f.WriteAt(b, ext4SuperOffset); err != nil {
-		return err
-	}
-	return f.Close()
+	_, err = image.WriteAt(b, ext4SuperOffset)
+	return err
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"holdfast/blockdev/blockdevtest"
@@ -84,6 +85,7 @@ func TestClonesMountAtOnce(t *testing.T) {
 				check(t, x.Identify(t.Context(), c.path, typ, uuids[1]))
 				check(t, x.Identify(t.Context(), c.path, typ, uuid))
 				check(t, x.Check(t.Context(), c.path, typ, false))
+				asBytes(t, x, copyImage(t, original), c)
 				c.dir, c.unmount = mounted(t, c.path, typ)
 				clones = append(clones, c)
 			}
@@ -93,6 +95,43 @@ func TestClonesMountAtOnce(t *testing.T) {
 			}
 			unmount()
 		})
+	}
+}
+
+// asBytes does to a copy, as bytes, what was done to the clone of the same original,
+// and finds in it what the path shows.
+func asBytes(t *testing.T, x Tools, path string, c *clone) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	check(t, err)
+	defer f.Close()
+	image := struct{ Image }{f}
+	size, err := x.SizeIn(t.Context(), image, c.typ)
+	check(t, err)
+	if at, err := x.Size(t.Context(), path, c.typ); err != nil || at != size {
+		t.Errorf("as bytes %d, as a file %d, %v", size, at, err)
+	}
+	check(t, x.IdentifyIn(t.Context(), image, 512*MiB, c.typ, "fedcba98-7654-4210-8123-456789abcdef"))
+	check(t, x.IdentifyIn(t.Context(), image, 512*MiB, c.typ, c.uuid))
+	command(t, "cmp", path, c.path)
+	entries, err := x.ListDirIn(t.Context(), image, c.typ, "/")
+	check(t, err)
+	listed, err := x.ListDir(t.Context(), c.path, c.typ, "/")
+	check(t, err)
+	if !slices.Equal(entries, listed) || len(entries) < 100 {
+		t.Errorf("as bytes %d entries, as a file %d", len(entries), len(listed))
+	}
+	var b bytes.Buffer
+	check(t, x.ReadFileIn(t.Context(), image, c.typ, "9", &b))
+	if !bytes.Equal(b.Bytes(), bytes.Repeat([]byte{9}, 10000)) {
+		t.Errorf("a file as bytes: %d bytes", b.Len())
+	}
+	for _, err := range []error{
+		x.IdentifyIn(t.Context(), image, 512*MiB, None, c.uuid), x.ReadFileIn(t.Context(), image, None, "9", &b),
+	} {
+		if !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("without a filesystem: %v", err)
+		}
 	}
 }
 

@@ -219,12 +219,12 @@ func withDir(op, dir string, fn func(*os.File) error) error {
 
 // growUnmounted is the offline growth of types that only grow mounted: being
 // grown already is success.
-func growUnmounted(path string, sizeOf func(string) (int64, error)) error {
+func growUnmounted(path string, t Type) error {
 	device, err := deviceSize(path)
 	if err != nil {
 		return err
 	}
-	size, err := sizeOf(path)
+	size, err := sizeAt(path, t)
 	if err != nil {
 		return err
 	}

@@ -62,21 +62,23 @@ func openReader(path string, t Type) (imageReader, *os.File, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	var r imageReader
-	switch t {
-	case Ext4:
-		r, err = newExt4Reader(f)
-	case XFS:
-		r, err = newXFSReader(f)
-	case Btrfs:
-		r, err = newBtrfsReader(f)
-	default:
-		err = errors.ErrUnsupported
-	}
+	r, err := newReader(f, t)
 	if err != nil {
 		return nil, nil, errors.Join(err, f.Close())
 	}
 	return r, f, nil
+}
+
+func newReader(image io.ReaderAt, t Type) (imageReader, error) {
+	switch t {
+	case Ext4:
+		return newExt4Reader(image)
+	case XFS:
+		return newXFSReader(image)
+	case Btrfs:
+		return newBtrfsReader(image)
+	}
+	return nil, errors.ErrUnsupported
 }
 
 // ListDir lists a directory of an unmounted filesystem, sorted by name, without
@@ -103,14 +105,18 @@ func (x Tools) ReadFile(ctx context.Context, path string, t Type, file string, w
 		return failed("read", t, err)
 	}
 	defer f.Close()
+	return failed("read", t, readFile(ctx, f, r, file, w))
+}
+
+func readFile(ctx context.Context, image io.ReaderAt, r imageReader, file string, w io.Writer) error {
 	i, err := walk(ctx, r, file)
 	if err == nil && !i.mode.IsRegular() {
 		err = fmt.Errorf("%w: %q is not a regular file", ErrNoFile, file)
 	}
-	if err == nil {
-		err = copyFile(ctx, f, r, i, w)
+	if err != nil {
+		return err
 	}
-	return failed("read", t, err)
+	return copyFile(ctx, image, r, i, w)
 }
 
 func listDir(ctx context.Context, r imageReader, dir string) ([]Entry, error) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"time"
 )
 
@@ -87,22 +88,17 @@ func (x Tools) Make(ctx context.Context, path string, t Type, o MakeOptions) err
 // ErrDirty or ErrDamaged, with nothing written, when the image is not what it
 // should be.
 func (x Tools) Identify(ctx context.Context, path string, t Type, uuid string) error {
-	id, err := parseUUID(uuid)
+	size, err := deviceSize(path)
 	if err != nil {
 		return failed("identify", t, err)
 	}
-	if err := ctx.Err(); err != nil {
+	f, err := openExclusive(path)
+	if err != nil {
 		return failed("identify", t, err)
 	}
-	switch t {
-	case Ext4:
-		err = identifyExt4(path, id)
-	case XFS:
-		err = identifyXFS(path, id)
-	case Btrfs:
-		err = identifyBtrfs(path, id)
-	default:
-		err = errors.ErrUnsupported
+	err = identify(ctx, f, size, t, uuid)
+	if closing := f.Close(); err == nil {
+		err = closing
 	}
 	return failed("identify", t, err)
 }
@@ -114,19 +110,17 @@ func (x Tools) Size(ctx context.Context, path string, t Type) (int64, error) {
 	if err := ctx.Err(); err != nil {
 		return 0, failed("size", t, err)
 	}
-	var size int64
-	var err error
-	switch t {
-	case Ext4:
-		size, err = sizeExt4(path)
-	case XFS:
-		size, err = sizeXFS(path)
-	case Btrfs:
-		size, err = sizeBtrfs(path)
-	default:
-		err = errors.ErrUnsupported
-	}
+	size, err := sizeAt(path, t)
 	return size, failed("size", t, err)
+}
+
+func sizeAt(path string, t Type) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	return sizeIn(f, t)
 }
 
 // Grow grows an unmounted filesystem to its device; it is there already is
@@ -138,9 +132,9 @@ func (x Tools) Grow(ctx context.Context, path string, t Type) error {
 	case Ext4:
 		return failed("grow", t, x.growExt4(ctx, path))
 	case XFS:
-		return failed("grow", t, growUnmounted(path, sizeXFS))
+		return failed("grow", t, growUnmounted(path, XFS))
 	case Btrfs:
-		return failed("grow", t, growUnmounted(path, sizeBtrfs))
+		return failed("grow", t, growUnmounted(path, Btrfs))
 	}
 	return failed("grow", t, errors.ErrUnsupported)
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 
 	"holdfast/internal/run"
@@ -104,8 +105,12 @@ func readXFSSuper(path string) (*xfsSuper, error) {
 	return parseXFSSuper(b)
 }
 
-func sizeXFS(path string) (int64, error) {
-	s, err := readXFSSuper(path)
+func sizeXFS(image io.ReaderAt) (int64, error) {
+	b, err := readAt(image, 0, 4096)
+	if err != nil {
+		return 0, err
+	}
+	s, err := parseXFSSuper(b)
 	if err != nil {
 		return 0, err
 	}

@@ -12,34 +12,29 @@ import (
 // keep in sb_meta_uuid. The log is the exception: the kernel wants the new UUID
 // in the record that it finds at the log's head, and of a clean log looks at no
 // other.
-func identifyXFS(path string, id UUID) error {
-	f, err := openExclusive(path)
+func identifyXFS(image Image, id UUID) error {
+	supers, err := readXFSSupers(image)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	supers, err := readXFSSupers(f)
-	if err != nil {
-		return err
-	}
-	record, err := readUnmountRecord(f, supers[0])
+	record, err := readUnmountRecord(image, supers[0])
 	if err != nil {
 		return err
 	}
 	if record != nil {
 		record.identify(id)
-		if _, err := f.WriteAt(record.head, record.at); err != nil {
+		if _, err := image.WriteAt(record.head, record.at); err != nil {
 			return err
 		}
 	}
 	for n := len(supers) - 1; n >= 0; n-- {
 		s := supers[n]
 		s.identify(id)
-		if _, err := f.WriteAt(s.raw, int64(n)*s.agBlocks*s.blockSize); err != nil {
+		if _, err := image.WriteAt(s.raw, int64(n)*s.agBlocks*s.blockSize); err != nil {
 			return err
 		}
 	}
-	return f.Close()
+	return nil
 }
 
 // readXFSSupers reads and compares the superblocks of all allocation groups.
