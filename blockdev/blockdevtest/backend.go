@@ -193,9 +193,17 @@ func (s *suite) used(id blockdev.ID, readOnly bool, fn func(File)) {
 	s.close(id, e)
 }
 
+// way is how a closed image is read and written: opened, where each opens.
+func (s *suite) way() func(blockdev.ID, bool, func(File)) {
+	if s.place.Layered {
+		return s.bytesOf
+	}
+	return s.used
+}
+
 func (s *suite) write(id blockdev.ID, at int64, text string) {
 	s.Helper()
-	s.used(id, false, func(f File) { s.put(f, at, text) })
+	s.way()(id, false, func(f File) { s.put(f, at, text) })
 }
 
 func (s *suite) put(f File, at int64, text string) {
@@ -209,7 +217,7 @@ func (s *suite) put(f File, at int64, text string) {
 
 func (s *suite) reads(id blockdev.ID, at int64, text string) {
 	s.Helper()
-	s.used(id, true, func(f File) { s.get(f, at, text) })
+	s.way()(id, true, func(f File) { s.get(f, at, text) })
 }
 
 func (s *suite) get(f File, at int64, text string) {

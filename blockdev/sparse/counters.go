@@ -99,15 +99,21 @@ func (p *Pool) exclusive(ctx context.Context, id blockdev.ID) (int64, error) {
 	if err != nil {
 		return 0, err
 	}
-	f, err := os.Open(dir + "/" + imageFile)
+	c, err := readChain(id, dir)
 	if err != nil {
-		return 0, notFound(err)
+		return 0, err
 	}
-	defer f.Close()
-	m, err := sys.MapFile(f, math.MaxInt)
-	if errors.Is(err, errors.ErrUnsupported) {
-		status, err := sys.StatusOf(f)
-		return status.Allocated, err
+	names := []string{imageFile}
+	if c != nil {
+		names = c.files()
 	}
-	return m.Allocated - m.Shared, err
+	var bytes int64
+	for _, name := range names {
+		n, err := exclusiveOf(dir+"/"+name, math.MaxInt)
+		if err != nil {
+			return 0, err
+		}
+		bytes += n
+	}
+	return bytes, nil
 }

@@ -5,13 +5,35 @@
 //
 //	pool.json                   what this is: format version, UUID, host
 //	lock                        held by the one process that uses the pool
-//	images/ID/image             the bytes
+//	images/ID/image             the bytes of a flat image
+//	images/ID/chain.json        what a layered image consists of; checksummed
+//	images/ID/layer-X.data      a layer's bytes, at the image's own offsets, and
+//	images/ID/layer-X.map       which of its blocks count: see serve/overlay
+//	images/ID/base-X            a file that nobody writes, below all layers
 //	images/ID/description.json  says what the image is; checksummed
 //	images/ID/lock              held while the image is open by this process
 //	drafts/ID/                  images that are being made; same files
 //	trash/                      removed images whose space is being reclaimed
 //	quarantine/NAME/            found, but explained by nothing: content, reason
 //	staging/                    for the pool's users; never looked into
+//
+// # Layered images
+//
+// chain.json is an envelope of "ID/chain.json" around JSON: version (1), layers (their
+// names, the top first), base (its name, absent for none), baseSize (bytes). As long
+// as it is there it decides what the image reads as, and what else lies in the
+// directory (an image, a part that it does not name) is what a crash left, and goes.
+// A name is layer- or base- and 16 random hex digits, so no two parts have the same
+// one; all lie in the image's own directory. What several images read from are hard
+// links of one file, which nobody writes: only a top layer is written, and a top has
+// one name. A removal unlinks, and the last one frees.
+//
+// A seal (Snapshot, or Clone of a layered volume) puts an empty layer on top. A flat
+// image's file gets its second name as a base, durably, then chain.json names it, then
+// the first name goes. Flatten brings blocks up into the top until it holds all,
+// gives its data the name image, durably, and only then takes chain.json away. Each
+// may be cut anywhere. A chain that names a file that is not there, or is too short, is
+// damage: the image is quarantined, and never reads as something else.
 //
 // # What is durable, and why in that order
 //

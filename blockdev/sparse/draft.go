@@ -9,6 +9,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/envelope"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/internal/sys"
 )
 
@@ -17,8 +18,9 @@ func (p *Pool) Create(ctx context.Context, id blockdev.ID, size int64) error {
 	return blockdev.Op("sparse.Create", id, p.create(ctx, id, size, nil))
 }
 
-// Clone implements blockdev.Cloner: by reflink, in a time that grows with the
-// number of extents of src, not with its size.
+// Clone implements blockdev.Cloner: by reflink, in a time that grows with the number
+// of extents of src, not with its size. A layered src, and where the pool has no
+// reflink any image that is never written, becomes the base of a layered draft.
 func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
 	return blockdev.Op("sparse.Clone", dst, p.clone(ctx, dst, src, size))
 }
@@ -26,6 +28,18 @@ func (p *Pool) Clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) error {
 	if err := check(ctx, dst, src); err != nil {
 		return err
+	}
+	done, err := p.turns.take(ctx, src)
+	if err != nil {
+		return err
+	}
+	defer done()
+	c, err := readChain(src, p.image(src))
+	if err != nil {
+		return err
+	}
+	if c != nil {
+		return p.cloneChain(ctx, dst, src, c, size)
 	}
 	from, err := os.Open(p.image(src) + "/" + imageFile)
 	if err != nil {
@@ -36,21 +50,52 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 	if err != nil {
 		return err
 	}
-	if size < status.Size {
-		return fmt.Errorf("size %d is smaller than the %d of %s: %w", size, status.Size, src, blockdev.ErrInvalid)
+	if err := largeEnough(src, status.Size, size); err != nil {
+		return err
 	}
-	return p.create(ctx, dst, size, from)
+	if p.reflinks || !p.layers || !immutable(src) || size%overlay.BlockSize != 0 {
+		return p.create(ctx, dst, size, from)
+	}
+	if err := p.roomForDraft(ctx, dst, size); err != nil {
+		return err
+	}
+	return p.cloneLayered(dst, size, p.image(src), imageFile, &chain{Base: newPart("base"), BaseSize: status.Size})
+}
+
+func largeEnough(src blockdev.ID, has, size int64) error {
+	if size < has {
+		return fmt.Errorf("size %d is smaller than the %d of %s: %w", size, has, src, blockdev.ErrInvalid)
+	}
+	return nil
+}
+
+// cloneChain clones a layered image. A snapshot's layers are shared as they are, a
+// volume is sealed first.
+func (p *Pool) cloneChain(ctx context.Context, dst, src blockdev.ID, c *chain, size int64) error {
+	s, err := p.survey(src)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(largeEnough(src, s.size, size), checkSize(size)); err != nil {
+		return err
+	}
+	if err := p.roomForDraft(ctx, dst, size); err != nil {
+		return err
+	}
+	if !immutable(src) {
+		if !p.sealable(s) {
+			return errors.ErrUnsupported
+		}
+		if c, _, err = p.seal(ctx, s); err != nil {
+			return err
+		}
+	}
+	return p.cloneLayered(dst, size, s.dir, c.Base, c)
 }
 
 // create makes a draft, from the bytes of another file if there is one.
 func (p *Pool) create(ctx context.Context, id blockdev.ID, size int64, from *os.File) error {
-	if err := errors.Join(check(ctx, id), checkSize(size)); err != nil {
-		return err
-	}
-	if there, err := exists(p.image(id)); err != nil || there {
-		return errors.Join(err, blockdev.ErrExists)
-	}
-	if err := p.dropDraft(ctx, id); err != nil {
+	if err := p.roomForDraft(ctx, id, size); err != nil {
 		return err
 	}
 	err := p.fillDraft(id, size, from)
@@ -58,6 +103,17 @@ func (p *Pool) create(ctx context.Context, id blockdev.ID, size int64, from *os.
 		err = errors.Join(err, p.discard(p.draft(id)))
 	}
 	return err
+}
+
+// roomForDraft checks what is asked and makes way for a draft.
+func (p *Pool) roomForDraft(ctx context.Context, id blockdev.ID, size int64) error {
+	if err := errors.Join(check(ctx, id), checkSize(size)); err != nil {
+		return err
+	}
+	if there, err := exists(p.image(id)); err != nil || there {
+		return errors.Join(err, blockdev.ErrExists)
+	}
+	return p.dropDraft(ctx, id)
 }
 
 func (p *Pool) fillDraft(id blockdev.ID, size int64, from *os.File) error {
@@ -150,6 +206,7 @@ func (p *Pool) publish(ctx context.Context, id blockdev.ID, description []byte) 
 	if err := syncDir(p.path(imagesDir)); err != nil {
 		return err
 	}
+	p.wakeBackground()
 	return syncDir(p.path(draftsDir))
 }
 
@@ -159,11 +216,11 @@ func (p *Pool) flushDraft(id blockdev.ID, description []byte) error {
 	if err != nil {
 		return err
 	}
-	image, err := os.OpenFile(p.draft(id)+"/"+imageFile, os.O_RDWR, 0)
+	bytes, err := p.draftFiles(id)
+	defer closeAll(bytes)
 	if err != nil {
-		return notFound(err)
+		return err
 	}
-	defer image.Close()
 	if err := p.at("publish.description"); err != nil {
 		return err
 	}
@@ -181,9 +238,38 @@ func (p *Pool) flushDraft(id blockdev.ID, description []byte) error {
 		}
 	}
 	for _, flush := range []func(*os.File) error{sys.StartWriteback, syncFile} { // the writing overlaps
-		if err := errors.Join(flush(image), flush(described)); err != nil {
-			return err
+		for _, f := range append(bytes, described) {
+			if err := flush(f); err != nil {
+				return err
+			}
 		}
 	}
 	return syncDir(p.draft(id))
+}
+
+// draftFiles opens what of a draft may have been written: its file or its top layer.
+// What lies below that is another image's, and durable.
+func (p *Pool) draftFiles(id blockdev.ID) (files []*os.File, err error) {
+	c, err := readChain(id, p.draft(id))
+	if err != nil {
+		return nil, err
+	}
+	names := []string{imageFile}
+	if c != nil {
+		names = []string{c.Layers[0] + dataSuffix, c.Layers[0] + mapSuffix}
+	}
+	for _, name := range names {
+		f, err := os.OpenFile(p.draft(id)+"/"+name, os.O_RDWR, 0)
+		if err != nil {
+			return files, notFound(err)
+		}
+		files = append(files, f)
+	}
+	return files, nil
+}
+
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
 }

@@ -9,6 +9,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/extent"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/internal/sys"
 )
 
@@ -44,28 +45,23 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 	if err := errors.Join(check(ctx, id), checkSize(size)); err != nil {
 		return err
 	}
-	dir, _, err := p.locate(id)
+	done, err := p.turns.take(ctx, id)
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(dir+"/"+imageFile, os.O_RDWR, 0)
-	if err != nil {
-		return notFound(err)
-	}
-	defer f.Close()
-	status, err := sys.StatusOf(f)
+	defer done()
+	dir, draft, err := p.locate(id)
 	if err != nil {
 		return err
 	}
-	if status.Size < size {
-		if err := f.Truncate(size); err != nil {
-			return tooLarge(err)
-		}
-	}
-	if err := p.at("grow.flush"); err != nil {
+	c, err := readChain(id, dir)
+	if err != nil {
 		return err
 	}
-	if err := syncFile(f); err != nil { // also when the size was there: perhaps of a call cut short
+	if c != nil {
+		return p.growLayered(ctx, id, dir, draft, c, size)
+	}
+	if err := p.growFile(dir, size); err != nil {
 		return err
 	}
 	if err := p.at("grow.device"); err != nil {
@@ -82,6 +78,48 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 	return err
 }
 
+func (p *Pool) growFile(dir string, size int64) error {
+	f, err := os.OpenFile(dir+"/"+imageFile, os.O_RDWR, 0)
+	if err != nil {
+		return notFound(err)
+	}
+	defer f.Close()
+	status, err := sys.StatusOf(f)
+	if err != nil {
+		return err
+	}
+	if status.Size < size {
+		if status.Links > 1 {
+			return fmt.Errorf("%w: other images read from it", blockdev.ErrInvalid)
+		}
+		if err := f.Truncate(size); err != nil {
+			return tooLarge(err)
+		}
+	}
+	if err := p.at("grow.flush"); err != nil {
+		return err
+	}
+	return syncFile(f) // also when the size was there: perhaps of a call cut short
+}
+
+// growLayered makes the top larger, to whole blocks.
+func (p *Pool) growLayered(_ context.Context, id blockdev.ID, dir string, draft bool, c *chain, size int64) error {
+	if sealedForEver(id, draft) {
+		return fmt.Errorf("a snapshot stays as it is: %w", errors.ErrUnsupported)
+	}
+	if p.isAccessed(id) {
+		return fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+	}
+	v, err := assemble(dir, c, false, nil)
+	if err != nil {
+		return err
+	}
+	if err = p.at("grow.flush"); err == nil {
+		err = tooLarge(v.Grow((size + overlay.BlockSize - 1) / overlay.BlockSize * overlay.BlockSize))
+	}
+	return errors.Join(err, v.Close())
+}
+
 // Remove implements blockdev.Backend.
 func (p *Pool) Remove(ctx context.Context, id blockdev.ID) error {
 	return blockdev.Op("sparse.Remove", id, p.remove(ctx, id))
@@ -91,6 +129,11 @@ func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
 	if err := check(ctx, id); err != nil {
 		return err
 	}
+	done, err := p.turns.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	for _, draft := range []bool{false, true} {
 		dir, parent := p.image(id), p.path(imagesDir)
 		if draft {
@@ -150,13 +193,30 @@ func (p *Pool) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) 
 }
 
 // inspect reads all that the pool knows of an image. blockdev.ErrCorrupt for an
-// image that does not explain itself.
-func (p *Pool) inspect(id blockdev.ID, dir string, draft bool) (info blockdev.Info, err error) {
+// image that does not explain itself: not for one that is just being changed.
+func (p *Pool) inspect(id blockdev.ID, dir string, draft bool) (blockdev.Info, error) {
+	info, err := p.inspectOnce(id, dir, draft)
+	if errors.Is(err, blockdev.ErrCorrupt) {
+		p.changing.Lock()
+		defer p.changing.Unlock()
+		info, err = p.inspectOnce(id, dir, draft)
+	}
+	return info, err
+}
+
+func (p *Pool) inspectOnce(id blockdev.ID, dir string, draft bool) (info blockdev.Info, err error) {
 	info = blockdev.Info{ID: id, Draft: draft, Open: p.known(id) != nil}
 	if !draft {
 		if info.Description, err = readEnvelope(dir+"/"+descriptionFile, string(id)); err != nil {
 			return info, unexplained("description", err)
 		}
+	}
+	c, err := readChain(id, dir)
+	if err != nil {
+		return info, err
+	}
+	if c != nil {
+		return info, inspectLayers(&info, dir, c)
 	}
 	f, err := os.Open(dir + "/" + imageFile)
 	if draft && errors.Is(err, fs.ErrNotExist) {
@@ -166,17 +226,9 @@ func (p *Pool) inspect(id blockdev.ID, dir string, draft bool) (info blockdev.In
 		return info, unexplained("image", err)
 	}
 	defer f.Close()
-	status, err := sys.StatusOf(f)
-	if err != nil {
-		return info, err
-	}
-	info.Size, info.Allocated = status.Size, status.Allocated
-	mapped, err := sys.MapFile(f, statExtents)
-	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
-		return info, err
-	}
-	info.Shared = min(mapped.Shared, info.Allocated)
-	return info, nil
+	status, shared, err := spaceOf(f)
+	info.Size, info.Allocated, info.Shared = status.Size, status.Allocated, shared
+	return info, err
 }
 
 func unexplained(what string, err error) error {
@@ -196,9 +248,24 @@ func (p *Pool) trim(ctx context.Context, id blockdev.ID) (int64, error) {
 	if err := check(ctx, id); err != nil {
 		return 0, err
 	}
+	done, err := p.turns.take(ctx, id)
+	if err != nil {
+		return 0, err
+	}
+	defer done()
 	dir, _, err := p.locate(id)
 	if err != nil {
 		return 0, err
+	}
+	c, err := readChain(id, dir)
+	if err != nil {
+		return 0, err
+	}
+	if c != nil {
+		return 0, blockdev.ErrLayered
+	}
+	if p.isAccessed(id) {
+		return 0, blockdev.ErrBusy
 	}
 	f, err := os.OpenFile(dir+"/"+imageFile, os.O_RDWR, 0)
 	if err != nil {

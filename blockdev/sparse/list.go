@@ -122,12 +122,12 @@ func (p *Pool) quarantined(ctx context.Context) (found []blockdev.Quarantine, er
 	return found, nil
 }
 
-// allocatedBelow adds up the space of all files below a directory. What goes
-// away meanwhile does not count.
+// allocatedBelow adds up the space of all files below a directory that have no other
+// name. What goes away meanwhile does not count.
 func allocatedBelow(dir string) (bytes int64) {
 	_ = filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Type().IsRegular() {
-			if status, err := sys.StatusAt(path); err == nil {
+			if status, err := sys.StatusAt(path); err == nil && status.Links == 1 {
 				bytes += status.Allocated
 			}
 		}

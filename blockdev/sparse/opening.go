@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"syscall"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/loop"
@@ -40,8 +41,29 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	if len(w.Kinds) == 0 {
 		return blockdev.Endpoint{}, fmt.Errorf("no kind of endpoint wanted: %w", blockdev.ErrInvalid)
 	}
-	dir, _, err := p.locate(id)
+	done, err := p.turns.take(ctx, id)
 	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	defer done()
+	dir, draft, err := p.locate(id)
+	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	if p.isAccessed(id) {
+		return blockdev.Endpoint{}, fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+	}
+	c, err := readChain(id, dir)
+	if err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	if err := p.sweep(dir, c); err != nil {
+		return blockdev.Endpoint{}, err
+	}
+	if c != nil {
+		return blockdev.Endpoint{}, layeredKinds(w.Kinds)
+	}
+	if err := writable(id, dir, draft, w.ReadOnly); err != nil {
 		return blockdev.Endpoint{}, err
 	}
 	f, err := os.OpenFile(dir+"/"+imageFile, accessMode(w.ReadOnly), 0)
@@ -64,6 +86,34 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 		return blockdev.Endpoint{}, fmt.Errorf("open as %s: %w", o.lease, blockdev.ErrBusy)
 	}
 	return o.endpoint(dir, f)
+}
+
+// layeredKinds is why a layered image does not open as one of these.
+func layeredKinds(kinds []blockdev.Kind) error {
+	for _, k := range kinds {
+		if k == blockdev.File || k == blockdev.Block {
+			return blockdev.ErrLayered
+		}
+	}
+	return fmt.Errorf("endpoint kinds %v: %w", kinds, errors.ErrUnsupported)
+}
+
+// writable refuses writers of a flat image that is another's base, or a snapshot.
+func writable(id blockdev.ID, dir string, draft, readOnly bool) error {
+	if readOnly {
+		return nil
+	}
+	if sealedForEver(id, draft) {
+		return fmt.Errorf("%w: a snapshot is never written", blockdev.ErrInvalid)
+	}
+	status, err := sys.StatusAt(dir + "/" + imageFile)
+	if err != nil {
+		return notFound(err)
+	}
+	if status.Links > 1 {
+		return fmt.Errorf("%w: other images read from it", blockdev.ErrInvalid)
+	}
+	return nil
 }
 
 func accessMode(readOnly bool) int {
@@ -207,6 +257,11 @@ func (p *Pool) close(ctx context.Context, id blockdev.ID, lease string) error {
 	if err := check(ctx, id); err != nil {
 		return err
 	}
+	done, err := p.turns.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	o := p.known(id)
 	if o == nil || o.lease != lease {
 		return nil
@@ -254,6 +309,9 @@ func (p *Pool) flushOpening(ctx context.Context, id blockdev.ID, o *opening) err
 // closedForRemoval makes sure that nobody uses an image. A draft's device that
 // only a dead process had made does not count, and goes.
 func (p *Pool) closedForRemoval(ctx context.Context, id blockdev.ID, dir string, draft bool) error {
+	if p.isAccessed(id) {
+		return fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+	}
 	o := p.known(id)
 	if o == nil && !draft {
 		found, err := p.foreignDevice(id, dir)
@@ -312,8 +370,14 @@ func (p *Pool) findOpenings(ctx context.Context) error {
 }
 
 func (p *Pool) findOpening(id blockdev.ID, dir string, byFile map[sys.FileID][]loop.Device) error {
+	if !id.Valid() {
+		return nil
+	}
+	if err := p.sweepAtStart(id, dir); err != nil {
+		return err
+	}
 	status, err := sys.StatusAt(dir + "/" + imageFile)
-	if errors.Is(err, fs.ErrNotExist) || !id.Valid() {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
@@ -329,4 +393,25 @@ func (p *Pool) findOpening(id blockdev.ID, dir string, byFile map[sys.FileID][]l
 	}
 	_, err = p.adopt(id, dir, devices[0])
 	return err
+}
+
+// sweepAtStart is sweep for a directory of which nothing is known yet; one that is
+// damaged is left as it is.
+func (p *Pool) sweepAtStart(id blockdev.ID, dir string) error {
+	c, err := readChain(id, dir)
+	if errors.Is(err, blockdev.ErrCorrupt) || errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	if err == nil {
+		err = p.sweep(dir, c)
+	}
+	if errors.Is(err, syscall.ENOTDIR) {
+		return nil
+	}
+	return err
+}
+
+// served reports whether a worker serves the image.
+func (o *opening) served() bool {
+	return o != nil && (o.kind == blockdev.VhostUser || o.kind == blockdev.NBD)
 }

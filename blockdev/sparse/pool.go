@@ -42,6 +42,9 @@ const sector = 512
 type Options struct {
 	Host string       // id of this host, noted when the pool is made
 	Log  *slog.Logger // nil: none
+	// Rate bounds how fast closed layered images are made flat while nobody waits for
+	// it, in bytes per second; 0: 64 MiB; below: that waits until somebody does.
+	Rate int64
 }
 
 // Identity is what pool.json says.
@@ -51,22 +54,31 @@ type Identity struct {
 	Host    string `json:"host"` // where it was made
 }
 
-// Pool is a directory of images. It is a blockdev.Backend, Cloner, Trimmer, Meter
-// and Accountant.
+// Pool is a directory of images. It is a blockdev.Backend and all that a
+// backend can be besides.
 type Pool struct {
 	dir      string
 	identity Identity
 	log      *slog.Logger
 	lock     *os.File
 
+	layers   bool // images may be layered: there are workers that serve them
+	reflinks bool // files here can share bytes
+	rate     int64
+
+	turns    turns
+	changing sync.Mutex // held while a chain changes
+
 	mu       sync.Mutex
 	openings map[blockdev.ID]*opening // rebuilt from the kernel by Open
+	accessed map[blockdev.ID]int      // handles of Access
 
 	shared sharedSum
 
-	wake chan struct{} // tells the worker that there is trash
-	stop context.CancelFunc
-	done chan struct{}
+	wake    chan struct{} // tells that there is trash
+	flatter chan struct{} // tells that there are layered images
+	stop    context.CancelFunc
+	done    sync.WaitGroup
 
 	crash func(point string) error // in tests: stands for a crash there
 }
@@ -94,7 +106,11 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, log: o.Log, openings: map[blockdev.ID]*opening{}, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{},
+		wake: make(chan struct{}, 1), flatter: make(chan struct{}, 1)}
+	if p.rate == 0 {
+		p.rate = defaultRate
+	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}
@@ -105,6 +121,9 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 		return nil, err
 	}
 	if err = p.load(o); err == nil {
+		p.reflinks, err = canReflink(p.path(stagingDir))
+	}
+	if err == nil {
 		err = p.findOpenings(ctx)
 	}
 	if err != nil {
@@ -113,8 +132,12 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	}
 	background, stop := context.WithCancel(context.Background())
 	p.stop = stop
-	go p.reclaim(background)
+	p.done.Go(func() { p.whenever(background, p.wake, "reclaim removed images", p.emptyTrash) })
+	if p.rate > 0 {
+		p.done.Go(func() { p.whenever(background, p.flatter, "make layered images flat", p.flattenAll) })
+	}
 	p.wakeReclaim()
+	p.wakeBackground()
 	return p, nil
 }
 
@@ -177,7 +200,7 @@ func (p *Pool) makeDirs() error {
 // Devices stay open, so that their users notice nothing.
 func (p *Pool) Shutdown() {
 	p.stop()
-	<-p.done
+	p.done.Wait()
 	p.unlock()
 }
 

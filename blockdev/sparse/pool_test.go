@@ -16,7 +16,7 @@ import (
 
 func openPool(t *testing.T, dir string) *Pool {
 	t.Helper()
-	p, err := Open(t.Context(), dir, Options{Host: "test", Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
+	p, err := Open(t.Context(), dir, Options{Host: "test", Rate: -1, Log: slog.New(slog.NewTextHandler(t.Output(), nil))})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -70,17 +70,25 @@ func TestBackend(t *testing.T) {
 		name   string
 		dir    func(t testing.TB, o ...blockdevtest.DirOption) string
 		clones bool
-	}{{"ext4", blockdevtest.Ext4Dir, false}, {"xfs", blockdevtest.ReflinkDir, true}} {
+		layers bool
+	}{{"ext4", blockdevtest.Ext4Dir, false, false}, {"xfs", blockdevtest.ReflinkDir, true, false}, {"layered", blockdevtest.Ext4Dir, true, true}} {
 		for name, kinds := range map[string][]blockdev.Kind{
 			"block": {blockdev.Block}, "file": {blockdev.File}, "both": {blockdev.Block, blockdev.File},
 		} {
+			if filesystem.layers && name != "both" {
+				continue // which kind it is makes no difference to layers
+			}
 			t.Run(filesystem.name+" "+name, func(t *testing.T) {
 				blockdevtest.LeakCheck(t)
 				base := filesystem.dir(t)
 				blockdevtest.TestBackend(t, func(t *testing.T) blockdevtest.Place {
 					k := keep(t, filepath.Join(base, filepath.Base(t.Name())))
 					return blockdevtest.Place{
-						Open: func(t *testing.T) blockdev.Backend { return k.open(t) },
+						Open: func(t *testing.T) blockdev.Backend {
+							p := k.open(t)
+							p.layers = filesystem.layers
+							return p
+						},
 						Damage: func(t *testing.T, id blockdev.ID) {
 							path := filepath.Join(k.dir, imagesDir, string(id), descriptionFile)
 							content, err := os.ReadFile(path)
@@ -92,7 +100,7 @@ func TestBackend(t *testing.T) {
 								t.Fatal(err)
 							}
 						},
-						Kinds: kinds, Clones: filesystem.clones,
+						Kinds: kinds, Clones: filesystem.clones, Snapshots: filesystem.clones, Layered: filesystem.layers,
 					}
 				})
 			})

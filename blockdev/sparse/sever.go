@@ -44,6 +44,11 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 	if err := check(ctx, id); err != nil {
 		return err
 	}
+	done, err := p.turns.take(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
 	dir := p.image(id)
 	o := p.known(id)
 	if o == nil {

@@ -9,32 +9,36 @@ import (
 	"holdfast/internal/sys"
 )
 
-// wakeReclaim tells the worker that there is something in the trash.
-func (p *Pool) wakeReclaim() {
+// wakeReclaim tells the background that there is something in the trash.
+func (p *Pool) wakeReclaim() { nudge(p.wake) }
+
+// wakeBackground tells the background that an image may have to become flat.
+func (p *Pool) wakeBackground() { nudge(p.flatter) }
+
+func nudge(c chan struct{}) {
 	select {
-	case p.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default: // it has been told
 	}
 }
 
-// reclaim empties the trash, one image at a time, whenever it is woken, until ctx
-// ends. What cannot be deleted stays, is reported, and is tried again with the
-// next removal and at the next start.
-func (p *Pool) reclaim(ctx context.Context) {
-	defer close(p.done)
+// whenever does something each time that it is woken, until ctx ends. What fails is
+// reported, and tried again the next time and at the next start.
+func (p *Pool) whenever(ctx context.Context, woken <-chan struct{}, what string, do func(context.Context) error) {
 	for {
 		select {
 		case <-ctx.Done():
 			return
-		case <-p.wake:
+		case <-woken:
 		}
-		if err := p.emptyTrash(ctx); err != nil && ctx.Err() == nil {
-			p.log.Error("reclaim removed images", "error", err)
+		if err := do(ctx); err != nil && ctx.Err() == nil {
+			p.log.Error(what, "error", err)
 		}
 	}
 }
 
-// emptyTrash deletes what is in the trash now. Two may do so at once.
+// emptyTrash deletes what is in the trash now, one image at a time. Two may do so at
+// once.
 func (p *Pool) emptyTrash(ctx context.Context) error {
 	entries, err := os.ReadDir(p.path(trashDir))
 	if err != nil {

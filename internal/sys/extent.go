@@ -226,3 +226,6 @@ func fiemap(f *os.File, request *fiemapRequest) error {
 func IsNoSpace(err error) bool {
 	return errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT)
 }
+
+// IsTooManyLinks reports whether a file can have no further name.
+func IsTooManyLinks(err error) bool { return errors.Is(err, unix.EMLINK) }

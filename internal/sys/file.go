@@ -17,6 +17,7 @@ type FileStatus struct {
 	FileID
 	Size      int64 // bytes
 	Allocated int64 // bytes of occupied space
+	Links     int64 // names that it has
 }
 
 // StatusOf asks for an open file's status.
@@ -40,7 +41,7 @@ func StatusAt(path string) (FileStatus, error) {
 }
 
 func fileStatus(st unix.Stat_t) FileStatus {
-	return FileStatus{FileID: FileID{Device: uint64(st.Dev), Inode: st.Ino}, Size: st.Size, Allocated: st.Blocks * 512} //nolint:unconvert // its type differs by architecture
+	return FileStatus{FileID: FileID{Device: uint64(st.Dev), Inode: st.Ino}, Size: st.Size, Allocated: st.Blocks * 512, Links: int64(st.Nlink)} //nolint:unconvert,gosec // their types differ by architecture; a link count is small
 }
 
 // SyncData makes a file's bytes durable, and of the rest what finds them

@@ -94,6 +94,16 @@ func loadMap(f File) (*bitmap, int64, error) {
 	return b, size, nil
 }
 
+// Survey tells of the layer with this map the size of its volume and how much of it
+// the layer holds, both in bytes. blockdev.ErrCorrupt for a map that is none.
+func Survey(f File) (size, held int64, err error) {
+	b, size, err := loadMap(f)
+	if err != nil {
+		return 0, 0, blockdev.Op("overlay.Survey", "", err)
+	}
+	return size, min(size, b.count.Load()*BlockSize), nil
+}
+
 // load takes the bits of one sector.
 func (b *bitmap) load(at int64, sector []byte) error {
 	if empty(sector) {

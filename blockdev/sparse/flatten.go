@@ -1,0 +1,283 @@
+package sparse
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"strings"
+	"sync"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/overlay"
+)
+
+const (
+	// flatFresh is a second name for a top layer's data on its way to be the image.
+	flatFresh = imageFile + ".flat"
+	// keepEvery is how much is copied between two flushes: what a crash costs.
+	keepEvery = 64 << 20 // bytes
+)
+
+var _ blockdev.Flattener = (*Pool)(nil)
+
+// Flatten implements blockdev.Flattener. errors.ErrUnsupported for a snapshot: it
+// stays as it is. blockdev.ErrBusy also when the image is wanted meanwhile.
+func (p *Pool) Flatten(ctx context.Context, id blockdev.ID) error {
+	return blockdev.Op("sparse.Flatten", id, p.flatten(ctx, id))
+}
+
+func (p *Pool) flatten(ctx context.Context, id blockdev.ID) error {
+	if err := check(ctx, id); err != nil {
+		return err
+	}
+	work, done, err := p.turns.takeYielding(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer done()
+	dir, draft, err := p.locate(id)
+	if err != nil {
+		return err
+	}
+	return yielded(work, p.flattenIn(work, id, dir, draft, nil))
+}
+
+// flattenIn brings all bytes of an image into its top layer, which then is the
+// image. pace, if not nil, is called before each read of what lies below. The caller
+// has the turn.
+func (p *Pool) flattenIn(ctx context.Context, id blockdev.ID, dir string, draft bool, pace func(n int) error) error {
+	c, err := readChain(id, dir)
+	if err != nil || c == nil {
+		return err
+	}
+	switch {
+	case sealedForEver(id, draft):
+		return fmt.Errorf("a snapshot stays as it is: %w", errors.ErrUnsupported)
+	case p.isAccessed(id):
+		return fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+	case p.known(id) != nil:
+		return fmt.Errorf("it is open: %w", blockdev.ErrBusy)
+	}
+	if err := p.sweep(dir, c); err != nil {
+		return err
+	}
+	if err := p.bringUp(ctx, id, dir, c, pace); err != nil {
+		return err
+	}
+	return p.becomeFlat(id, dir, c)
+}
+
+// sealedForEver reports whether a layered image is one that nobody writes to.
+func sealedForEver(id blockdev.ID, draft bool) bool {
+	return !draft && strings.HasPrefix(string(id), blockdev.PrefixSnapshot+"-")
+}
+
+// bringUp copies into the top what it lacks. What was copied is kept also when it
+// ends early.
+func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain, pace func(n int) error) (err error) {
+	reader := &pacedFiles{pace: pace, copied: make(chan struct{}, 1)}
+	v, err := assemble(dir, c, false, reader.through)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, v.Close()) }()
+	keeping, stop := context.WithCancel(ctx)
+	var keeper sync.WaitGroup
+	keeper.Go(func() { reader.keep(keeping, v.Overlay) })
+	err = p.copyUp(ctx, id, dir, c, v.Overlay)
+	stop()
+	keeper.Wait()
+	if err != nil && !errors.Is(err, blockdev.ErrFailed) {
+		err = errors.Join(err, v.Sync())
+	}
+	return noSpace(err)
+}
+
+func (p *Pool) copyUp(ctx context.Context, id blockdev.ID, dir string, c *chain, v *overlay.Overlay) error {
+	for len(c.Layers) > 1 {
+		if err := p.at("flatten.absorb"); err != nil {
+			return err
+		}
+		if err := v.Absorb(ctx, 0, func() error { return p.dropLayer(id, dir, c, 1) }); err != nil {
+			return err
+		}
+	}
+	if err := p.at("flatten.hydrate"); err != nil {
+		return err
+	}
+	return overlay.NewHydrator(v, nil, nil).Run(ctx)
+}
+
+// dropLayer takes a layer out of the chain whose blocks the one above has.
+func (p *Pool) dropLayer(id blockdev.ID, dir string, c *chain, i int) error {
+	gone := chain{Layers: []string{c.Layers[i]}}
+	shorter := *c
+	shorter.Layers = append(append([]string(nil), c.Layers[:i]...), c.Layers[i+1:]...)
+	if err := p.writeChain(id, dir, &shorter); err != nil {
+		return err
+	}
+	*c = shorter
+	for _, name := range gone.files() {
+		if err := os.Remove(dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// becomeFlat makes an image plain whose top holds every block, durably. As long as
+// the chain is there it decides; without it the image's file does.
+func (p *Pool) becomeFlat(id blockdev.ID, dir string, c *chain) error {
+	if err := p.at("flat.link"); err != nil {
+		return err
+	}
+	fresh := dir + "/" + flatFresh
+	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if err := link(dir+"/"+c.Layers[0]+dataSuffix, fresh); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, dir+"/"+imageFile); err != nil {
+		return noSpace(err)
+	}
+	if err := p.at("flat.flush"); err != nil {
+		return err
+	}
+	if err := syncDir(dir); err != nil {
+		return err
+	}
+	if err := p.at("flat.unchain"); err != nil {
+		return err
+	}
+	if err := p.unchain(dir); err != nil {
+		return err
+	}
+	if err := p.at("flat.sweep"); err != nil {
+		return err
+	}
+	return p.sweep(dir, nil)
+}
+
+func (p *Pool) unchain(dir string) error {
+	p.changing.Lock()
+	defer p.changing.Unlock()
+	if err := os.Remove(dir + "/" + chainFile); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return noSpace(err)
+	}
+	return syncDir(dir)
+}
+
+// pacedFiles count what is read below a top layer.
+type pacedFiles struct {
+	pace   func(n int) error
+	mu     sync.Mutex
+	since  int64
+	copied chan struct{}
+}
+
+type pacedFile struct {
+	overlay.File
+	p *pacedFiles
+}
+
+func (p *pacedFiles) through(f overlay.File) overlay.File { return pacedFile{f, p} }
+
+func (f pacedFile) ReadAt(b []byte, off int64) (int, error) {
+	if f.p.pace != nil {
+		if err := f.p.pace(len(b)); err != nil {
+			return 0, err
+		}
+	}
+	n, err := f.File.ReadAt(b, off)
+	f.p.count(n)
+	return n, err
+}
+
+func (p *pacedFiles) count(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.since += int64(n); p.since < keepEvery {
+		return
+	}
+	p.since = 0
+	select {
+	case p.copied <- struct{}{}:
+	default:
+	}
+}
+
+// keep flushes what was copied, now and then, so that a crash costs little. That a
+// flush failed the copying notices.
+func (p *pacedFiles) keep(ctx context.Context, v *overlay.Overlay) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.copied:
+			_ = v.Sync()
+		}
+	}
+}
+
+// defaultRate is how fast the background copies, in bytes per second.
+const defaultRate = 64 << 20
+
+// flattenAll makes closed layered volumes flat, one at a time, as long as nobody
+// wants them.
+func (p *Pool) flattenAll(ctx context.Context) error {
+	entries, err := os.ReadDir(p.path(imagesDir))
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, entry := range entries {
+		id := blockdev.ID(entry.Name())
+		if !id.Valid() || immutable(id) {
+			continue
+		}
+		if layered, err := exists(p.image(id) + "/" + chainFile); err != nil || !layered {
+			continue
+		}
+		err := p.flattenIdle(ctx, id)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if err != nil && !errors.Is(err, blockdev.ErrBusy) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, blockdev.ErrNotFound) {
+			errs = append(errs, fmt.Errorf("%s: %w", id, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (p *Pool) flattenIdle(ctx context.Context, id blockdev.ID) error {
+	work, done, ok := p.turns.takeFree(ctx, id)
+	if !ok {
+		return nil
+	}
+	defer done()
+	return yielded(work, p.flattenIn(work, id, p.image(id), false, p.pace(work)))
+}
+
+// pace bounds the background to the pool's rate.
+func (p *Pool) pace(ctx context.Context) func(n int) error {
+	next := time.Now()
+	return func(n int) error {
+		if wait := time.Until(next); wait > 0 {
+			timer := time.NewTimer(wait)
+			defer timer.Stop()
+			select {
+			case <-timer.C:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		} else {
+			next = time.Now()
+		}
+		next = next.Add(time.Duration(float64(n) / float64(p.rate) * float64(time.Second)))
+		return ctx.Err()
+	}
+}

@@ -1,0 +1,193 @@
+package sparse
+
+import (
+	"errors"
+	"fmt"
+	"os"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/overlay"
+	"holdfast/internal/sys"
+)
+
+// layered is an image that this process has put together.
+type layered struct {
+	*overlay.Overlay
+	files []*os.File
+}
+
+// Close ends it; nothing is flushed.
+func (l *layered) Close() (err error) {
+	for _, f := range l.files {
+		err = errors.Join(err, f.Close())
+	}
+	return err
+}
+
+// assemble opens the layers of an image in dir. through, if not nil, stands between
+// it and what lies below its top. The caller has the image's turn.
+func assemble(dir string, c *chain, readOnly bool, through func(overlay.File) overlay.File) (_ *layered, err error) {
+	l := &layered{}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, l.Close())
+		}
+	}()
+	open := func(name string, flag int) overlay.File {
+		f, openErr := os.OpenFile(dir+"/"+name, flag, 0)
+		if openErr != nil {
+			err = errors.Join(err, unexplained(name, openErr))
+			return nil
+		}
+		l.files = append(l.files, f)
+		return overlay.OSFile{File: f}
+	}
+	if !readOnly {
+		if err := ownTop(dir, c); err != nil {
+			return nil, err
+		}
+	}
+	var stack []overlay.Files
+	for i, name := range c.Layers {
+		flag := accessMode(readOnly || i > 0)
+		f := overlay.Files{Data: open(name+dataSuffix, flag), Map: open(name+mapSuffix, flag)}
+		if i > 0 && through != nil {
+			f.Data = through(f.Data)
+		}
+		stack = append(stack, f)
+	}
+	base, baseErr := openBase(dir, c, through)
+	if base.f != nil {
+		l.files = append(l.files, base.f)
+	}
+	if err = errors.Join(err, baseErr); err != nil {
+		return nil, err
+	}
+	l.Overlay, err = overlay.Open(stack, base.source())
+	return l, err
+}
+
+// ownTop makes sure that what is about to be written is nobody else's.
+func ownTop(dir string, c *chain) error {
+	status, err := sys.StatusAt(dir + "/" + c.Layers[0] + dataSuffix)
+	if err != nil {
+		return unexplained(c.Layers[0], err)
+	}
+	if status.Links != 1 {
+		return fmt.Errorf("%w: its top layer has %d names", blockdev.ErrCorrupt, status.Links)
+	}
+	return nil
+}
+
+// baseFile is a chain's base, nothing where it has none.
+type baseFile struct {
+	f       *os.File
+	size    int64
+	through func(overlay.File) overlay.File
+}
+
+func openBase(dir string, c *chain, through func(overlay.File) overlay.File) (baseFile, error) {
+	if c.Base == "" {
+		return baseFile{}, nil
+	}
+	f, err := os.Open(dir + "/" + c.Base)
+	if err != nil {
+		return baseFile{}, unexplained("base", err)
+	}
+	return baseFile{f, c.BaseSize, through}, nil
+}
+
+func (b baseFile) source() overlay.Source {
+	if b.f == nil {
+		return nil
+	}
+	image := overlay.NewImage(b.f, b.size)
+	if b.through == nil {
+		return image
+	}
+	return throughSource{image, b.through(overlay.OSFile{File: b.f})}
+}
+
+// throughSource is a base that is read through something.
+type throughSource struct {
+	*overlay.Image
+	f overlay.File
+}
+
+func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
+
+// inspectLayers adds up what a layered image consists of.
+func inspectLayers(info *blockdev.Info, dir string, c *chain) error {
+	index, err := os.Open(dir + "/" + c.Layers[0] + mapSuffix)
+	if err != nil {
+		return unexplained("map", err)
+	}
+	defer index.Close()
+	var held int64
+	if info.Size, held, err = overlay.Survey(overlay.OSFile{File: index}); err != nil {
+		return err
+	}
+	var below int64 // occupied by what the top does not hold, at most
+	for _, name := range c.files() {
+		f, err := os.Open(dir + "/" + name)
+		if err != nil {
+			return unexplained(name, err)
+		}
+		status, shared, err := spaceOf(f)
+		if err = errors.Join(err, f.Close()); err != nil {
+			return err
+		}
+		info.Allocated += status.Allocated
+		info.Shared += shared
+		switch name {
+		case c.Layers[0] + dataSuffix:
+			if status.Size < info.Size {
+				return fmt.Errorf("%w: %s has %d bytes of %d", blockdev.ErrCorrupt, name, status.Size, info.Size)
+			}
+			continue
+		case c.Base:
+			if status.Size < c.BaseSize {
+				return fmt.Errorf("%w: the base has %d bytes of %d", blockdev.ErrCorrupt, status.Size, c.BaseSize)
+			}
+		}
+		below += status.Allocated
+	}
+	info.Layers = len(c.Layers)
+	info.Absent = min(info.Size-held, below)
+	return nil
+}
+
+// spaceOf tells how much of a file's space others have a part in: all of it where
+// it has another name.
+func spaceOf(f *os.File) (status sys.FileStatus, shared int64, err error) {
+	if status, err = sys.StatusOf(f); err != nil {
+		return status, 0, err
+	}
+	if status.Links > 1 {
+		return status, status.Allocated, nil
+	}
+	mapped, err := sys.MapFile(f, statExtents)
+	if err != nil && !errors.Is(err, errors.ErrUnsupported) {
+		return status, 0, err
+	}
+	return status, min(mapped.Shared, status.Allocated), nil
+}
+
+// exclusiveOf counts the bytes of a file that are nobody else's; it looks at every
+// extent.
+func exclusiveOf(path string, most int) (int64, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return 0, notFound(err)
+	}
+	defer f.Close()
+	status, err := sys.StatusOf(f)
+	if err != nil || status.Links > 1 {
+		return 0, err
+	}
+	m, err := sys.MapFile(f, most)
+	if errors.Is(err, errors.ErrUnsupported) {
+		return status.Allocated, nil
+	}
+	return m.Allocated - m.Shared, err
+}
