@@ -111,17 +111,29 @@ func (v *Overlay) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	v.gate.RLock()
-	defer v.gate.RUnlock()
-	if err := v.read(v.stack, p, off); err != nil {
+	missing, err := readLayers(v.stack, p, off, nil)
+	v.gate.RUnlock()
+	if err != nil {
 		return 0, err
+	}
+	// The base never changes, and may keep its readers waiting for ever: nobody who
+	// wants to change the stack has to wait for it.
+	for _, m := range missing {
+		if err := v.readBase(p[m.from-off:m.to-off], m.from); err != nil {
+			return 0, err
+		}
 	}
 	return len(p), nil
 }
 
-// read fills p from the highest of these layers that has each block.
-func (v *Overlay) read(stack []*layer, p []byte, off int64) error {
+// span is the bytes from an offset to below another.
+type span struct{ from, to int64 }
+
+// readLayers fills p from the highest of these layers that has each block, and adds
+// to missing what none has.
+func readLayers(stack []*layer, p []byte, off int64, missing []span) ([]span, error) {
 	if len(stack) == 0 {
-		return v.readBase(p, off)
+		return append(missing, span{off, off + int64(len(p))}), nil
 	}
 	l := stack[0]
 	for len(p) > 0 {
@@ -132,14 +144,14 @@ func (v *Overlay) read(stack []*layer, p []byte, off int64) error {
 		if held {
 			err = readWhole(l.Data, p[:n], off)
 		} else {
-			err = v.read(stack[1:], p[:n], off)
+			missing, err = readLayers(stack[1:], p[:n], off, missing)
 		}
 		if err != nil {
-			return err
+			return missing, err
 		}
 		p, off = p[n:], off+n
 	}
-	return nil
+	return missing, nil
 }
 
 func (v *Overlay) readBase(p []byte, off int64) error {
@@ -160,6 +172,38 @@ func (v *Overlay) readBase(p []byte, off int64) error {
 	return nil
 }
 
+// farAway is a Source that may have to fetch what it is asked for.
+type farAway interface {
+	// Absent tells whether it would have to, to read a range. It never waits long.
+	Absent(off, n int64) bool
+}
+
+// Absent tells whether some of a range would have to be fetched to be read. It never
+// waits; while the stack changes it says no.
+func (v *Overlay) Absent(off, n int64) bool {
+	far, ok := v.base.(farAway)
+	if !ok || n <= 0 || v.within(off, n) != nil || !v.gate.TryRLock() {
+		return false
+	}
+	defer v.gate.RUnlock()
+	return absent(v.stack, far, off, off+n)
+}
+
+func absent(stack []*layer, far farAway, off, end int64) bool {
+	if len(stack) == 0 {
+		return far.Absent(off, end-off)
+	}
+	for off < end {
+		held, to := stack[0].run(off/BlockSize, (end-1)/BlockSize+1)
+		next := min(to*BlockSize, end)
+		if !held && absent(stack[1:], far, off, next) {
+			return true
+		}
+		off = next
+	}
+	return false
+}
+
 // WriteAt implements io.WriterAt. It is durable after a Sync.
 func (v *Overlay) WriteAt(p []byte, off int64) (int, error) {
 	if err := v.within(off, int64(len(p))); err != nil {
@@ -168,16 +212,9 @@ func (v *Overlay) WriteAt(p []byte, off int64) (int, error) {
 	if err := v.Failed(); err != nil || len(p) == 0 {
 		return 0, err
 	}
-	v.gate.RLock()
-	defer v.gate.RUnlock()
-	top := v.stack[0]
-	first, end := off/BlockSize, (off+int64(len(p))-1)/BlockSize+1
-	var err error
-	if top.holds(first, end) {
-		err = writeWhole(top.Data, p, off)
-		top.dirty.Store(true)
-	} else {
-		err = v.firstWrite(top, p, off, run{first, end})
+	done, err := v.rewrite(p, off)
+	if !done && err == nil {
+		err = v.firstWrite(p, off)
 	}
 	if err != nil {
 		return 0, err
@@ -185,25 +222,53 @@ func (v *Overlay) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
+func blocksAround(off, n int64) run { return run{off / BlockSize, (off+n-1)/BlockSize + 1} }
+
+// rewrite writes blocks that the top layer holds; done is false where it lacks some.
+func (v *Overlay) rewrite(p []byte, off int64) (done bool, err error) {
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	top := v.stack[0]
+	if r := blocksAround(off, int64(len(p))); !top.holds(r.first, r.end) {
+		return false, nil
+	}
+	err = writeWhole(top.Data, p, off)
+	top.dirty.Store(true)
+	return true, err
+}
+
 // firstWrite writes blocks of which the top layer lacks some. Those of them that
-// are written in part are filled up from below first.
-func (v *Overlay) firstWrite(top *layer, p []byte, off int64, r run) error {
+// are written in part are filled up from below; what the base has of those is read
+// before anybody is kept waiting.
+func (v *Overlay) firstWrite(p []byte, off int64) error {
+	r := blocksAround(off, int64(len(p)))
 	end := off + int64(len(p))
-	head := off%BlockSize != 0
-	tail := end%BlockSize != 0
-	defer v.chunks.lock(r, head || tail)()
-	head = head && !top.holds(r.first, r.first+1)
-	tail = tail && !top.holds(r.end-1, r.end)
+	var first, last edge
+	defer first.free()
+	defer last.free()
+	if off%BlockSize != 0 || end%BlockSize != 0 && r.end == r.first+1 {
+		first.in, first.block = true, r.first
+	}
+	if end%BlockSize != 0 && r.end > r.first+1 {
+		last.in, last.block = true, r.end-1
+	}
+	if err := errors.Join(v.fetchEdge(&first), v.fetchEdge(&last)); err != nil {
+		return err
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	defer v.chunks.lock(r, first.in || last.in)()
+	top := v.stack[0]
 	from, to := off, end // what is written as it is
-	if head {
+	if first.in && !top.holds(r.first, r.first+1) {
 		from = min((r.first+1)*BlockSize, end)
-		if err := v.fillUp(top, r.first, p[:from-off], off); err != nil {
+		if err := v.fillUp(&first, p[:from-off], off); err != nil {
 			return err
 		}
 	}
-	if tail && from < end {
-		to = (r.end - 1) * BlockSize
-		if err := v.fillUp(top, r.end-1, p[to-off:], to); err != nil {
+	if last.in && !top.holds(last.block, r.end) {
+		to = last.block * BlockSize
+		if err := v.fillUp(&last, p[to-off:], to); err != nil {
 			return err
 		}
 	}
@@ -216,15 +281,48 @@ func (v *Overlay) firstWrite(top *layer, p []byte, off int64, r run) error {
 	return nil
 }
 
+// edge is a block that is written in part.
+type edge struct {
+	in    bool // there is one
+	block int64
+	below *[]byte // what the base has of it; nil where a layer holds it
+}
+
+func (e *edge) free() {
+	if e.below != nil {
+		blocks.Put(e.below)
+	}
+}
+
+// fetchEdge reads a block of the base, unless a layer holds it already: what is held
+// once is held ever after.
+func (v *Overlay) fetchEdge(e *edge) error {
+	if !e.in || v.layersHold(e.block) {
+		return nil
+	}
+	e.below = blocks.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
+	return v.readBase(*e.below, e.block*BlockSize)
+}
+
+func (v *Overlay) layersHold(block int64) bool {
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	return slices.ContainsFunc(v.stack, func(l *layer) bool { return l.holds(block, block+1) })
+}
+
 // fillUp writes a whole block of which p at off is a part.
-func (v *Overlay) fillUp(top *layer, block int64, p []byte, off int64) error {
+func (v *Overlay) fillUp(e *edge, p []byte, off int64) error {
 	whole := blocks.Get().(*[]byte) //nolint:forcetypeassert // nothing else is in it
 	defer blocks.Put(whole)
-	if err := v.read(v.stack, *whole, block*BlockSize); err != nil {
+	missing, err := readLayers(v.stack, *whole, e.block*BlockSize, nil)
+	if err != nil {
 		return err
 	}
-	copy((*whole)[off-block*BlockSize:], p)
-	return writeWhole(top.Data, *whole, block*BlockSize)
+	if len(missing) > 0 {
+		copy(*whole, *e.below)
+	}
+	copy((*whole)[off-e.block*BlockSize:], p)
+	return writeWhole(v.stack[0].Data, *whole, e.block*BlockSize)
 }
 
 // zeroAtOnce bounds how long Zero keeps writers out of a range.

@@ -14,31 +14,6 @@ import (
 	"holdfast/blockdev"
 )
 
-// Chunks says what a base that is far away consists of.
-type Chunks struct {
-	Size    int64      // of the image, bytes
-	Chunk   int64      // of a chunk, bytes: a power of two from BlockSize to 4 MiB; the last one may be shorter
-	Digests [][32]byte // SHA-256 of each; all zeroes: the chunk is all zeroes and is never fetched
-}
-
-const maxChunk = 4 << 20
-
-func (c Chunks) check() error {
-	switch {
-	case c.Size <= 0 || c.Size > maxSize:
-		return fmt.Errorf("%w: a base of %d bytes", blockdev.ErrInvalid, c.Size)
-	case c.Chunk < BlockSize || c.Chunk > maxChunk || c.Chunk&(c.Chunk-1) != 0:
-		return fmt.Errorf("%w: chunks of %d bytes", blockdev.ErrInvalid, c.Chunk)
-	case int64(len(c.Digests)) != (c.Size+c.Chunk-1)/c.Chunk:
-		return fmt.Errorf("%w: %d digests of %d chunks", blockdev.ErrInvalid, len(c.Digests), (c.Size+c.Chunk-1)/c.Chunk)
-	}
-	return nil
-}
-
-func (c Chunks) zero(i int64) bool { return c.Digests[i] == [32]byte{} }
-
-func (c Chunks) length(i int64) int64 { return min(c.Chunk, c.Size-i*c.Chunk) }
-
 // Fetch fills p with the bytes at off of what is far away, or fails. It is called
 // by several at once.
 type Fetch func(ctx context.Context, p []byte, off int64) error
@@ -134,6 +109,18 @@ func (r *Remote) Next(off int64) (from, to int64, err error) {
 		i++
 	}
 	return from, min(i*r.c.Chunk, r.c.Size), nil
+}
+
+// Absent tells whether some of a range is neither zeroes nor kept.
+func (r *Remote) Absent(off, n int64) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := off / r.c.Chunk; i*r.c.Chunk < min(off+n, r.c.Size); i++ {
+		if !r.c.zero(i) && r.kept[i] == nil {
+			return true
+		}
+	}
+	return false
 }
 
 // ReadAt implements Source. It waits for the store as long as the source is open.

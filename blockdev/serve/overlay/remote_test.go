@@ -269,3 +269,66 @@ func TestRemoteRefuses(t *testing.T) {
 		}
 	}
 }
+
+// TestSilentStore: while a store is silent only who needs its bytes waits: not
+// writers of whole blocks, not a seal, not who reads what is here.
+func TestSilentStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := remoteBase()
+		answers := make(chan struct{})
+		r := openRemote(t, m, func(ctx context.Context, p []byte, off int64) error {
+			select {
+			case <-answers:
+				_, err := m.ReadAt(p, off)
+				return err
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		})
+		size := (m.Size() + block) / block * block
+		d := &disk{}
+		top, next := d.layer(), d.layer()
+		must(t, errors.Join(overlay.Create(top, size), overlay.Create(next, size)))
+		v, err := overlay.Open([]overlay.Files{top}, r)
+		must(t, err)
+		want := newModel(m, size)
+		half := bytes.Repeat([]byte{5}, block/2)
+		want.wrote(half, 3*chunk+block/2)
+		var waiting sync.WaitGroup
+		waiting.Go(func() {
+			if _, err := v.WriteAt(half, 3*chunk+block/2); err != nil {
+				t.Error(err)
+			}
+		})
+		got := make([]byte, block)
+		waiting.Go(func() {
+			if _, err := v.ReadAt(got, 5*chunk); err != nil {
+				t.Error(err)
+			}
+		})
+		synctest.Wait()
+		if !v.Absent(5*chunk, block) || v.Absent(2*chunk, block) {
+			t.Error("what is absent is not told from zeroes")
+		}
+		p := bytes.Repeat([]byte{6}, 2*block)
+		write := func(off int64) {
+			t.Helper()
+			_, err := v.WriteAt(p, off)
+			must(t, err)
+			want.wrote(p, off)
+			if v.Absent(off, int64(len(p))) {
+				t.Error("what was written is absent")
+			}
+		}
+		write(chunk)
+		must(t, v.Seal(next, func() error { return nil }))
+		write(chunk + block)
+		must(t, v.Sync())
+		close(answers)
+		waiting.Wait()
+		if !bytes.Equal(got, m[5*chunk:5*chunk+block]) {
+			t.Error("a read that waited has other bytes")
+		}
+		want.same(t, v)
+	})
+}
