@@ -43,6 +43,21 @@ type Target struct {
 	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
 	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
+	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else
+}
+
+func (t Target) target() attach.Target {
+	return attach.Target{
+		Type: t.Type, Path: t.Path, Container: t.Container, Root: t.Root, VMM: t.VMM,
+		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport,
+	}
+}
+
+func targetBody(t attach.Target) Target {
+	return Target{
+		Type: t.Type, Path: t.Path, Container: t.Container, Root: t.Root, VMM: t.VMM,
+		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport,
+	}
 }
 
 // AttachmentRequest is the body of POST.
@@ -79,7 +94,7 @@ type Launch struct {
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
 		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
-		Target:  Target{Type: a.Asked.Type, Path: a.Asked.Path, Container: a.Asked.Container, Root: a.Asked.Root, Socket: a.Asked.Socket, Agent: a.Asked.Agent, QemuAgent: a.Asked.QemuAgent, VMM: a.Asked.VMM},
+		Target:  targetBody(a.Asked),
 		Limits:  limitsBody(a.Limits),
 		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
@@ -109,7 +124,7 @@ func createAttachment(c *call) error {
 	}
 	a, err := c.s.o.Engine.Attach(c.r.Context(), c.workspace, name, engine.AttachVolume{
 		Holder: b.Holder, MountPath: b.MountPath, ReadOnly: b.ReadOnly, Force: b.Force, Limits: b.Limits.limits(), Actor: c.principal.actor(),
-		Target:    attach.Target{Type: b.Target.Type, Path: b.Target.Path, Container: b.Target.Container, Root: b.Target.Root, Socket: b.Target.Socket, Agent: b.Target.Agent, QemuAgent: b.Target.QemuAgent, VMM: b.Target.VMM},
+		Target:    b.Target.target(),
 		Ephemeral: b.Ephemeral.volume(),
 	})
 	if err != nil {

@@ -17,6 +17,10 @@ type Target struct {
 	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix
 	Agent     string `json:"agent,omitempty"`     // socket that leads to our agent in the guest; "": there is none
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
+	// Transport is how a virtual machine gets the volume: "" by the first kind that it
+	// can use and the volume has, "vhost-user" by a worker's socket only.
+	Transport string `json:"transport,omitempty"`
+	Shared    bool   `json:"shared,omitempty"`    // a VMM's guest memory can be shared with a worker, found at attach time, never taken from a caller
 	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
 	StartTime uint64 `json:"startTime,omitempty"` // of that process (field 22 of /proc/pid/stat), against pid reuse
 	Boot      string `json:"boot,omitempty"`      // boot id at attach time: a pid of another boot is gone

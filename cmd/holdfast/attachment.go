@@ -56,6 +56,7 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&sockets.cloudHypervisor, "cloud-hypervisor-socket", "", "API socket of a VMM with a virtual machine, below an allowed prefix")
 	f.StringVar(&at.Target.Agent, "agent-socket", "", "socket of the VMM that leads to holdfast-guest in the guest, below an allowed prefix")
 	f.StringVar(&at.Target.QemuAgent, "qemu-agent-socket", "", "socket of QEMU that leads to its own guest agent, below an allowed prefix")
+	f.StringVar(&at.Target.Transport, "transport", "", "vhost-user: by a worker's socket, also where the virtual machine could open the volume's file")
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container, or the guest that has an agent")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")

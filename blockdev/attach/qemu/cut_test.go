@@ -173,13 +173,21 @@ func steps() []step {
 // sent, done or not, the next life finishes the step, or takes it back; in the end
 // nothing is left.
 func TestCutAtEveryCommand(t *testing.T) {
-	for _, s := range steps() {
-		t.Run(s.name, func(t *testing.T) { t.Parallel(); cutEverywhere(t, s) })
+	for name, start := range machines {
+		for _, s := range steps() {
+			t.Run(name+"/"+s.name, func(t *testing.T) { t.Parallel(); cutEverywhere(t, s, start) })
+		}
 	}
 }
 
-func cutEverywhere(t *testing.T, s step) {
-	m := startMachine(t, controller...)
+// machines are those that get volumes, each in its way.
+var machines = map[string]func(*testing.T) *machine{
+	"image":  func(t *testing.T) *machine { t.Helper(); return startMachine(t, controller...) },
+	"worker": startServed,
+}
+
+func cutEverywhere(t *testing.T, s step, start func(*testing.T) *machine) {
+	m := start(t)
 	l := lineTo(t, m)
 	a := attacher(t, m.dir)
 	ctx := t.Context()
@@ -212,7 +220,7 @@ func cutEverywhere(t *testing.T, s step) {
 					if state, err := a.Probe(ctx, r); err != nil || state != s.after {
 						t.Errorf("%s: then %s, %v", name, state, err)
 					}
-					if s.after == attach.StateAttached && m.open()[r.Endpoint.Path] == 0 {
+					if s.after == attach.StateAttached && r.Endpoint.Kind == blockdev.File && m.open()[r.Endpoint.Path] == 0 {
 						t.Errorf("%s: the image is not open", name)
 					}
 				}
@@ -228,14 +236,16 @@ func cutEverywhere(t *testing.T, s step) {
 // TestMachineEndsAtEveryCommand: a machine that is killed in the middle of a step is
 // gone, nothing else, and hinders no detach.
 func TestMachineEndsAtEveryCommand(t *testing.T) {
-	for _, s := range steps() {
-		t.Run(s.name, func(t *testing.T) { t.Parallel(); endEverywhere(t, s) })
+	for name, start := range machines {
+		for _, s := range steps() {
+			t.Run(name+"/"+s.name, func(t *testing.T) { t.Parallel(); endEverywhere(t, s, start) })
+		}
 	}
 }
 
-func endEverywhere(t *testing.T, s step) {
+func endEverywhere(t *testing.T, s step, start func(*testing.T) *machine) {
 	for at := 0; ; at++ {
-		m := startMachine(t, controller...)
+		m := start(t)
 		l := lineTo(t, m)
 		a := attacher(t, m.dir)
 		target, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: l.socket}, "")
@@ -261,7 +271,9 @@ func endEverywhere(t *testing.T, s step) {
 		}
 		good(t, a.Detach(t.Context(), r), a.Fence(t.Context(), r), a.AwaitEnd(t.Context(), target))
 		is(t, name, a.Attach(t.Context(), r), blockdev.ErrGone, "")
-		is(t, name, a.Resized(t.Context(), r), blockdev.ErrGone, "")
+		if r.Endpoint.Kind == blockdev.File { // a worker tells its guest
+			is(t, name, a.Resized(t.Context(), r), blockdev.ErrGone, "")
+		}
 		is(t, name, a.Limit(t.Context(), r), blockdev.ErrGone, "")
 	}
 }

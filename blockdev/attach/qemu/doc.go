@@ -15,6 +15,12 @@
 // controller when no port is free. The guest finds it by its serial number, see
 // Serial. The format is always raw and never probed.
 //
+// A volume that a worker serves is a character device, the line to the worker's socket,
+// and a vhost-user-blk device on a free pcie-root-port. The line is made again by itself
+// when the worker is replaced. Mode, limits, growth and counters are the worker's, and
+// so is the serial number. The guest's memory must be shared (memory-backend-memfd or
+// -file with share=on): asked in Resolve.
+//
 // A monitor has one client at a time, and connections are short: the operator gives
 // the machine a monitor for this daemon. QEMU opens the image itself, so it must be
 // able to reach the pool by the daemon's paths.

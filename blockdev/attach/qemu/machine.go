@@ -109,26 +109,51 @@ func (m *machine) places(ctx context.Context) ([]place, error) {
 	if err != nil {
 		return nil, err
 	}
-	var ports, controllers []place
+	found, err := m.freePorts(ctx, all)
+	if err != nil {
+		return nil, err
+	}
 	for _, p := range all {
-		switch {
-		case p.Type == "child<pcie-root-port>":
-			free, err := m.isFree(ctx, p.Name)
-			if err != nil {
-				return nil, err
-			}
-			if free {
-				ports = append(ports, place{qmp.Args{"driver": "virtio-blk-pci", "bus": p.Name, "addr": "0"}})
-			}
-		case strings.HasPrefix(p.Type, "child<virtio-scsi-pci"):
-			controllers = append(controllers, place{qmp.Args{"driver": "scsi-hd", "bus": p.Name + ".0"}})
+		if strings.HasPrefix(p.Type, "child<virtio-scsi-pci") {
+			found = append(found, place{qmp.Args{"driver": "scsi-hd", "bus": p.Name + ".0"}})
 		}
 	}
-	if found := append(ports, controllers...); len(found) > 0 {
+	if len(found) > 0 {
 		return found, nil
 	}
 	return nil, busy("the virtual machine has no room for another disk: no free pcie-root-port with an id, and no virtio-scsi controller with one. " +
 		"Detach another volume, or start it with more (-device pcie-root-port,id=NAME or -device virtio-scsi-pci,id=NAME)")
+}
+
+// ports is places without controllers, which take only what QEMU itself reads and
+// writes.
+func (m *machine) ports(ctx context.Context) ([]place, error) {
+	all, err := m.peripherals(ctx)
+	if err != nil {
+		return nil, err
+	}
+	found, err := m.freePorts(ctx, all)
+	if err == nil && len(found) == 0 {
+		err = busy("the virtual machine has no room for a disk that a worker serves: no free pcie-root-port with an id. " +
+			"Detach another volume, or start it with more (-device pcie-root-port,id=NAME)")
+	}
+	return found, err
+}
+
+func (m *machine) freePorts(ctx context.Context, among []object) (found []place, err error) {
+	for _, p := range among {
+		if p.Type != "child<pcie-root-port>" {
+			continue
+		}
+		free, err := m.isFree(ctx, p.Name)
+		if err != nil {
+			return nil, err
+		}
+		if free {
+			found = append(found, place{qmp.Args{"driver": "virtio-blk-pci", "bus": p.Name, "addr": "0"}})
+		}
+	}
+	return found, nil
 }
 
 // isFree reports whether a root port has nothing behind it. The object tree knows that
@@ -155,6 +180,8 @@ func (m *machine) plug(ctx context.Context, r attach.Request) error {
 		return err
 	}
 	switch {
+	case there && n == nil:
+		return busy("the virtual machine has the volume by the socket of a worker")
 	case there:
 		return m.limit(ctx, r)
 	case n == nil:
@@ -247,7 +274,7 @@ func (m *machine) unplug(ctx context.Context, id blockdev.ID) error {
 	if err != nil {
 		return err
 	}
-	return m.closeNode(ctx, id)
+	return errors.Join(m.hangUp(ctx, id), m.closeNode(ctx, id))
 }
 
 func (m *machine) removeDevice(ctx, waiting context.Context, name string) error {

@@ -29,6 +29,7 @@ type machine struct {
 	socket string
 	cmd    *exec.Cmd
 	kill   func()
+	served bool // volumes come by workers
 }
 
 // controller is a place for disks that are let go without a guest.
@@ -118,6 +119,10 @@ func (m *machine) requestFor(target attach.Target, n int) attach.Request {
 	if err := f.Truncate(1 << 20); err != nil {
 		m.t.Fatal(err)
 	}
+	if m.served {
+		socket, _ := serve(m.t, path, 2)
+		return attach.Request{Volume: volume, Target: target, Endpoint: blockdev.Endpoint{Kind: blockdev.VhostUser, Path: socket, Size: 1 << 20}}
+	}
 	return attach.Request{Volume: volume, Target: target, Endpoint: blockdev.Endpoint{Kind: blockdev.File, Path: path, Size: 1 << 20}}
 }
 
@@ -126,18 +131,19 @@ func (m *machine) requestFor(target attach.Target, n int) attach.Request {
 func (m *machine) left() (all []string) {
 	m.t.Helper()
 	type named struct {
-		Name string
-		Node string `json:"node-name"`
+		Name  string
+		Label string
+		Node  string `json:"node-name"`
 	}
 	for command, args := range map[string]qmp.Args{
-		"qom-list /machine/peripheral": {"path": "/machine/peripheral"}, "qom-list /objects": {"path": "/objects"}, "query-named-block-nodes": {"flat": true},
+		"qom-list /machine/peripheral": {"path": "/machine/peripheral"}, "qom-list /objects": {"path": "/objects"}, "query-named-block-nodes": {"flat": true}, "query-chardev": nil,
 	} {
 		command, _, _ = strings.Cut(command, " ")
 		var found []named
 		m.ask(command, args, &found)
 		for _, n := range found {
-			if strings.HasPrefix(n.Name, "holdfast-") || n.Node != "" {
-				all = append(all, n.Name+n.Node)
+			if strings.HasPrefix(n.Name+n.Label, "holdfast-") || n.Node != "" {
+				all = append(all, n.Name+n.Label+n.Node)
 			}
 		}
 	}

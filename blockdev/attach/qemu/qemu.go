@@ -46,6 +46,7 @@ var (
 	_ attach.Limiter  = (*Attacher)(nil)
 	_ attach.Meter    = (*Attacher)(nil)
 	_ attach.Guest    = (*Attacher)(nil)
+	_ attach.Chooser  = (*Attacher)(nil)
 )
 
 // New gives an Attacher.
@@ -66,8 +67,11 @@ func New(o Options) *Attacher {
 // Needs is the image itself: QEMU does its own I/O, and a file spares it the loop
 // device.
 func (a *Attacher) Needs() attach.Needs {
-	return attach.Needs{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, Raw: true}
+	return attach.Needs{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block, blockdev.VhostUser}, Raw: true}
 }
+
+// KindsFor implements attach.Chooser, see vmsocket.KindsFor.
+func (a *Attacher) KindsFor(t attach.Target) []blockdev.Kind { return vmsocket.KindsFor(t) }
 
 // Serial implements attach.Named; see the function.
 func (a *Attacher) Serial(id blockdev.ID) string { return Serial(id) }
@@ -87,7 +91,17 @@ func (a *Attacher) resolve(ctx context.Context, t attach.Target, mountPath strin
 		return t, err
 	}
 	err = a.with(ctx, t, func(m *machine) error {
-		_, err := m.places(ctx)
+		if t.Shared, err = m.sharesMemory(ctx); err != nil {
+			return err
+		}
+		if err := vmsocket.Private(t, "-object memory-backend-memfd,id=mem,size=SIZE,share=on -machine memory-backend=mem"); err != nil {
+			return err
+		}
+		if t.Transport != "" {
+			_, err = m.ports(ctx)
+			return err
+		}
+		_, err = m.places(ctx)
 		return err
 	})
 	if err == nil {
@@ -103,6 +117,9 @@ func (a *Attacher) Attach(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("qemu.Attach", r.Volume, a.with(ctx, r.Target, func(m *machine) error {
 		if err := a.o.Door.SeesImage(r); err != nil {
 			return err
+		}
+		if r.Endpoint.Kind == blockdev.VhostUser {
+			return m.plugServed(ctx, r)
 		}
 		return m.plug(ctx, r)
 	}))
@@ -135,8 +152,12 @@ func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 }
 
 // Resized implements attach.Resizer. The image has its size already. A reader is not
-// told, and that is success: QEMU cannot.
+// told, and that is success: QEMU cannot. What a worker serves grows by the worker, which
+// tells the guest.
 func (a *Attacher) Resized(ctx context.Context, r attach.Request) error {
+	if r.Endpoint.Kind == blockdev.VhostUser {
+		return nil
+	}
 	return blockdev.Op("qemu.Resized", r.Volume, a.with(ctx, r.Target, func(m *machine) error { return m.resize(ctx, r) }))
 }
 

@@ -270,6 +270,7 @@ func (f *fake) do(command string, text json.RawMessage) (answer any, event strin
 		for _, d := range f.devices {
 			all = append(all, map[string]any{"name": d, "type": "child<virtio-blk-pci>"})
 		}
+	case "query-memdev", "query-chardev":
 	case "query-named-block-nodes":
 		for _, n := range f.nodes {
 			all = append(all, map[string]any{"node-name": n, "ro": false})

@@ -208,14 +208,21 @@ func (d *Door) SeesImage(r attach.Request) error {
 	}
 	defer p.Close()
 	sees, err := p.Sees(r.Endpoint.Path)
+	if err == nil && !sees && r.Endpoint.Kind == blockdev.VhostUser {
+		return invalid("the VMM does not see the socket of the volume's worker at this server's path: it has another root directory. Bind-mount the directory of workers there at the same path")
+	}
 	if err == nil && !sees {
 		err = invalid("the VMM does not see the pool at this server's path: it has another root directory. Bind-mount the pool there at the same path")
 	}
 	return err
 }
 
-// HoldsImage reports whether the VMM has a request's image open.
+// HoldsImage reports whether the VMM has a request's image open. An image that a worker
+// serves is open in the worker.
 func (d *Door) HoldsImage(r attach.Request) (bool, error) {
+	if r.Endpoint.Kind == blockdev.VhostUser {
+		return false, nil
+	}
 	p, err := d.Open(r.Target)
 	if err != nil {
 		return false, err

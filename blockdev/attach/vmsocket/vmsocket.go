@@ -53,6 +53,8 @@ func (d *Door) Resolve(ctx context.Context, kind string, t attach.Target, mountP
 		return t, invalid("a %s target has a socket only, and those of agents in the guest", kind)
 	case t.QemuAgent != "" && kind != "qemu":
 		return t, invalid("target.qemuAgent does not apply to a %s target", kind)
+	case t.Transport != "" && (t.Transport != string(blockdev.VhostUser) || kind == "firecracker"):
+		return t, invalid("target.transport is %q or nothing, for targets of QEMU and Cloud Hypervisor", blockdev.VhostUser)
 	case mountPath != "" && t.Agent == "":
 		return t, invalid("mountPath does not apply to a %s target without an agent: the guest mounts the device", kind)
 	case mountPath != "":
@@ -76,7 +78,7 @@ func (d *Door) Resolve(ctx context.Context, kind string, t attach.Target, mountP
 		return t, err
 	}
 	defer p.Close()
-	resolved := attach.Target{Type: kind, Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Pid: pid, StartTime: p.startTime, Boot: d.boot}
+	resolved := attach.Target{Type: kind, Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport, Pid: pid, StartTime: p.startTime, Boot: d.boot}
 	return resolved, errors.Join(d.beside(ctx, resolved, "target.agent", t.Agent), d.beside(ctx, resolved, "target.qemuAgent", t.QemuAgent))
 }
 

@@ -1,0 +1,204 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/qmp"
+)
+
+// lineName is that of the character device by which QEMU talks to a volume's worker.
+func lineName(id blockdev.ID) string { return "holdfast-line-" + string(id) }
+
+// pollTime is between two looks at a connection that QEMU is making.
+const pollTime = 5 * time.Millisecond
+
+// sharesMemory reports whether all of the guest's memory is in files that QEMU can hand
+// to a worker. Memory that a worker does not have would be found out by a guest's
+// request only.
+func (m *machine) sharesMemory(ctx context.Context) (bool, error) {
+	var all []struct {
+		ID    string
+		Share bool
+	}
+	if err := m.ask(ctx, "query-memdev", qmp.Args{}, &all); err != nil {
+		return false, err
+	}
+	objects, err := m.list(ctx, "/objects")
+	if err != nil {
+		return false, err
+	}
+	for _, memory := range all {
+		inFile := slices.ContainsFunc(objects, func(o object) bool {
+			return o.Name == memory.ID && slices.Contains([]string{"child<memory-backend-memfd>", "child<memory-backend-file>", "child<memory-backend-shm>"}, o.Type)
+		})
+		if !memory.Share || !inFile {
+			return false, nil
+		}
+	}
+	return len(all) > 0, nil
+}
+
+// plugServed makes the line to the worker and the device. It takes back what it made
+// when it fails. The mode and the limits are the worker's.
+func (m *machine) plugServed(ctx context.Context, r attach.Request) error {
+	n, err := m.node(ctx, nodeName(r.Volume))
+	if err != nil {
+		return err
+	}
+	if n != nil {
+		return busy("the virtual machine has the volume as a file or device")
+	}
+	there, err := m.hasDevice(ctx, deviceName(r.Volume))
+	if err != nil || there {
+		return err
+	}
+	if err = m.callWorker(ctx, r); err == nil {
+		err = m.addServed(ctx, r.Volume)
+	}
+	if err != nil {
+		return errors.Join(err, m.hangUp(context.WithoutCancel(ctx), r.Volume))
+	}
+	return nil
+}
+
+// line is a character device of a machine.
+type line struct {
+	Label    string
+	Filename string // "disconnected:unix:PATH" until the worker answers
+}
+
+func (m *machine) line(ctx context.Context, id blockdev.ID) (*line, error) {
+	var all []line
+	if err := m.ask(ctx, "query-chardev", qmp.Args{}, &all); err != nil {
+		return nil, err
+	}
+	at := slices.IndexFunc(all, func(l line) bool { return l.Label == lineName(id) })
+	if at < 0 {
+		return nil, nil
+	}
+	return &all[at], nil
+}
+
+// callWorker connects QEMU to the worker, and again whenever that is replaced. The
+// device is made only on a line that stands: QEMU would hang in device_add, and the
+// guest with it, until somebody answers.
+func (m *machine) callWorker(ctx context.Context, r attach.Request) error {
+	l, err := m.line(ctx, r.Volume)
+	if err != nil {
+		return err
+	}
+	if l == nil {
+		if err := m.addLine(ctx, r); err != nil {
+			return err
+		}
+	}
+	waiting, cancel := context.WithTimeout(ctx, m.o.Answer)
+	defer cancel()
+	for {
+		l, err := m.line(ctx, r.Volume)
+		if err != nil {
+			return err
+		}
+		if l != nil && !strings.HasPrefix(l.Filename, "disconnected:") {
+			return nil
+		}
+		select {
+		case <-waiting.Done():
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return busy("the virtual machine's process gets no connection to the volume's worker: it needs access to the directory of workers")
+		case <-time.After(pollTime):
+		}
+	}
+}
+
+// addLine makes the character device. What it is told of the time between two tries is
+// named otherwise since QEMU 9.2.
+func (m *machine) addLine(ctx context.Context, r attach.Request) error {
+	var failure error
+	for _, pause := range []qmp.Args{{"reconnect": 1}, {"reconnect-ms": 1000}} {
+		data := qmp.Args{"addr": qmp.Args{"type": "unix", "data": qmp.Args{"path": r.Endpoint.Path}}, "server": false}
+		maps.Copy(data, pause)
+		_, err := m.Do(ctx, "chardev-add", qmp.Args{"id": lineName(r.Volume), "backend": qmp.Args{"type": "socket", "data": data}})
+		if err == nil {
+			return nil
+		}
+		failure = refusal(err)
+		if why := refused(err); why == nil || !strings.Contains(why.Desc, "reconnect") {
+			break
+		}
+	}
+	return failure
+}
+
+// addServed plugs the worker's disk in at the first port that takes it, with a queue for
+// each processor as far as the worker has them.
+func (m *machine) addServed(ctx context.Context, id blockdev.ID) error {
+	places, err := m.ports(ctx)
+	if err != nil {
+		return err
+	}
+	var failures error
+	for _, p := range places {
+		args := maps.Clone(p.args)
+		maps.Copy(args, qmp.Args{"driver": "vhost-user-blk-pci", "id": deviceName(id), "chardev": lineName(id)})
+		_, err := m.Do(ctx, "device_add", args)
+		if most := queuesOf(err); most > 0 {
+			args["num-queues"] = most
+			_, err = m.Do(ctx, "device_add", args)
+		}
+		if err == nil {
+			return nil
+		}
+		if !isRefusal(err) {
+			return err
+		}
+		failures = refusal(err)
+	}
+	return failures
+}
+
+// queuesOf is the number of queues that a worker has, when QEMU refused a device that
+// has more; else 0.
+func queuesOf(err error) (most int) {
+	const before = "maximum number of queues supported by the backend is "
+	if why := refused(err); why != nil {
+		if _, number, found := strings.Cut(why.Desc, before); found {
+			_, _ = fmt.Sscanf(number, "%d", &most)
+		}
+	}
+	return most
+}
+
+// hangUp takes the line to a worker away. A device that was deleted a moment ago may
+// hold it for a moment more.
+func (m *machine) hangUp(ctx context.Context, id blockdev.ID) error {
+	waiting, cancel := context.WithTimeout(ctx, m.o.Wait)
+	defer cancel()
+	for {
+		l, err := m.line(ctx, id)
+		if err != nil || l == nil {
+			return err
+		}
+		if _, err = m.Do(ctx, "chardev-remove", qmp.Args{"id": lineName(id)}); err == nil {
+			return nil
+		}
+		if !isRefusal(err) {
+			return err
+		}
+		select {
+		case <-waiting.Done():
+			return busy("the virtual machine keeps its connection to the volume's worker: %s", refusal(err).Error())
+		case <-time.After(pollTime):
+		}
+	}
+}
