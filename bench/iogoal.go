@@ -10,6 +10,8 @@ type ioPair struct {
 	cpu          map[string]float64 // most µs of the server's CPU for each request; and less than beside takes
 }
 
+var mountGoals = map[string]float64{"randread-4k-qd1": 0.9, "randwrite-4k-qd1": 0.9, "randread-4k-qd32": 0.85, "randwrite-4k-qd32": 0.85}
+
 // ioPairs are what is told of the paths.
 func ioPairs() []ioPair {
 	large := []string{"read-1m-qd8", "write-1m-qd8"}
@@ -34,6 +36,14 @@ func ioPairs() []ioPair {
 		}, cpu: map[string]float64{"randread-4k-qd1": 50, "randread-4k-qd32": 11}},
 		{ours: "nbd", beside: "qsd-nbd"},
 		{ours: "nbd", beside: "nbdkit"},
+		{ours: "mount", beside: "raw", goals: mountGoals},
+		{ours: "mount-xfs", beside: "raw", goals: mountGoals},
+		{ours: "mount", beside: "mount-buffered"},
+		{ours: "mount", beside: "mount-4k"},
+		{ours: "mount", beside: "mount-tuned"},
+		{ours: "mount-buffered", beside: "raw"},
+		{ours: "loop", beside: "raw"},
+		{ours: "pool", beside: "raw"},
 	}
 }
 

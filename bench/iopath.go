@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -18,6 +19,7 @@ type ioPath struct {
 	ioWay
 	server int // process id of who serves; 0: nobody does
 	run    func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error)
+	settle func() error // after each job: has done later what a path would leave to the next one
 	close  func() error
 }
 
@@ -30,7 +32,7 @@ type ioWay struct {
 
 // ioWays are all, the yardstick first.
 func ioWays() []ioWay {
-	return []ioWay{
+	return append([]ioWay{
 		{"raw", "raw file", nil, openRaw},
 		{"vhost", "vhost-user-blk", nil, ownVhost},
 		{"qsd-vhost", "qemu-storage-daemon's vhost-user-blk", nil, qsdVhost},
@@ -38,7 +40,7 @@ func ioWays() []ioWay {
 		{"qemu-nbd", "qemu-nbd", nil, qemuNBD},
 		{"qsd-nbd", "qemu-storage-daemon's NBD", small, qsdNBD},
 		{"nbdkit", "nbdkit's file plugin", smallReads, nbdkit},
-	}
+	}, mountWays()...)
 }
 
 // small are jobs of 4 KiB, alone and many at a time: what a way costs each request.
@@ -53,9 +55,12 @@ func openRaw(_ context.Context, b *IO, p *ioPath) error {
 }
 
 // fio has a path's jobs done by fio, told so in its global section.
-func (p *ioPath) fio(b *IO, global ...string) {
+func (p *ioPath) fio(b *IO, global ...string) { p.fioOn(b, b.size, global...) }
+
+// fioOn is fio for a path of another size.
+func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 	p.run = func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error) {
-		lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", b.size), "randrepeat=0"}, global...)
+		lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", size), "randrepeat=0"}, global...)
 		file, out := filepath.Join(b.Dir, "job.fio"), filepath.Join(b.Dir, "job.json")
 		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"+j.text), 0o600); err != nil {
 			return ioSample{}, 0, err
@@ -158,6 +163,9 @@ func (p *ioPath) measureOnce(ctx context.Context, j ioJob, each time.Duration) (
 	}
 	machineAfter, serverAfter, err := p.costs()
 	s.machine, s.server = (machineAfter-machine)/requests, (serverAfter-server)/requests
+	if p.settle != nil {
+		err = errors.Join(err, p.settle())
+	}
 	return s, err
 }
 

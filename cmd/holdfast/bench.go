@@ -87,7 +87,7 @@ func ioBench() *cobra.Command {
 	f := c.Flags()
 	f.DurationVar(&b.Each, "each", time.Second, "of each job on each path in each round")
 	f.StringVar(&b.Only, "only", "", "jobs whose names contain one of these, separated by commas")
-	f.StringVar(&b.Paths, "paths", "", "paths to measure, separated by commas: vhost, qsd-vhost, nbd, qemu-nbd, qsd-nbd, nbdkit (default: all)")
+	f.StringVar(&b.Paths, "paths", "", "paths to measure, separated by commas (default: all; a wrong one lists them)")
 	o := bench.ServeOptions{}
 	f.StringVar(&o.Image, "serve", "", "serve this image")
 	f.StringVar((*string)(&o.Kind), "kind", "", "as this kind of thing")
