@@ -51,6 +51,12 @@ func assemble(dir string, c *chain, readOnly bool, through func(overlay.File) ov
 	for i, name := range c.Layers {
 		flag := accessMode(readOnly || i > 0)
 		f := overlay.Files{Data: open(name+dataSuffix, flag), Map: open(name+mapSuffix, flag)}
+		if err != nil {
+			return nil, err
+		}
+		if _, err := wholeLayer(f); err != nil {
+			return nil, fmt.Errorf("%s: %w", name, err)
+		}
 		if i > 0 && through != nil {
 			f.Data = through(f.Data)
 		}
@@ -94,7 +100,33 @@ func openBase(dir string, c *chain, through func(overlay.File) overlay.File) (ba
 	if err != nil {
 		return baseFile{}, unexplained("base", err)
 	}
-	return baseFile{f, c.BaseSize, through}, nil
+	return baseFile{f, c.BaseSize, through}, wholeBase(f, c)
+}
+
+// wholeBase makes sure that a base has all its bytes.
+func wholeBase(f *os.File, c *chain) error {
+	status, err := sys.StatusOf(f)
+	if err == nil && status.Size < c.BaseSize {
+		err = fmt.Errorf("%w: the base has %d bytes of %d", blockdev.ErrCorrupt, status.Size, c.BaseSize)
+	}
+	return err
+}
+
+// wholeLayer makes sure that a layer's data has all the bytes that its map speaks of,
+// and tells how many.
+func wholeLayer(f overlay.Files) (size int64, err error) {
+	if size, err = overlay.SizeOf(f.Map); err != nil {
+		return 0, err
+	}
+	data, ok := f.Data.(overlay.OSFile)
+	if !ok {
+		return size, nil
+	}
+	status, err := sys.StatusOf(data.File)
+	if err == nil && status.Size < size {
+		err = fmt.Errorf("%w: it has %d bytes of %d", blockdev.ErrCorrupt, status.Size, size)
+	}
+	return size, err
 }
 
 func (b baseFile) source() overlay.Source {
@@ -118,39 +150,38 @@ func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.f.Rea
 
 // inspectLayers adds up what a layered image consists of.
 func inspectLayers(info *blockdev.Info, dir string, c *chain) error {
-	index, err := os.Open(dir + "/" + c.Layers[0] + mapSuffix)
-	if err != nil {
-		return unexplained("map", err)
+	var held, below int64 // by the top; occupied by what the top does not hold, at most
+	for i, name := range c.Layers {
+		f, closeFiles, err := openLayer(dir, name, os.O_RDONLY)
+		if err != nil {
+			return unexplained(name, err)
+		}
+		size, err := wholeLayer(f)
+		if err == nil && i == 0 {
+			info.Size = size
+			_, held, err = overlay.Survey(f.Map)
+		}
+		if err = errors.Join(err, closeFiles()); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
 	}
-	defer index.Close()
-	var held int64
-	if info.Size, held, err = overlay.Survey(overlay.OSFile{File: index}); err != nil {
-		return err
-	}
-	var below int64 // occupied by what the top does not hold, at most
 	for _, name := range c.files() {
 		f, err := os.Open(dir + "/" + name)
 		if err != nil {
 			return unexplained(name, err)
 		}
 		status, shared, err := spaceOf(f)
+		if err == nil && name == c.Base {
+			err = wholeBase(f, c)
+		}
 		if err = errors.Join(err, f.Close()); err != nil {
 			return err
 		}
 		info.Allocated += status.Allocated
 		info.Shared += shared
-		switch name {
-		case c.Layers[0] + dataSuffix:
-			if status.Size < info.Size {
-				return fmt.Errorf("%w: %s has %d bytes of %d", blockdev.ErrCorrupt, name, status.Size, info.Size)
-			}
-			continue
-		case c.Base:
-			if status.Size < c.BaseSize {
-				return fmt.Errorf("%w: the base has %d bytes of %d", blockdev.ErrCorrupt, status.Size, c.BaseSize)
-			}
+		if name != c.Layers[0]+dataSuffix {
+			below += status.Allocated
 		}
-		below += status.Allocated
 	}
 	info.Layers = len(c.Layers)
 	info.Absent = min(info.Size-held, below)

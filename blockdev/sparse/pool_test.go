@@ -33,20 +33,22 @@ type keptPool struct {
 func keep(t *testing.T, dir string) *keptPool {
 	k := &keptPool{dir: dir}
 	t.Cleanup(func() {
-		if k.pool != nil {
-			k.pool.Shutdown()
-		}
+		k.close()
 		detachBelow(t, dir)
 	})
 	return k
 }
 
-func (k *keptPool) open(t *testing.T) *Pool {
-	t.Helper()
+func (k *keptPool) close() {
 	if k.pool != nil {
 		k.pool.Shutdown()
 	}
 	k.pool = nil
+}
+
+func (k *keptPool) open(t *testing.T) *Pool {
+	t.Helper()
+	k.close()
 	k.pool = openPool(t, k.dir)
 	return k.pool
 }

@@ -104,6 +104,18 @@ func Survey(f File) (size, held int64, err error) {
 	return size, min(size, b.count.Load()*BlockSize), nil
 }
 
+// SizeOf tells the size of the volume that this map is of, in bytes.
+// blockdev.ErrCorrupt for a map that is none.
+func SizeOf(f File) (int64, error) {
+	sector := make([]byte, sectorSize)
+	err := readWhole(f, sector, 0)
+	var size int64
+	if err == nil {
+		size, err = parseHeader(sector)
+	}
+	return size, blockdev.Op("overlay.SizeOf", "", err)
+}
+
 // load takes the bits of one sector.
 func (b *bitmap) load(at int64, sector []byte) error {
 	if empty(sector) {
