@@ -1,0 +1,220 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"syscall"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/control/wire"
+	"holdfast/internal/run"
+	"holdfast/internal/sys"
+)
+
+// Serve gives the worker of an image. One that runs and serves it in the same way is
+// found (its limits, rates and layers are what they are), one that serves it in
+// another way is blockdev.ErrBusy; otherwise a worker is started. On return its
+// socket can be connected to.
+func (s *Starter) Serve(ctx context.Context, spec Spec) (*Worker, error) {
+	w, err := s.serve(ctx, spec)
+	return w, blockdev.Op("control.Serve", spec.ID, err)
+}
+
+func (s *Starter) serve(ctx context.Context, spec Spec) (*Worker, error) {
+	w, err := s.find(ctx, spec.ID)
+	switch {
+	case err == nil && w.Kind() == spec.Kind && w.ReadOnly() == spec.ReadOnly:
+		return w, nil
+	case err == nil:
+		return nil, fmt.Errorf("%w: it is served as %s, read-only %t", blockdev.ErrBusy, w.Kind(), w.ReadOnly())
+	case !errors.Is(err, blockdev.ErrNotFound):
+		return nil, err
+	}
+	if err := s.clear(ctx, spec.ID); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, spec); err != nil {
+		return nil, errors.Join(err, s.clear(context.WithoutCancel(ctx), spec.ID))
+	}
+	return s.find(ctx, spec.ID)
+}
+
+// clear takes away what a worker that has ended has left.
+func (s *Starter) clear(_ context.Context, id blockdev.ID) error {
+	return errors.Join(os.RemoveAll(filepath.Join(s.o.Dir, string(id))), s.groups(id).remove())
+}
+
+// start starts a process, hands it the volume and returns when it serves.
+func (s *Starter) start(ctx context.Context, spec Spec) (err error) {
+	volume, files := spec.words()
+	own, err := s.prepare(spec.ID, volume)
+	defer wire.CloseAll(own)
+	if err != nil {
+		return err
+	}
+	ours, theirs, err := sys.SocketPacketPair()
+	if err != nil {
+		return err
+	}
+	defer ours.Close()
+	child, err := run.StartDetached(run.Detached{
+		Args: []string{s.o.Program}, Files: []*os.File{theirs}, Stderr: s.o.Log,
+		Cloneflags: namespaces(spec), DieWithParent: s.o.DieWithParent,
+	})
+	theirs.Close()
+	if err != nil {
+		return err
+	}
+	go reap(child)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, abandon(child))
+		}
+	}()
+	// Before it has anything to do, so that all it ever does counts there.
+	if err := s.groups(spec.ID).hold(child.Pid(), spec.Kind, s.o.Memory); err != nil {
+		return err
+	}
+	return s.open(ctx, ours, volume, append(own, files...))
+}
+
+// open makes the first call.
+func (s *Starter) open(ctx context.Context, socket *os.File, volume *wire.Volume, files []*os.File) error {
+	conn, err := net.FileConn(socket)
+	if err != nil {
+		return err
+	}
+	c := wire.Conn{UnixConn: conn.(*net.UnixConn)} //nolint:forcetypeassert // one end of a pair
+	defer c.Close()
+	stop := context.AfterFunc(ctx, func() { c.Close() })
+	defer stop()
+	_, err = talk(c, &wire.Request{Op: wire.Open, Volume: volume}, nil, files)
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	if errors.Is(err, errEnded) { // not that the image is not there
+		return fmt.Errorf("the worker ended before it served: %s", err.Error())
+	}
+	return err
+}
+
+// namespaces are what a worker does not share with the daemon: the network, but for
+// a base that is far away, and System V's objects. Mounts are shared: a copy of them
+// would keep each volume and pool that was mounted at this moment from going.
+func namespaces(spec Spec) uintptr {
+	if spec.Remote != nil {
+		return syscall.CLONE_NEWIPC
+	}
+	return syscall.CLONE_NEWIPC | syscall.CLONE_NEWNET
+}
+
+// reap takes the exit status of a worker that ends while we live.
+func reap(child *run.Child) {
+	_ = sys.AwaitEnd(context.Background(), child.Pidfd()) // fails only with the descriptor
+	_ = child.Wait()                                      // how it ended is seen at its sockets
+}
+
+// abandon ends a worker that could not begin. It has written nothing.
+func abandon(child *run.Child) error {
+	pidfd, err := sys.OpenPidfd(child.Pid())
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer pidfd.Close()
+	return errors.Join(sys.KillProcess(pidfd), sys.AwaitEnd(context.Background(), pidfd))
+}
+
+// words puts a volume into words, with its files in their order.
+func (spec Spec) words() (*wire.Volume, []*os.File) {
+	v := &wire.Volume{
+		ID: spec.ID, Kind: spec.Kind, ReadOnly: spec.ReadOnly, Size: spec.Size, Queues: spec.Queues, Limits: spec.Limits,
+		Trace: spec.Trace[:min(len(spec.Trace), wire.MaxTrace)], HydrateRate: spec.HydrateRate, Hydrate: spec.Hydrate,
+		Flat: spec.Flat != nil, Layers: len(spec.Layers), Base: spec.Base != nil, BaseSize: spec.BaseSize,
+		Remote: spec.Remote != nil, Lock: spec.Lock != nil,
+	}
+	var files []*os.File
+	add := func(some ...*os.File) {
+		for _, f := range some {
+			if f != nil {
+				files = append(files, f)
+			}
+		}
+	}
+	add(spec.Flat)
+	for _, l := range spec.Layers {
+		add(l.Data, l.Map)
+	}
+	add(spec.Base)
+	if spec.Remote != nil {
+		v.URL = spec.Remote.URL
+		add(spec.Remote.Chunks)
+	}
+	add(spec.Lock)
+	return v, files
+}
+
+// prepare makes a worker's directory and sockets, and chooses its user.
+func (s *Starter) prepare(id blockdev.ID, v *wire.Volume) (files []*os.File, err error) {
+	s.choosing.Lock() // a user is taken once its socket is there
+	defer s.choosing.Unlock()
+	if v.User, v.Group, err = s.user(); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(s.path(id, emptyRoot), 0o711); err != nil { //nolint:gosec // as New says
+		return nil, err
+	}
+	for _, one := range []struct {
+		name string
+		kind int
+	}{{controlSocket, syscall.SOCK_SEQPACKET}, {dataSocket, syscall.SOCK_STREAM}} {
+		f, err := sys.BindSocket(s.path(id, one.name), one.kind)
+		if err != nil {
+			return files, err
+		}
+		files = append(files, f)
+		if err := os.Chmod(s.path(id, one.name), 0o600); err != nil {
+			return files, err
+		}
+	}
+	if err := os.Lchown(s.path(id, controlSocket), v.User, v.Group); err != nil {
+		return files, err
+	}
+	root, err := os.Open(s.path(id, emptyRoot))
+	if err != nil {
+		return files, err
+	}
+	return append(files, root), nil
+}
+
+// user gives one that no worker has, while there is one. A worker's control socket
+// belongs to its user, who is not let in there.
+func (s *Starter) user() (user, group int, err error) {
+	entries, err := os.ReadDir(s.o.Dir)
+	if err != nil {
+		return 0, 0, err
+	}
+	taken := map[int]bool{}
+	for _, e := range entries {
+		info, err := os.Lstat(filepath.Join(s.o.Dir, e.Name(), controlSocket))
+		if err != nil {
+			continue // it has none, or it went
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			taken[int(st.Uid)-s.o.User] = true
+		}
+	}
+	for n := range s.o.Users {
+		if !taken[n] {
+			return s.o.User + n, s.o.Group + n, nil
+		}
+	}
+	last := s.o.Users - 1
+	return s.o.User + last, s.o.Group + last, nil
+}

@@ -1,0 +1,156 @@
+package control
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
+	"holdfast/blockdev/serve/control/wire"
+	"holdfast/internal/sys"
+)
+
+// Status asks how the volume does. blockdev.ErrNotFound when the worker has ended.
+func (w *Worker) Status(ctx context.Context) (serve.Service, error) {
+	reply, err := w.call(ctx, &wire.Request{Op: wire.Status})
+	if err == nil && reply.Service == nil {
+		err = fmt.Errorf("%w: no status came", wire.ErrProtocol)
+	}
+	if err != nil {
+		return serve.Service{}, blockdev.Op("control.Status", w.id, err)
+	}
+	service := *reply.Service
+	service.Pid = w.pid
+	return service, nil
+}
+
+// Throttle makes exactly these limits hold; the zero Limits lift all.
+func (w *Worker) Throttle(ctx context.Context, limits blockdev.Limits) error {
+	_, err := w.call(ctx, &wire.Request{Op: wire.Throttle, Limits: &limits})
+	return blockdev.Op("control.Throttle", w.id, err)
+}
+
+// Grow makes the volume size bytes large and tells its clients. A flat image's file
+// is that large already, durably; a layered one is grown by the worker, durably on
+// return.
+func (w *Worker) Grow(ctx context.Context, size int64) error {
+	_, err := w.call(ctx, &wire.Request{Op: wire.Grow, Size: size})
+	return blockdev.Op("control.Grow", w.id, err)
+}
+
+// Seal puts next, files at which overlay.Create has been, on top: what the volume
+// reads as at this moment stays in the layers below. record makes the new stack
+// durable; it is called when the old top is durable, and until it has returned no
+// flush is acknowledged. held is how long requests waited. A flat image's file becomes
+// the base of a new overlay, whose only layer is next.
+//
+// When record fails so does the volume (blockdev.ErrFailed), since what was written
+// meanwhile could not be found again. When this process ends before it has returned,
+// flushes wait until Settle is called by the next one.
+func (w *Worker) Seal(ctx context.Context, next Layer, record func() error) (held time.Duration, err error) {
+	reply, err := w.converse(ctx, &wire.Request{Op: wire.Seal, Name: filepath.Base(next.Data.Name())},
+		func(wire.Pending) error { return record() }, next.Data, next.Map)
+	if err != nil {
+		return 0, blockdev.Op("control.Seal", w.id, err)
+	}
+	return time.Duration(reply.Held), nil
+}
+
+// Absorb copies into layer i (0 is the top) what layer i+1 has and it has not, and
+// takes layer i+1 out of the stack; record makes the shorter stack durable. When it
+// fails the stack stays as it was. See overlay.Absorb and, for the end of this
+// process meanwhile, Settle.
+func (w *Worker) Absorb(ctx context.Context, i int, record func() error) error {
+	_, err := w.converse(ctx, &wire.Request{Op: wire.Absorb, Layer: i}, func(wire.Pending) error { return record() })
+	return blockdev.Op("control.Absorb", w.id, err)
+}
+
+// Change is a change of the stack that waits for its record.
+type Change struct {
+	Sealed string // base name of the data file of the layer that Seal has put on top; or ""
+	Layer  int    // and the layer below this one is what Absorb takes out
+}
+
+// Settle ends a Seal or Absorb whose caller ended before its record was there: record
+// gets what was to be recorded, makes it durable (it may be already), and is followed
+// as in Seal and Absorb. Nothing waits is success, without a call.
+func (w *Worker) Settle(ctx context.Context, record func(Change) error) error {
+	_, err := w.converse(ctx, &wire.Request{Op: wire.Settle}, func(p wire.Pending) error {
+		return record(Change{Sealed: p.Name, Layer: p.Layer})
+	})
+	return blockdev.Op("control.Settle", w.id, err)
+}
+
+// Trace gives the chunks of 1 MiB that were missed, in the order of the first miss.
+func (w *Worker) Trace(ctx context.Context) ([]int64, error) {
+	reply, err := w.call(ctx, &wire.Request{Op: wire.Trace})
+	if err != nil {
+		return nil, blockdev.Op("control.Trace", w.id, err)
+	}
+	return reply.Trace, nil
+}
+
+// Stop has the worker finish what has begun, flush and end, and returns when it has
+// ended and nothing of it is left. A virtual machine keeps what has not begun for
+// the next worker. blockdev.ErrFailed when the flush failed, or an earlier one had;
+// it has ended nevertheless. It runs no more is success.
+func (w *Worker) Stop(ctx context.Context) error {
+	return blockdev.Op("control.Stop", w.id, w.end(ctx, func(*os.File) error {
+		_, err := w.call(ctx, &wire.Request{Op: wire.Stop})
+		if errors.Is(err, blockdev.ErrNotFound) {
+			err = nil
+		}
+		return err
+	}))
+}
+
+// Kill ends the worker at once: what was not flushed may be lost. On return it has
+// ended, and nothing reaches the image through it any more.
+func (w *Worker) Kill(ctx context.Context) error {
+	return blockdev.Op("control.Kill", w.id, w.end(ctx, sys.KillProcess))
+}
+
+// end ends the process and takes away what is left of it.
+func (w *Worker) end(ctx context.Context, how func(pidfd *os.File) error) error {
+	pidfd, err := w.hold(ctx)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return w.s.clear(ctx, w.id)
+	}
+	if err != nil {
+		return err
+	}
+	defer pidfd.Close()
+	asked := how(pidfd)
+	if asked != nil && !errors.Is(asked, blockdev.ErrFailed) {
+		return asked
+	}
+	if err := sys.AwaitEnd(ctx, pidfd); err != nil {
+		return fmt.Errorf("the worker does not end: %w", errors.Join(asked, err))
+	}
+	return errors.Join(asked, w.s.clear(ctx, w.id))
+}
+
+// hold opens the worker's process. That it is this one is proven by its answering
+// after.
+func (w *Worker) hold(ctx context.Context) (*os.File, error) {
+	c, err := w.dial(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	pidfd, err := sys.OpenPidfd(w.pid)
+	if errors.Is(err, os.ErrProcessDone) {
+		return nil, fmt.Errorf("%w (%w)", errEnded, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if _, err := talk(c, &wire.Request{Op: wire.Status}, nil, nil); err != nil {
+		return nil, errors.Join(err, pidfd.Close())
+	}
+	return pidfd, nil
+}
