@@ -1,11 +1,8 @@
-// Command holdfast-blockd serves one volume to one virtual machine by
-// vhost-user-blk. It opens nothing: descriptor 3 is the image, opened with O_DIRECT
-// and locked by whoever starts it, descriptor 4 a listening unix socket.
+// Command holdfast-blockd serves one volume over vhost-user or NBD. The daemon starts
+// it, and it lives on when the daemon ends; see blockdev/serve/control, and
+// docs/workers.md for who operates a host.
 //
-//	holdfast-blockd -serial vol-… [-queues 4] [-read-only] [-user 65534] [-group 65534]
-//
-// It can gain no privileges, and gives up its user and group if told to. SIGHUP
-// makes it look for a new size of the image and tell the guest. SIGTERM makes it
-// finish what has begun and end; the VMM keeps what has not, and connects to the
-// next one that listens on the same socket. It lives on when its parent ends.
+// It is of no use by hand: descriptor 3 is a socket over which it is told what to
+// serve and is handed all files, and it ends when nobody tells it anything. SIGTERM
+// makes it finish what has begun, flush and end.
 package main

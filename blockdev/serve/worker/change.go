@@ -1,0 +1,263 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/control/wire"
+	"holdfast/blockdev/serve/overlay"
+	"holdfast/internal/sys"
+)
+
+// do does what a call asks for.
+func (w *worker) do(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply, error) {
+	switch r.Op {
+	case wire.Status:
+		return w.status(), nil
+	case wire.Throttle:
+		w.volume.throttle(*r.Limits)
+		return nil, nil
+	case wire.Trace:
+		return &wire.Reply{Trace: w.volume.trace(w.ctx)}, nil
+	case wire.Stop:
+		return nil, w.stop()
+	case wire.Settle:
+		return nil, w.settle(c)
+	case wire.Grow, wire.Seal, wire.Absorb:
+		w.changing.Lock()
+		defer w.changing.Unlock()
+		if w.ctx.Err() != nil {
+			return nil, fmt.Errorf("%w: the worker ends", blockdev.ErrBusy)
+		}
+		switch r.Op {
+		case wire.Grow:
+			return nil, w.volume.grow(r.Size)
+		case wire.Seal:
+			return w.seal(c, r.Name, files)
+		}
+		return nil, w.absorb(c, r.Layer)
+	}
+	wire.CloseAll(files)
+	return nil, fmt.Errorf("%w: %s is not asked for here", wire.ErrProtocol, r.Op)
+}
+
+// pending is a change of the stack that waits for the daemon's record.
+type pending struct {
+	change  wire.Pending
+	settler chan settler // daemons that come for it
+	over    chan struct{}
+}
+
+// settler is a call that takes the place of the one that began the change.
+type settler struct {
+	c    wire.Conn
+	done chan error
+}
+
+// recorded has the daemon make a change durable. A daemon that has gone may or may not
+// have done so, so the change neither is there nor is not: it waits for the next one.
+func (w *worker) recorded(c wire.Conn, change wire.Pending) error {
+	p := &pending{change: change, settler: make(chan settler), over: make(chan struct{})}
+	w.mu.Lock()
+	w.pending = p
+	w.mu.Unlock()
+	defer func() {
+		w.mu.Lock()
+		w.pending = nil
+		w.mu.Unlock()
+		close(p.over)
+	}()
+	heard, err := ask(c, change)
+	for !heard {
+		next := <-p.settler
+		heard, err = ask(next.c, change)
+		next.done <- err
+	}
+	return err
+}
+
+// ask asks one daemon for the record; heard is false when it has gone instead.
+func ask(c wire.Conn, change wire.Pending) (heard bool, err error) {
+	if err := c.Answer(&wire.Reply{Record: &change}); err != nil {
+		return false, nil
+	}
+	r, _, err := c.Request()
+	if err != nil || r.Op != wire.Recorded {
+		return false, nil
+	}
+	return true, r.Error.Err()
+}
+
+// settle offers the caller to whoever waits for one. Nothing waits is success.
+func (w *worker) settle(c wire.Conn) error {
+	w.mu.Lock()
+	p := w.pending
+	w.mu.Unlock()
+	if p == nil {
+		return nil
+	}
+	s := settler{c, make(chan error, 1)}
+	select {
+	case p.settler <- s:
+		return <-s.done
+	case <-p.over: // its own daemon was there after all
+		return nil
+	}
+}
+
+// seal puts a layer on top.
+func (w *worker) seal(c wire.Conn, name string, files []*os.File) (*wire.Reply, error) {
+	v := w.volume
+	next := overlay.Files{Data: overlay.OSFile{File: files[0]}, Map: overlay.OSFile{File: files[1]}}
+	record := func() error { return w.recorded(c, wire.Pending{Op: wire.Seal, Name: name}) }
+	v.mu.Lock()
+	layers, deep := v.layers, v.sealed+2
+	v.mu.Unlock()
+	if deep > wire.MaxLayers {
+		wire.CloseAll(files)
+		return nil, fmt.Errorf("%w: %d layers", blockdev.ErrInvalid, deep)
+	}
+	if layers == nil {
+		held, err := v.cover(next, record)
+		return &wire.Reply{Held: int64(held)}, err
+	}
+	held, err := sealLayers(layers, next, record)
+	if err == nil {
+		v.mu.Lock()
+		v.sealed++
+		v.mu.Unlock()
+	}
+	return &wire.Reply{Held: int64(held)}, err
+}
+
+// sealLayers is overlay.Seal. Writers wait from when it has flushed until the new
+// layer is there, which is before the record.
+func sealLayers(v *overlay.Overlay, next overlay.Files, record func() error) (held time.Duration, err error) {
+	return 0, v.Seal(next, record)
+}
+
+// absorb merges a layer with the one below it.
+func (w *worker) absorb(c wire.Conn, i int) error {
+	v := w.volume
+	v.mu.Lock()
+	layers := v.layers
+	v.mu.Unlock()
+	if layers == nil {
+		return fmt.Errorf("%w: the image is flat", blockdev.ErrInvalid)
+	}
+	err := layers.Absorb(w.ctx, i, func() error { return w.recorded(c, wire.Pending{Op: wire.Absorb, Layer: i}) })
+	if err == nil {
+		v.mu.Lock()
+		v.sealed--
+		v.mu.Unlock()
+		v.hydration.look()
+	}
+	return err
+}
+
+// cover makes a flat image the base of an overlay whose only layer is next, under the
+// hands of its clients: they wait for what is under way and no longer. A flush waits
+// for what the image had got before and for the record as well.
+func (v *volume) cover(next overlay.Files, record func() error) (held time.Duration, err error) {
+	if err := sys.SyncData(v.flat); err != nil { // so that little is left to do afterwards
+		return 0, v.breakDown(err)
+	}
+	size := v.size
+	layers, err := overlay.Open([]overlay.Files{next}, overlay.NewImage(v.flat, size))
+	if err != nil {
+		return 0, err
+	}
+	if layers.Size() != size {
+		return 0, fmt.Errorf("%w: a layer of %d bytes for a volume of %d", blockdev.ErrInvalid, layers.Size(), size)
+	}
+	over := &covering{Overlay: layers, settled: make(chan struct{})}
+	held, err = v.front.swap(over, func() error { return nil })
+	if err != nil {
+		return 0, err
+	}
+	v.mu.Lock()
+	v.layers = layers
+	v.mu.Unlock()
+	err = sys.SyncData(v.flat)
+	if err == nil {
+		err = record()
+	}
+	if err != nil {
+		err = v.breakDown(err)
+		over.broken.Store(&err)
+	}
+	close(over.settled)
+	return held, err
+}
+
+// breakDown fails the volume.
+func (v *volume) breakDown(err error) error {
+	if !errors.Is(err, blockdev.ErrFailed) {
+		err = fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
+	}
+	v.mu.Lock()
+	v.broken = err
+	v.mu.Unlock()
+	return err
+}
+
+// covering is an overlay over a flat image that clients wrote to just now. Its flushes
+// wait until what they wrote is durable and the new stack is recorded.
+type covering struct {
+	*overlay.Overlay
+	settled chan struct{}
+	broken  atomic.Pointer[error]
+}
+
+// failure is why nothing is acknowledged any more.
+func (c *covering) failure() error {
+	if err := c.broken.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+// Sync is Overlay's, after the change.
+func (c *covering) Sync() error {
+	<-c.settled
+	if err := c.failure(); err != nil {
+		return err
+	}
+	return c.Overlay.Sync()
+}
+
+// WriteAt is Overlay's while the volume has not failed.
+func (c *covering) WriteAt(p []byte, off int64) (int, error) {
+	if err := c.failure(); err != nil {
+		return 0, err
+	}
+	return c.Overlay.WriteAt(p, off)
+}
+
+// Zero is Overlay's while the volume has not failed.
+func (c *covering) Zero(off, n int64, hole bool) error {
+	if err := c.failure(); err != nil {
+		return err
+	}
+	return c.Overlay.Zero(off, n, hole)
+}
+
+// Discard is Overlay's while the volume has not failed.
+func (c *covering) Discard(off, n int64) error {
+	if err := c.failure(); err != nil {
+		return err
+	}
+	return c.Overlay.Discard(off, n)
+}
+
+// Begin lends nothing of a volume that has failed.
+func (c *covering) Begin(off, n int64) (overlay.File, bool) {
+	if c.failure() != nil {
+		return nil, false
+	}
+	return c.Overlay.Begin(off, n)
+}

@@ -1,0 +1,122 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/nbd"
+	"holdfast/blockdev/serve/vhost"
+)
+
+// serialSize bounds a disk's serial number (virtio 1.2, 5.2.6).
+const serialSize = 20
+
+// vhostFront serves one virtual machine after the other.
+type vhostFront struct{ *vhost.Server }
+
+func newVhost(w *volume) (front, error) {
+	id := string(w.words.ID)
+	o := vhost.Options{
+		// What sets one ID apart from others is at its end; QEMU's attacher calls disks by the same.
+		Serial:   id[max(0, len(id)-serialSize):],
+		ReadOnly: w.words.ReadOnly, Queues: w.words.Queues, Meter: w.meter, Limiter: w.limiter, Ended: tell,
+	}
+	var d vhost.Device = w.layers
+	if w.flat != nil {
+		f, err := vhost.NewFile(w.flat)
+		if err != nil {
+			return nil, err
+		}
+		d = f
+	}
+	s, err := vhost.New(d, o)
+	return vhostFront{s}, err
+}
+
+// tell writes how a connection ended to the log.
+func tell(err error) {
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "holdfast-blockd: connection: "+err.Error())
+	}
+}
+
+func (f vhostFront) serve(l *net.UnixListener) error { return f.Serve(l) }
+func (f vhostFront) resized(int64) error             { return f.Resized() }
+func (f vhostFront) throttle(limits blockdev.Limits) { f.Throttle(limits, 0) }
+func (f vhostFront) failed() error                   { return f.Failed() }
+func (f vhostFront) close() error                    { return f.Close() }
+func (f vhostFront) swap(d device, during func() error) (time.Duration, error) {
+	return f.Swap(d, during)
+}
+
+func (f vhostFront) clients() int {
+	if f.Connected() {
+		return 1
+	}
+	return 0
+}
+
+// An NBD worker's clients together hold no more than what its memory has room for.
+const (
+	nbdConnections = 32
+	nbdInFlight    = 1 << 20 // bytes of a connection, above one request of the largest size
+)
+
+// nbdFront serves NBD clients.
+type nbdFront struct {
+	server *nbd.Server
+	export *nbd.Export
+	w      *volume
+	here   atomic.Int64
+}
+
+func newNBD(w *volume) (front, error) {
+	var d nbd.Device = w.layers
+	if w.flat != nil {
+		f, err := nbd.NewFile(w.flat)
+		if err != nil {
+			return nil, err
+		}
+		d = f
+	}
+	e, err := nbd.NewExport("", d, nbd.ExportOptions{Size: w.size, Description: string(w.words.ID), ReadOnly: w.words.ReadOnly, Meter: w.meter, Limiter: w.limiter})
+	if err != nil {
+		return nil, err
+	}
+	f := &nbdFront{w: w, export: e}
+	f.server = nbd.NewServer(nbd.Options{MaxConnections: nbdConnections, MaxInFlight: nbdInFlight})
+	return f, f.server.Add(e)
+}
+
+// serve takes connections one by one, so as to know how many there are.
+func (f *nbdFront) serve(l *net.UnixListener) error {
+	for {
+		conn, err := l.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			time.Sleep(retryAccept)
+			continue
+		}
+		f.here.Add(1)
+		go func() {
+			defer f.here.Add(-1)
+			tell(f.server.ServeConn(conn))
+		}()
+	}
+}
+
+func (f *nbdFront) resized(size int64) error        { return f.export.Resize(size) }
+func (f *nbdFront) throttle(limits blockdev.Limits) { f.w.limiter.Set(limits, 0) }
+func (f *nbdFront) failed() error                   { return f.export.Failed() }
+func (f *nbdFront) close() error                    { return f.server.Close() }
+func (f *nbdFront) clients() int                    { return int(f.here.Load()) }
+func (f *nbdFront) swap(device, func() error) (time.Duration, error) {
+	return 0, fmt.Errorf("%w: layers over a flat image that NBD clients have", errors.ErrUnsupported)
+}

@@ -1,0 +1,187 @@
+package worker
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/overlay"
+)
+
+const (
+	// hydrateRate is the default in bytes a second while clients are active.
+	hydrateRate = 32 << 20
+	// idleAfter is how long no request must have come for the copy to take all there
+	// is.
+	idleAfter = time.Second
+	// A base of this host that cannot be read is tried again after a while, at most:
+	retryBase, mostRetryBase = time.Second, time.Minute
+)
+
+// hydration copies the base in the background.
+type hydration struct {
+	w     *volume
+	wake  chan struct{} // the stack or the size has changed
+	begun func() *overlay.Hydrator
+
+	mu       sync.Mutex
+	hydrator *overlay.Hydrator // nil: flat
+	why      error             // of the last failure in a row
+	since    time.Time
+	tries    int64
+
+	// Of pace, which one goroutine calls.
+	requests uint64
+	lastSeen time.Time // when their number had changed
+	paid     time.Time // until when the rate is used up
+}
+
+func newHydration(w *volume) *hydration {
+	h := &hydration{w: w, wake: make(chan struct{}, 1)}
+	if w.layers != nil {
+		h.hydrator = overlay.NewHydrator(w.layers, h.pace, w.words.Trace)
+	}
+	return h
+}
+
+func (h *hydration) copied() int64 {
+	if h.hydrator == nil {
+		return 0
+	}
+	return h.hydrator.Copied()
+}
+
+func (h *hydration) trace() []int64 {
+	if h.hydrator == nil {
+		return nil
+	}
+	return h.hydrator.Trace()
+}
+
+// look has it look again whether there is something to do.
+func (h *hydration) look() {
+	select {
+	case h.wake <- struct{}{}:
+	default: // it will
+	}
+}
+
+// run copies until all is here, and again when the volume has grown or a sealed layer
+// has gone. It costs nothing while there is nothing to do.
+func (h *hydration) run(ctx context.Context) {
+	if h.hydrator == nil || !h.w.words.Hydrate {
+		return
+	}
+	wait := retryBase
+	for {
+		err := h.hydrator.Run(ctx)
+		retry := h.note(err)
+		if ctx.Err() != nil || errors.Is(err, blockdev.ErrFailed) {
+			return
+		}
+		var again <-chan time.Time
+		if retry {
+			again = time.After(wait)
+			wait = min(2*wait, mostRetryBase)
+		} else {
+			wait = retryBase
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.wake:
+		case <-again:
+		}
+	}
+}
+
+// note remembers how a run ended; true when it is to be tried again. ErrBusy is none
+// of its failures: there are sealed layers, or the volume has grown.
+func (h *hydration) note(err error) (retry bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if err == nil || errors.Is(err, blockdev.ErrBusy) || errors.Is(err, context.Canceled) {
+		h.why, h.tries = nil, 0
+		return false
+	}
+	if h.why == nil {
+		h.since = time.Now()
+	}
+	h.why = err
+	h.tries++
+	return true
+}
+
+func (h *hydration) failing() (why error, since time.Time, tries int64) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.why, h.since, h.tries
+}
+
+// pace is overlay.Pace: the rate holds while clients do something, and not when they
+// have been quiet for a while.
+func (h *hydration) pace(ctx context.Context, n int64) error {
+	rate := h.w.words.HydrateRate
+	if rate == 0 {
+		rate = hydrateRate
+	}
+	now := time.Now()
+	if h.quiet(now) {
+		h.paid = now
+		return ctx.Err()
+	}
+	if h.paid.Before(now) {
+		h.paid = now
+	}
+	due := h.paid
+	h.paid = h.paid.Add(time.Duration(float64(n) / float64(rate) * float64(time.Second)))
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-time.After(due.Sub(now)):
+		return nil
+	}
+}
+
+// quiet tells whether no request has come for a while.
+func (h *hydration) quiet(now time.Time) bool {
+	s := h.w.meter.Snapshot()
+	requests := uint64(s.Inside)
+	for k := range s.Kinds {
+		requests += s.Kinds[k].Requests
+	}
+	if requests != h.requests || s.Inside > 0 {
+		h.requests, h.lastSeen = requests, now
+	}
+	return now.Sub(h.lastSeen) >= idleAfter
+}
+
+// far is a base that is fetched. What needs the host's files, which certificates are
+// trusted, is read here: later there are none.
+func far(url string, digests *os.File) (*overlay.Remote, error) {
+	defer digests.Close()
+	chunks, err := overlay.ReadChunks(digests)
+	if err != nil {
+		return nil, err
+	}
+	resolver, err := newResolver()
+	if err != nil {
+		return nil, err
+	}
+	trusted, err := x509.SystemCertPool()
+	if err != nil {
+		return nil, fmt.Errorf("trusted certificates: %w", err)
+	}
+	client := &http.Client{Transport: &http.Transport{
+		DialContext: resolver.dial, TLSClientConfig: &tls.Config{RootCAs: trusted},
+		MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: false,
+	}}
+	return overlay.NewRemote(chunks, overlay.HTTPFetch(client, url), overlay.RemoteOptions{})
+}
