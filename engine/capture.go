@@ -176,22 +176,27 @@ func (e *Engine) cloneWritten(ctx context.Context, v Volume, dst blockdev.ID) (h
 	return held, err
 }
 
-// cloneFrozen freezes, clones and thaws. As with every freeze the record says so
-// first, and the deadline holds whatever the pool does.
+// cloneFrozen freezes, clones and thaws.
 func (e *Engine) cloneFrozen(ctx context.Context, v Volume, at mounted, dst blockdev.ID) (held time.Duration, err error) {
+	return e.whileFrozen(ctx, v, at, "capture", func() error { return e.share(ctx, v, dst) })
+}
+
+// whileFrozen freezes, acts and thaws. As with every freeze the record says so
+// first, and the deadline holds whatever the pool does.
+func (e *Engine) whileFrozen(ctx context.Context, v Volume, at mounted, why string, act func() error) (held time.Duration, err error) {
 	v = v.clone()
-	v.Frozen = &Freeze{Until: e.now().Add(captureLimit), By: "capture"}
+	v.Frozen = &Freeze{Until: e.now().Add(captureLimit), By: why}
 	if err := e.commit(ctx, v); err != nil {
 		return 0, err
 	}
 	if err = e.flush(ctx, v, at); err == nil {
-		err = e.timed("capture.hold", func() error {
+		err = e.timed(why+".hold", func() error {
 			start := time.Now()
 			err := e.hold(ctx, at, captureLimit)
 			if err != nil {
 				return freezeError(v, err)
 			}
-			err = e.share(ctx, v, dst)
+			err = act()
 			if thaw := e.letRun(ctx, v.ID); thaw != nil {
 				err = errors.Join(err, thaw, e.letRun(ctx, v.ID))
 			}

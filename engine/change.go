@@ -91,6 +91,9 @@ func (e *Engine) checkFixed(ctx context.Context, v Volume, c ChangeVolume) error
 	if c.Filesystem != nil && *c.Filesystem != "" && *c.Filesystem != string(v.Filesystem) {
 		return problem(ErrInvalid, "spec.filesystem", "cannot be changed: the volume has %s", v.Filesystem)
 	}
+	if c.Snapshot != nil && *c.Snapshot != "" && *c.Snapshot != v.ForkOf && *c.Snapshot != string(v.Snapshot) {
+		return problem(ErrInvalid, "spec.snapshot", "cannot be changed: the volume was made from %q", v.ForkOf)
+	}
 	if c.Template == nil || *c.Template == "" || *c.Template == v.Template {
 		return nil
 	}

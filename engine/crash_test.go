@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"testing"
@@ -27,6 +28,11 @@ type op struct {
 type model struct {
 	sizes    map[string]int64    // volume -> MiB
 	attached map[string][]string // volume -> places
+	kept     map[string]string   // "volume/snapshot" -> what was written to the volume last
+}
+
+func newModel() *model {
+	return &model{sizes: map[string]int64{}, attached: map[string][]string{}, kept: map[string]string{}}
 }
 
 const space = "main"
@@ -141,7 +147,7 @@ func deleteOp(name string) op {
 }
 
 // lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
-var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife, "start": startLife, "sanitize": sanitizeLife}
+var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife, "start": startLife, "sanitize": sanitizeLife, "snapshot": snapshotLife}
 
 // life is the whole life of volumes of each kind.
 func life() []op {
@@ -293,7 +299,7 @@ func (w *world) pointAt(n int) string {
 
 // live performs the ops until one fails; at is its index, -1 when none did.
 func (w *world) live(t *testing.T, ops []op) (*model, int) {
-	m := &model{sizes: map[string]int64{}, attached: map[string][]string{}}
+	m := newModel()
 	for i, o := range ops {
 		if err := o.do(w); err != nil {
 			if !w.crashed {
@@ -327,7 +333,8 @@ func (w *world) liveOn(t *testing.T, ops []op) {
 // nothing else is.
 func (w *world) verify(t *testing.T, m *model, during op, where string, power bool) {
 	t.Helper()
-	after := &model{sizes: map[string]int64{}, attached: map[string][]string{}}
+	after := newModel()
+	maps.Copy(after.kept, m.kept)
 	for k, v := range m.sizes {
 		after.sizes[k] = v
 	}
@@ -363,6 +370,7 @@ func (w *world) verify(t *testing.T, m *model, during op, where string, power bo
 			}
 		}
 	}
+	w.verifyKept(t, m, after, where, during)
 	w.verifyConsistent(t)
 	if frozen := w.kernel.frozenNow(); len(frozen) > 0 {
 		t.Fatalf("crash at %s during %s: after the restart %v is still frozen", where, during.name, frozen)
@@ -400,7 +408,8 @@ func (w *world) verifyConsistent(t *testing.T) {
 		if info.Draft {
 			t.Errorf("draft %s is left", info.ID)
 		}
-		if _, ok := byID[info.ID]; !ok {
+		_, snapshot := w.engine.snapshots.get(info.ID)
+		if _, ok := byID[info.ID]; !ok && !snapshot {
 			t.Errorf("image %s has no volume", info.ID)
 		}
 		delete(byID, info.ID)
@@ -418,6 +427,7 @@ func (w *world) verifyConsistent(t *testing.T) {
 	for _, v := range page.Volumes {
 		promised += v.bytes()
 	}
+	promised += w.verifySnapshots(t)
 	var status PoolStatus
 	w.engine.o.Ledger.status(&status)
 	if status.Provisioned != promised {

@@ -14,10 +14,14 @@ import (
 // CreateVolume returns when the volume is usable and durable. A create that
 // fails leaves nothing.
 func (e *Engine) CreateVolume(ctx context.Context, r CreateVolume) (Volume, error) {
-	if r.IdempotencyKey == "" {
-		return e.create(ctx, r, "")
-	}
-	return e.createOnce(ctx, r)
+	return once(ctx, e, keyed[Volume]{
+		workspace: r.Workspace, key: r.IdempotencyKey, request: requestDigest(r),
+		make: func(ctx context.Context, key string) (Volume, blockdev.ID, string, error) {
+			v, err := e.create(ctx, r, key)
+			return v, v.ID, v.Name, err
+		},
+		replay: e.catalog.get,
+	})
 }
 
 func (e *Engine) create(ctx context.Context, r CreateVolume, idempotencyKey string) (Volume, error) {
@@ -67,7 +71,11 @@ func (e *Engine) design(ctx context.Context, r CreateVolume) (Volume, error) {
 		return Volume{}, err
 	}
 	v.SizeMiB = DefaultSizeMiB
-	if r.Template != "" {
+	if r.Snapshot != "" {
+		if err := e.fromSnapshot(&v, r); err != nil {
+			return Volume{}, err
+		}
+	} else if r.Template != "" {
 		if err := e.resolve(ctx, &v, r.Template); err != nil {
 			return Volume{}, err
 		}
@@ -122,7 +130,7 @@ func (e *Engine) intend(ctx context.Context, v Volume, idempotencyKey string, r 
 	go func() {
 		durable <- e.o.Store.Update(ctx, func(tx *metadata.Tx) error {
 			if idempotencyKey != "" {
-				if err := idempotencyTable.Put(tx, idempotencyKey, e.remember(v, r)); err != nil {
+				if err := idempotencyTable.Put(tx, idempotencyKey, e.remember(v.ID, v.Name, requestDigest(r))); err != nil {
 					return err
 				}
 			}

@@ -59,14 +59,15 @@ var (
 
 // Engine is the life of the volumes of one node. It is safe for concurrent use.
 type Engine struct {
-	o       Options
-	catalog *catalog
-	buried  *graveyard
-	locks   *locks
-	keys    *idempotency
-	feed    *feed
-	freezes *freezes
-	io      ioMeter
+	o         Options
+	catalog   *catalog
+	buried    *graveyard
+	locks     *locks
+	keys      *idempotency
+	feed      *feed
+	snapshots *snapshots
+	freezes   *freezes
+	io        ioMeter
 
 	ctx    context.Context // of steps: a caller's context bounds only its waiting
 	cancel context.CancelFunc
@@ -109,7 +110,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		o.MaxFreeze = DefaultMaxFreeze
 	}
 	e := &Engine{
-		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))),
+		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))), snapshots: newSnapshots(),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
 		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{}, copies: map[blockdev.ID]*sanitizing{},
 		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
@@ -147,6 +148,9 @@ func (e *Engine) load() error {
 			return nil
 		})
 		if err != nil {
+			return err
+		}
+		if err := e.loadSnapshots(tx); err != nil {
 			return err
 		}
 		if err := quotasTable.Scan(tx, "", func(workspace string, q Quota) error {

@@ -21,7 +21,7 @@ const maxKeyLength = 255
 // remembered is what an Idempotency-Key stands for.
 type remembered struct {
 	Request string      `json:"request"` // digest of what was asked
-	Volume  blockdev.ID `json:"volume"`
+	Volume  blockdev.ID `json:"volume"`  // or snapshot
 	Name    string      `json:"name"`
 	Expires time.Time   `json:"expires"`
 }
@@ -88,6 +88,19 @@ func (k *idempotency) expired(now time.Time) []string {
 	return old
 }
 
+// of lists the keys that stand for something.
+func (k *idempotency) of(id blockdev.ID) []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	var keys []string
+	for key, r := range k.known {
+		if r.Volume == id {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
 func (k *idempotency) forget(keys []string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -96,49 +109,62 @@ func (k *idempotency) forget(keys []string) {
 	}
 }
 
-// createOnce gives the same answer to the same request under the same key.
-func (e *Engine) createOnce(ctx context.Context, r CreateVolume) (Volume, error) {
-	if len(r.IdempotencyKey) > maxKeyLength {
-		return Volume{}, problem(ErrInvalid, "Idempotency-Key", "must be at most %d bytes", maxKeyLength)
+// keyed is a request that may have an Idempotency-Key.
+type keyed[T any] struct {
+	workspace, key string
+	request        string // digest of what is asked
+	// make does it, and writes the key's digest with the intent, unless that is empty.
+	make   func(ctx context.Context, key string) (made T, id blockdev.ID, name string, err error)
+	replay func(id blockdev.ID) (T, bool)
+}
+
+// once gives the same answer to the same request under the same key.
+func once[T any](ctx context.Context, e *Engine, k keyed[T]) (made T, err error) {
+	if k.key == "" {
+		made, _, _, err = k.make(ctx, "")
+		return made, err
 	}
-	sum := sha256.Sum256([]byte(r.IdempotencyKey))
-	key := r.Workspace + "/" + hex.EncodeToString(sum[:])
+	if len(k.key) > maxKeyLength {
+		return made, problem(ErrInvalid, "Idempotency-Key", "must be at most %d bytes", maxKeyLength)
+	}
+	sum := sha256.Sum256([]byte(k.key))
+	key := k.workspace + "/" + hex.EncodeToString(sum[:])
 	old, known, leave, err := e.keys.enter(ctx, key, e.now())
 	if err != nil {
-		return Volume{}, err
+		return made, err
 	}
 	if known {
 		defer leave(nil)
-		return e.replay(old, r)
+		return k.again(old)
 	}
-	v, err := e.create(ctx, r, key)
+	made, id, name, err := k.make(ctx, key)
 	if err != nil {
 		// A caller that left early does not know the outcome: the intent, if it
 		// became durable, is read back.
 		leave(e.recall(key))
-		return Volume{}, err
+		return made, err
 	}
-	learned := e.remember(v, r)
+	learned := e.remember(id, name, k.request)
 	leave(&learned)
-	return v, nil
+	return made, nil
 }
 
-func (e *Engine) replay(old remembered, r CreateVolume) (Volume, error) {
-	if old.Request != requestDigest(r) {
-		return Volume{}, problem(ErrConflict, "Idempotency-Key", "was used for another request")
+func (k keyed[T]) again(old remembered) (made T, err error) {
+	if old.Request != k.request {
+		return made, problem(ErrConflict, "Idempotency-Key", "was used for another request")
 	}
-	if v, ok := e.catalog.get(old.Volume); ok {
-		return v, nil
+	if made, ok := k.replay(old.Volume); ok {
+		return made, nil
 	}
-	return Volume{}, problem(ErrConflict, "Idempotency-Key", "its volume %q has been deleted since", old.Name)
+	return made, problem(ErrConflict, "Idempotency-Key", "what it made, %q, has been deleted since", old.Name)
 }
 
-func (e *Engine) remember(v Volume, r CreateVolume) remembered {
-	return remembered{Request: requestDigest(r), Volume: v.ID, Name: v.Name, Expires: e.now().Add(keyLifetime)}
+func (e *Engine) remember(id blockdev.ID, name, request string) remembered {
+	return remembered{Request: request, Volume: id, Name: name, Expires: e.now().Add(keyLifetime)}
 }
 
-// recall reads a key from the store; nil if it never became durable, or if its
-// volume did not come to be.
+// recall reads a key from the store; nil if it never became durable, or if what it
+// was to make did not come to be.
 func (e *Engine) recall(key string) *remembered {
 	var found *remembered
 	_ = e.o.Store.View(func(tx *metadata.Tx) error { // an unreadable key is an unknown one
@@ -146,7 +172,9 @@ func (e *Engine) recall(key string) *remembered {
 		if err != nil {
 			return err
 		}
-		if _, ok := e.catalog.get(r.Volume); ok {
+		_, volume := e.catalog.get(r.Volume)
+		_, snapshot := e.snapshots.get(r.Volume)
+		if volume || snapshot {
 			found = &r
 		}
 		return nil
@@ -157,7 +185,11 @@ func (e *Engine) recall(key string) *remembered {
 // requestDigest identifies what was asked, whoever asked it.
 func requestDigest(r CreateVolume) string {
 	r.IdempotencyKey, r.Actor = "", ""
-	b, err := json.Marshal(r)
+	return digestOf(r)
+}
+
+func digestOf(request any) string {
+	b, err := json.Marshal(request)
 	if err != nil {
 		panic(err) // strings, maps of strings and numbers always marshal
 	}

@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"errors"
 	"sync"
 
 	"holdfast/blockdev"
@@ -41,9 +42,10 @@ type shares struct {
 type promise struct {
 	workspace string
 	bytes     int64
+	snapshot  bool
 }
 
-type usage struct{ volumes, bytes int64 }
+type usage struct{ volumes, snapshots, bytes int64 }
 
 // NewLedger makes an empty account.
 func NewLedger(o LedgerOptions) *Ledger {
@@ -99,7 +101,40 @@ func (l *Ledger) promise(workspace string, id blockdev.ID, bytes int64, q Quota)
 	if err := l.fits(bytes - old.bytes); err != nil {
 		return err
 	}
-	l.set(workspace, id, bytes)
+	l.set(id, promise{workspace: workspace, bytes: bytes})
+	return nil
+}
+
+// promiseSnapshot is promise for a snapshot: what it holds when it is taken is the
+// most that it can ever occupy alone, when its volume has been written anew.
+func (l *Ledger) promiseSnapshot(workspace string, id blockdev.ID, bytes int64, q Quota) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shares.mu.Lock()
+	defer l.shares.mu.Unlock()
+	old, known := l.promises[id]
+	if err := l.snapshotWithinQuota(workspace, bytes, old.bytes, known, q); err != nil {
+		return err
+	}
+	if err := l.fits(bytes - old.bytes); err != nil {
+		var p *Problem
+		if errors.As(err, &p) {
+			p.Field = ""
+		}
+		return err
+	}
+	l.set(id, promise{workspace: workspace, bytes: bytes, snapshot: true})
+	return nil
+}
+
+func (l *Ledger) snapshotWithinQuota(workspace string, bytes, before int64, known bool, q Quota) error {
+	u := l.shares.of(workspace)
+	switch {
+	case q.Snapshots > 0 && !known && u.snapshots+1 > q.Snapshots:
+		return problem(ErrQuota, "", "the workspace has its maximum of %d snapshots", q.Snapshots)
+	case q.MiB > 0 && bytes > before && (u.bytes-before+bytes)/filesystem.MiB > q.MiB:
+		return problem(ErrQuota, "", "the workspace's volumes and snapshots would have %d MB together, its maximum is %d MB", (u.bytes-before+bytes)/filesystem.MiB, q.MiB)
+	}
 	return nil
 }
 
@@ -147,10 +182,7 @@ func (l *Ledger) setExpected(id blockdev.ID, bytes int64) {
 }
 
 func (l *Ledger) withinQuota(workspace string, bytes, before int64, known bool, q Quota) error {
-	u := l.shares.all[workspace]
-	if u == nil {
-		u = &usage{}
-	}
+	u := l.shares.of(workspace)
 	mib := bytes / filesystem.MiB
 	switch {
 	case q.LargestMiB > 0 && mib > q.LargestMiB && bytes > before:
@@ -158,7 +190,7 @@ func (l *Ledger) withinQuota(workspace string, bytes, before int64, known bool, 
 	case q.Volumes > 0 && !known && u.volumes+1 > q.Volumes:
 		return problem(ErrQuota, "", "the workspace has its maximum of %d volumes", q.Volumes)
 	case q.MiB > 0 && bytes > before && (u.bytes-before+bytes)/filesystem.MiB > q.MiB:
-		return problem(ErrQuota, "spec.size", "the workspace's volumes would have %d MB together, its maximum is %d MB", (u.bytes-before+bytes)/filesystem.MiB, q.MiB)
+		return problem(ErrQuota, "spec.size", "the workspace's volumes and snapshots would have %d MB together, its maximum is %d MB", (u.bytes-before+bytes)/filesystem.MiB, q.MiB)
 	}
 	return nil
 }
@@ -169,7 +201,16 @@ func (l *Ledger) record(workspace string, id blockdev.ID, bytes int64) {
 	defer l.mu.Unlock()
 	l.shares.mu.Lock()
 	defer l.shares.mu.Unlock()
-	l.set(workspace, id, bytes)
+	l.set(id, promise{workspace: workspace, bytes: bytes})
+}
+
+// recordSnapshot is record for a snapshot.
+func (l *Ledger) recordSnapshot(workspace string, id blockdev.ID, bytes int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.shares.mu.Lock()
+	defer l.shares.mu.Unlock()
+	l.set(id, promise{workspace: workspace, bytes: bytes, snapshot: true})
 }
 
 // forget ends a promise; unknown ids are success.
@@ -185,24 +226,38 @@ func (l *Ledger) forget(id blockdev.ID) {
 	l.promised -= p.bytes
 	l.shares.mu.Lock()
 	defer l.shares.mu.Unlock()
-	u := l.shares.all[p.workspace]
-	u.volumes--
-	u.bytes -= p.bytes
+	l.shares.of(p.workspace).add(p, -1)
 }
 
-func (l *Ledger) set(workspace string, id blockdev.ID, bytes int64) {
+func (l *Ledger) set(id blockdev.ID, p promise) {
 	old, known := l.promises[id]
-	u := l.shares.all[workspace]
+	u := l.shares.of(p.workspace)
+	if known {
+		u.add(old, -1)
+	}
+	u.add(p, 1)
+	l.promised += p.bytes - old.bytes
+	l.promises[id] = p
+}
+
+// of is what a workspace has. Under mu.
+func (s *shares) of(workspace string) *usage {
+	u := s.all[workspace]
 	if u == nil {
 		u = &usage{}
-		l.shares.all[workspace] = u
+		s.all[workspace] = u
 	}
-	if !known {
-		u.volumes++
+	return u
+}
+
+// add counts a promise in (1) or out (-1).
+func (u *usage) add(p promise, sign int64) {
+	if p.snapshot {
+		u.snapshots += sign
+	} else {
+		u.volumes += sign
 	}
-	u.bytes += bytes - old.bytes
-	l.promised += bytes - old.bytes
-	l.promises[id] = promise{workspace, bytes}
+	u.bytes += sign * p.bytes
 }
 
 // available is what is left for promises, in bytes of the pool. Under mu.
@@ -226,5 +281,11 @@ func (l *Ledger) status(p *PoolStatus) {
 	p.Reserve = l.o.Reserve
 	p.Ratio = l.o.Ratio
 	p.Available = max(int64(float64(l.available())*l.o.Ratio), 0)
-	p.Volumes = len(l.promises)
+	for _, one := range l.promises {
+		if one.snapshot {
+			p.Snapshots++
+		} else {
+			p.Volumes++
+		}
+	}
 }

@@ -13,7 +13,7 @@ const sideLogQuota = "quota"
 // SetQuota bounds a workspace, durably. What is there already stays, also when
 // it is beyond the new bounds.
 func (e *Engine) SetQuota(ctx context.Context, workspace string, q Quota) error {
-	if q.Volumes < 0 || q.MiB < 0 || q.LargestMiB < 0 {
+	if q.Volumes < 0 || q.MiB < 0 || q.LargestMiB < 0 || q.Snapshots < 0 {
 		return problem(ErrInvalid, "quota", "bounds must not be negative (0 is no bound)")
 	}
 	_, err := do(ctx, e, func(ctx context.Context) (struct{}, error) {

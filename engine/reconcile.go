@@ -49,6 +49,9 @@ func (e *Engine) ReconcileReport(ctx context.Context) (Report, error) {
 	if err := e.follow(ctx, found, &r); err != nil {
 		return r, fmt.Errorf("reconcile: %w", err)
 	}
+	if err := e.reconcileSnapshots(ctx, images, &r); err != nil {
+		return r, fmt.Errorf("reconcile: %w", err)
+	}
 	if err := e.resumeAll(ctx, &r); err != nil {
 		return r, err
 	}

@@ -17,7 +17,8 @@ type CreateVolume struct {
 	ExternalID     string
 	Region         string // empty: the default
 	Template       string // "name", "name:latest", "name:N"; empty: blank
-	SizeMiB        *int64 // nil: the template's default, else 1024
+	Snapshot       string `json:",omitempty"` // "volume/snapshot" or a snapshot's id: a fork of it
+	SizeMiB        *int64 // nil: the template's default, the snapshot's size, else 1024
 	Filesystem     string // empty: ext4
 	Pool           string // empty: as the host's policy has it
 	Ephemeral      bool   // deleted with the end of its last attachment
@@ -34,6 +35,7 @@ type ChangeVolume struct {
 	Region      *string // must equal the volume's
 	Template    *string // must equal, or resolve to, the volume's
 	Filesystem  *string // must equal the volume's
+	Snapshot    *string // must equal the volume's
 	Actor       string
 }
 
@@ -90,6 +92,7 @@ type Quota struct {
 	Volumes    int64 `json:"volumes"`
 	MiB        int64 `json:"mib"`
 	LargestMiB int64 `json:"largestMiB"`
+	Snapshots  int64 `json:"snapshots,omitempty"`
 }
 
 // PoolStatus is a pool's space and promises, in bytes.
@@ -105,5 +108,6 @@ type PoolStatus struct {
 	Available   int64   // what can still be promised
 	Shared      int64
 	Volumes     int
+	Snapshots   int
 	Quarantined []blockdev.Quarantine
 }

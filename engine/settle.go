@@ -58,7 +58,8 @@ func waiting(v Volume, f facts) string {
 func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (again bool, err error) {
 	switch next {
 	case actAllocate:
-		return false, e.allocate(ctx, v) // its image has the wanted size, and its filesystem the image's
+		// Its image has the wanted size, and its filesystem the image's, unless it is a fork.
+		return v.Snapshot != "", e.allocate(ctx, v)
 	case actAdopt:
 		return true, e.adoptImage(ctx, v)
 	case actRemove:
@@ -154,11 +155,11 @@ func (e *Engine) asDevice(ctx context.Context, id blockdev.ID, readOnly bool) (b
 // allocate makes the draft, gives its filesystem an identity of its own and
 // publishes it with the description that says Ready. The record follows.
 func (e *Engine) allocate(ctx context.Context, v *Volume) error {
-	if v.Filesystem == filesystem.None {
+	if v.Filesystem == filesystem.None && v.Snapshot == "" {
 		if err := e.o.Pool.Create(ctx, v.ID, v.bytes()); err != nil {
 			return err
 		}
-	} else if err := e.timed("hydrate", func() error { return e.hydrate(ctx, *v) }); err != nil {
+	} else if err := e.timed("hydrate", func() error { return e.hydrate(ctx, v) }); err != nil {
 		return err
 	}
 	if err := e.intended(v.ID); err != nil {
@@ -185,17 +186,18 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 	return nil
 }
 
-func (e *Engine) hydrate(ctx context.Context, v Volume) error {
-	if v.SanitizedFrom != "" {
-		return e.copyFiles(ctx, v)
+func (e *Engine) hydrate(ctx context.Context, v *Volume) error {
+	switch {
+	case v.SanitizedFrom != "":
+		return e.copyFiles(ctx, *v)
+	case v.Snapshot != "":
+		return e.fork(ctx, v)
 	}
 	spec := templates.SourceSpec{Filesystem: v.Filesystem, Size: v.bytes(), Revision: v.Revision, Pool: v.Pool}
 	if err := e.o.Library.Hydrate(ctx, v.ID, spec); err != nil {
 		return err
 	}
-	return e.asFile(ctx, v.ID, false, func(path string) error {
-		return e.o.Filesystems.Identify(ctx, path, v.Filesystem, v.UUID)
-	})
+	return e.identify(ctx, *v)
 }
 
 // adoptImage lets the record follow a published image: its description was made

@@ -36,6 +36,9 @@ func (e *Engine) round(ctx context.Context, slots chan struct{}) error {
 	for _, v := range e.buried.all() {
 		e.background(ctx, slots, v.ID, func(ctx context.Context) error { return e.remove(ctx, v) })
 	}
+	for _, s := range e.snapshots.allLeaving() {
+		e.background(ctx, slots, s.ID, func(ctx context.Context) error { return e.removeSnapshot(ctx, s) })
+	}
 	for _, id := range e.attentive(false) {
 		e.background(ctx, slots, id, func(ctx context.Context) error { return e.tendVolume(ctx, id, false) })
 	}
@@ -142,7 +145,7 @@ func (e *Engine) tend(ctx context.Context) error {
 			release()
 		}
 	}
-	return errors.Join(failures, e.forgetKeys(ctx))
+	return errors.Join(failures, e.tendSnapshots(ctx), e.forgetKeys(ctx))
 }
 
 // attentive tells the volumes that need attention: all, or those whose time has come.

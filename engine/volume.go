@@ -46,6 +46,8 @@ type Volume struct {
 	UUID        string            `json:"uuid"`               // of the filesystem
 	Template    string            `json:"template,omitempty"` // as resolved: "name:N"
 	Revision    blockdev.ID       `json:"revision,omitempty"`
+	Snapshot    blockdev.ID       `json:"snapshot,omitempty"` // that it was made from
+	ForkOf      string            `json:"forkOf,omitempty"`   // the same as "volume/snapshot", by their names then
 	// SanitizedFrom is the volume whose files it was made of.
 	SanitizedFrom blockdev.ID  `json:"sanitizedFrom,omitempty"`
 	Phase         Phase        `json:"phase"`
@@ -128,7 +130,7 @@ type Attachment struct {
 
 // Event is something that happened to a volume.
 type Event struct {
-	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "move", "sanitize", "failure"
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "snapshot", "move", "sanitize", "failure"
 	Status  Status    `json:"status"` // after it
 	Message string    `json:"message"`
 	Time    time.Time `json:"time"`

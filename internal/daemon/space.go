@@ -78,7 +78,7 @@ func (s *space) measure(ctx context.Context) error {
 	}
 	ours := capacity.Trash + s.images()
 	for _, i := range images {
-		if strings.HasPrefix(string(i.ID), blockdev.PrefixVolume+"-") {
+		if strings.HasPrefix(string(i.ID), blockdev.PrefixVolume+"-") || strings.HasPrefix(string(i.ID), blockdev.PrefixSnapshot+"-") {
 			ours += i.Allocated - i.Shared
 		}
 	}
@@ -86,7 +86,7 @@ func (s *space) measure(ctx context.Context) error {
 	return nil
 }
 
-// other is what the pool holds besides volumes, in bytes.
+// other is what the pool holds besides volumes and their snapshots, in bytes.
 func (s *space) other() int64 { return s.overhead.Load() + s.images() }
 
 // left is what is free in the pool.
