@@ -28,6 +28,9 @@ func TestRolesAndScopes(t *testing.T) {
 		"GET /v0/volumes/{name}/stats":                   readerKey, "POST /v0/volumes/{name}/trim": writerKey,
 		"POST /v0/volumes/{name}/freeze": writerKey, "POST /v0/volumes/{name}/thaw": writerKey,
 		"POST /v0/volumes/{name}/capture": writerKey, "POST /v0/volumes/{name}/sanitize": writerKey, "POST /v0/volumes/{name}/move": writerKey,
+		"GET /v0/volumes/{name}/snapshots": readerKey, "POST /v0/volumes/{name}/snapshots": writerKey,
+		"GET /v0/volumes/{name}/snapshots/{snapshot}": readerKey, "DELETE /v0/volumes/{name}/snapshots/{snapshot}": writerKey,
+		"GET /v0/snapshots": readerKey, "GET /v0/snapshots/{snapshot}": readerKey, "DELETE /v0/snapshots/{snapshot}": writerKey,
 		"GET /v0/volumes/{name}/files": readerKey, "GET /v0/volumes/{name}/files/content": readerKey,
 		"GET /v0/volume_templates": readerKey, "POST /v0/volume_templates": writerKey, "GET /v0/volume_templates/{name}": readerKey,
 		"POST /v0/volume_templates/{name}/import": writerKey,
@@ -61,7 +64,7 @@ func TestRolesAndScopes(t *testing.T) {
 	}
 	rank := map[string]int{"": 0, readerKey: 1, writerKey: 2, adminKey: 3, nodeKey: 4}
 	fill := strings.NewReplacer("{name}", "nothing", "{externalId}", "nothing", "{id}", "nothing", "{version}", "nothing",
-		"{process}", "nothing", "{path}", "nothing", "{upload}", "nothing")
+		"{snapshot}", "nothing", "{process}", "nothing", "{path}", "nothing", "{upload}", "nothing")
 	for _, pattern := range api.Patterns() {
 		need, known := least[pattern]
 		if !known {
@@ -125,6 +128,7 @@ func TestForeignAndMissingLookTheSame(t *testing.T) {
 		"GET /v0/volumes/secret/attachments", "POST /v0/volumes/secret/attachments", "GET /v0/volumes/secret/attachments/" + a.ID, "DELETE /v0/volumes/secret/attachments/" + a.ID,
 		"PUT /v0/volumes/secret/attachments/" + a.ID + "/limits",
 		"GET /v0/volumes/secret/stats", "POST /v0/volumes/secret/trim", "POST /v0/volumes/secret/freeze", "POST /v0/volumes/secret/thaw",
+		"GET /v0/volumes/secret/snapshots", "POST /v0/volumes/secret/snapshots", "GET /v0/volumes/secret/snapshots/s", "DELETE /v0/volumes/secret/snapshots/s",
 		"GET /v0/volumes/secret/files?path=/", "GET /v0/volumes/secret/files/content?path=/etc",
 		"GET /v0/volume_templates/secret", "DELETE /v0/volume_templates/secret", "DELETE /v0/volume_templates/secret/versions/1",
 		"GET /v0/volume_templates/secret/diff?from=1", "GET /v0/volume_templates/secret/archive",

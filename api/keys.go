@@ -194,10 +194,12 @@ type QuotaBody struct {
 	Volumes    int64 `json:"volumes"`
 	MiB        int64 `json:"mib"`
 	LargestMiB int64 `json:"largestMiB"`
+	Snapshots  int64 `json:"snapshots"`
 }
 
 type quotaRequest struct {
 	Volumes    json.RawMessage `json:"volumes"`
 	MiB        json.RawMessage `json:"mib"`
 	LargestMiB json.RawMessage `json:"largestMiB"`
+	Snapshots  json.RawMessage `json:"snapshots"`
 }

@@ -22,6 +22,7 @@ type Pool struct {
 	Shared        int64        `json:"shared"`
 	Overprovision float64      `json:"overprovision"`
 	Volumes       int          `json:"volumes"`
+	Snapshots     int          `json:"snapshots"`
 	Quarantined   []Quarantine `json:"quarantined"`
 }
 
@@ -42,7 +43,7 @@ func listPools(c *call) error {
 		list[i] = Pool{
 			Name: p.Name, Backend: p.Backend, Unavailable: p.Unavailable, Total: p.Capacity.Total, Free: p.Capacity.Free, Allocated: p.Capacity.Allocated, Trash: p.Capacity.Trash,
 			Provisioned: p.Provisioned, Other: p.Other, Reserve: p.Reserve, Available: p.Available, Shared: p.Shared,
-			Overprovision: p.Ratio, Volumes: p.Volumes, Quarantined: make([]Quarantine, len(p.Quarantined)),
+			Overprovision: p.Ratio, Volumes: p.Volumes, Snapshots: p.Snapshots, Quarantined: make([]Quarantine, len(p.Quarantined)),
 		}
 		for j, q := range p.Quarantined {
 			list[i].Quarantined[j] = Quarantine{Name: q.Name, Reason: q.Reason, Bytes: q.Bytes}

@@ -24,6 +24,14 @@ func allRoutes() []route {
 		{"POST /v0/volumes/{name}/sanitize", inWorkspace, Writer, "volume.sanitize", true, sanitizeVolume},
 		{"POST /v0/volumes/{name}/move", inWorkspace, Writer, "volume.move", true, moveVolume},
 
+		{"GET /v0/volumes/{name}/snapshots", inWorkspace, Reader, "", false, listSnapshots},
+		{"POST /v0/volumes/{name}/snapshots", inWorkspace, Writer, "snapshot.create", false, createSnapshot},
+		{"GET /v0/volumes/{name}/snapshots/{snapshot}", inWorkspace, Reader, "", false, getSnapshot},
+		{"DELETE /v0/volumes/{name}/snapshots/{snapshot}", inWorkspace, Writer, "snapshot.delete", false, deleteSnapshot},
+		{"GET /v0/snapshots", inWorkspace, Reader, "", false, listSnapshots},
+		{"GET /v0/snapshots/{snapshot}", inWorkspace, Reader, "", false, getSnapshot},
+		{"DELETE /v0/snapshots/{snapshot}", inWorkspace, Writer, "snapshot.delete", false, deleteSnapshot},
+
 		{"GET /v0/volumes/{name}/files", inWorkspace, Reader, "", false, listFiles},
 		{"GET /v0/volumes/{name}/files/content", inWorkspace, Reader, "", true, readFile},
 

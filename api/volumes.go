@@ -23,7 +23,7 @@ func createVolume(c *call) error {
 	r := engine.CreateVolume{
 		Workspace: c.workspace, Actor: c.principal.actor(), IdempotencyKey: key,
 		DisplayName: value(b.Metadata.DisplayName), Labels: b.Metadata.Labels, ExternalID: value(b.Metadata.ExternalID),
-		Region: value(b.Spec.Region), Template: value(b.Spec.Template), Filesystem: value(b.Spec.Filesystem), Pool: value(b.Spec.Pool),
+		Region: value(b.Spec.Region), Template: value(b.Spec.Template), Snapshot: value(b.Spec.Snapshot), Filesystem: value(b.Spec.Filesystem), Pool: value(b.Spec.Pool),
 	}
 	if b.Metadata.Name != nil {
 		r.Name, c.resource = *b.Metadata.Name, clip(*b.Metadata.Name, 64)
@@ -136,7 +136,7 @@ func updateVolume(c *call) error {
 	}
 	v, err := c.s.o.Engine.ChangeVolume(c.r.Context(), c.workspace, name, engine.ChangeVolume{
 		DisplayName: b.Metadata.DisplayName, Labels: b.Metadata.Labels, ExternalID: b.Metadata.ExternalID,
-		SizeMiB: size, Region: b.Spec.Region, Template: b.Spec.Template, Filesystem: b.Spec.Filesystem,
+		SizeMiB: size, Region: b.Spec.Region, Template: b.Spec.Template, Filesystem: b.Spec.Filesystem, Snapshot: b.Spec.Snapshot,
 		Actor: c.principal.actor(),
 	})
 	if err != nil {

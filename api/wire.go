@@ -36,6 +36,7 @@ type VolumeSpec struct {
 	Size       int64  `json:"size"`
 	Region     string `json:"region"`
 	Template   string `json:"template,omitempty"`
+	Snapshot   string `json:"snapshot,omitempty"` // it was made from, as volume/snapshot
 	Filesystem string `json:"filesystem"`
 	Pool       string `json:"pool,omitempty"`      // where it is; empty: the host's first
 	Ephemeral  bool   `json:"ephemeral,omitempty"` // deleted with the end of its attachment
@@ -114,6 +115,7 @@ type VolumeRequest struct {
 		Size       json.RawMessage `json:"size"` // MiB
 		Region     *string         `json:"region"`
 		Template   *string         `json:"template"`
+		Snapshot   *string         `json:"snapshot"`
 		Filesystem *string         `json:"filesystem"`
 		Pool       *string         `json:"pool"`
 	} `json:"spec"`
@@ -144,7 +146,7 @@ func terminatedAt(v engine.Volume) string {
 func volumeBody(v engine.Volume, sizes *Sizes) Volume {
 	b := Volume{
 		Metadata: volumeMetadata(v),
-		Spec:     VolumeSpec{Size: v.SizeMiB, Region: v.Region, Template: v.Template, Filesystem: string(v.Filesystem), Pool: v.Pool, Ephemeral: v.Ephemeral},
+		Spec:     VolumeSpec{Size: v.SizeMiB, Region: v.Region, Template: v.Template, Snapshot: v.ForkOf, Filesystem: string(v.Filesystem), Pool: v.Pool, Ephemeral: v.Ephemeral},
 		Events:   make([]Event, len(v.Events)),
 		State:    VolumeState{AttachedTo: v.AttachedTo(), Sizes: sizes, Move: moveBody(v.Move)},
 		Status:   string(v.Status()), TerminatedAt: terminatedAt(v),

@@ -119,7 +119,7 @@ func updateQuota(c *call) error {
 		name string
 		raw  json.RawMessage
 		to   *int64
-	}{{"volumes", b.Volumes, &q.Volumes}, {"mib", b.MiB, &q.MiB}, {"largestMiB", b.LargestMiB, &q.LargestMiB}} {
+	}{{"volumes", b.Volumes, &q.Volumes}, {"mib", b.MiB, &q.MiB}, {"largestMiB", b.LargestMiB, &q.LargestMiB}, {"snapshots", b.Snapshots, &q.Snapshots}} {
 		if err := bound(f.name, f.raw, f.to); err != nil {
 			return err
 		}

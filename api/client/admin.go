@@ -69,6 +69,7 @@ type Quota struct {
 	Volumes    int64 `json:"volumes"`
 	MiB        int64 `json:"mib"`
 	LargestMiB int64 `json:"largestMiB"`
+	Snapshots  int64 `json:"snapshots"`
 }
 
 // CreateWorkspace makes a workspace.

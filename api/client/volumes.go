@@ -37,6 +37,7 @@ type VolumeSpec struct {
 	Size       int64  `json:"size,omitempty"` // MiB
 	Region     string `json:"region,omitempty"`
 	Template   string `json:"template,omitempty"`
+	Snapshot   string `json:"snapshot,omitempty"` // "volume/snapshot" or a snapshot's id
 	Filesystem string `json:"filesystem,omitempty"`
 	Pool       string `json:"pool,omitempty"`
 	Ephemeral  bool   `json:"ephemeral,omitempty"` // read-only: deleted with the end of its attachment

@@ -69,7 +69,7 @@ func (a *app) command() *cobra.Command {
 	f.StringVarP(&a.output, "output", "o", formatTable, "form of the output: table, json or yaml")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{formatTable, formatJSON, formatYAML}, cobra.ShellCompDirectiveNoFileComp))
 	root.AddCommand(
-		a.volumeCommand(), a.templateCommand(), a.attachmentCommand(), a.vmArgsCommand(), a.sandboxCommand(), a.keyCommand(),
+		a.volumeCommand(), a.snapshotCommand(), a.templateCommand(), a.attachmentCommand(), a.vmArgsCommand(), a.sandboxCommand(), a.keyCommand(),
 		a.workspaceCommand(), a.poolCommand(), a.doctorCommand(), a.auditCommand(), a.benchCommand(), a.demoCommand(), a.versionCommand(),
 	)
 	return root

@@ -78,6 +78,7 @@ func (a *app) volumeCreate() *cobra.Command {
 	f := c.Flags()
 	f.StringVarP(&size, "size", "s", "", "size, as 10GiB or in MiB (default: the template's, else 1GiB)")
 	f.StringVarP(&v.Spec.Template, "template", "t", "", "template to fill it from: NAME, NAME:latest or NAME:VERSION")
+	f.StringVar(&v.Spec.Snapshot, "snapshot", "", "snapshot to make it from: VOLUME/SNAPSHOT or a snapshot's id")
 	f.StringVar(&v.Spec.Filesystem, "filesystem", "", "ext4, xfs, btrfs or none (default ext4)")
 	f.StringVar(&v.Spec.Pool, "pool", "", "pool to make it in (default: as the server's policy has it)")
 	f.StringVar(&v.Spec.Region, "region", "", "region (default: the server's)")
@@ -85,6 +86,7 @@ func (a *app) volumeCreate() *cobra.Command {
 	f.StringVar(&v.Metadata.ExternalID, "external-id", "", "your own id for it")
 	f.StringArrayVarP(&labels, "label", "l", nil, "KEY=VALUE; may be repeated")
 	f.StringVar(&idempotency, "idempotency-key", "", "makes a repetition of this command give the same answer")
+	c.MarkFlagsMutuallyExclusive("template", "snapshot")
 	_ = c.RegisterFlagCompletionFunc("template", a.completeTemplates)
 	_ = c.RegisterFlagCompletionFunc("filesystem", cobra.FixedCompletions([]string{"ext4", "xfs", "btrfs", "none"}, cobra.ShellCompDirectiveNoFileComp))
 	return c
@@ -247,6 +249,9 @@ func (a *app) showVolume(v client.Volume) error {
 		r.add("Size", mib(v.Spec.Size))
 		r.add("Filesystem", v.Spec.Filesystem)
 		r.add("Template", v.Spec.Template)
+		if v.Spec.Snapshot != "" {
+			r.add("Made from", v.Spec.Snapshot)
+		}
 		r.add("Region", v.Spec.Region)
 		if v.Spec.Pool != "" {
 			r.add("Pool", v.Spec.Pool)

@@ -91,7 +91,7 @@ func boundMiB(n int64) string {
 }
 
 func (a *app) workspaceQuota() *cobra.Command {
-	var volumes int64
+	var volumes, snapshots int64
 	var total, largest string
 	c := &cobra.Command{
 		Use: "quota NAME", Short: "Show or set what a workspace may have; 0 is no bound", Args: cobra.ExactArgs(1),
@@ -115,20 +115,24 @@ func (a *app) workspaceQuota() *cobra.Command {
 			if err := setMiB(&q.LargestMiB, "--largest", largest); err != nil {
 				return err
 			}
-			if f.Changed("volumes") || total != "" || largest != "" {
+			if f.Changed("snapshots") {
+				q.Snapshots = snapshots
+			}
+			if f.Changed("volumes") || f.Changed("snapshots") || total != "" || largest != "" {
 				if q, err = cl.SetQuota(cmd.Context(), args[0], q); err != nil {
 					return err
 				}
 			}
 			return a.show(q, func(r *rows) {
-				r.add("VOLUMES", "TOTAL SIZE", "LARGEST")
-				r.add(bound(q.Volumes), boundMiB(q.MiB), boundMiB(q.LargestMiB))
+				r.add("VOLUMES", "TOTAL SIZE", "LARGEST", "SNAPSHOTS")
+				r.add(bound(q.Volumes), boundMiB(q.MiB), boundMiB(q.LargestMiB), bound(q.Snapshots))
 			})
 		},
 	}
 	f := c.Flags()
 	f.Int64Var(&volumes, "volumes", 0, "most volumes")
-	f.StringVar(&total, "total", "", "most bytes of all volumes together, as 1TiB or in MiB")
+	f.Int64Var(&snapshots, "snapshots", 0, "most snapshots")
+	f.StringVar(&total, "total", "", "most bytes of all volumes and snapshots together, as 1TiB or in MiB")
 	f.StringVar(&largest, "largest", "", "largest volume, as 100GiB or in MiB")
 	return c
 }

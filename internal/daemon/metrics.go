@@ -83,12 +83,14 @@ var (
 	poolAllocated   = desc("pool_allocated_bytes", "Of the capacity, occupied.", "pool")
 	poolShared      = desc("pool_shared_bytes", "Bytes that images share with others.", "pool")
 	poolTrash       = desc("pool_trash_bytes", "Occupied by removed images whose space is being reclaimed.", "pool")
-	poolProvisioned = desc("pool_provisioned_bytes", "Promised to volumes.", "pool")
+	poolProvisioned = desc("pool_provisioned_bytes", "Promised to volumes and snapshots.", "pool")
 	poolOther       = desc("pool_other_bytes", "Held by what is not a volume: templates, sources, staging.", "pool")
 	poolReserve     = desc("pool_reserve_bytes", "Kept free for deletes and metadata.", "pool")
 	poolAvailable   = desc("pool_available_bytes", "What can still be promised.", "pool")
 	poolQuarantined = desc("pool_quarantined_images", "Images that nothing explains.", "pool")
 	volumes         = desc("volumes", "Volumes, by status.", "status")
+	snapshots       = desc("snapshots", "Snapshots of volumes.")
+	snapshotBytes   = desc("snapshot_promised_bytes", "The most that snapshots can come to occupy alone.")
 	attachments     = desc("attachments", "Attachments, by type of target.", "type")
 	phases          = desc("attachments_by_phase", "Attachments, by phase.", "phase")
 	attachEvents    = desc("attachment_events_total", "What happened to attachments since the start: detaches by force that were asked for, filesystems shut down, images severed, sandboxes killed by force, sandboxes lost, steps that hung.", "event")
@@ -106,7 +108,7 @@ var (
 func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append([]*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
-		volumes, attachments, phases, attachEvents, hanging, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
+		volumes, snapshots, snapshotBytes, attachments, phases, attachEvents, hanging, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
 	}, slices.Concat(libraryDescs, upkeepDescs, poolHealthDescs)...) {
 		ch <- d
 	}
@@ -152,6 +154,9 @@ func (c *nodeCollector) counts(ctx context.Context, out emit) error {
 	for status, count := range c.n.engine.CountByStatus() {
 		out(volumes, prometheus.GaugeValue, float64(count), string(status))
 	}
+	n, bytes := c.n.engine.SnapshotCounts()
+	out(snapshots, prometheus.GaugeValue, float64(n))
+	out(snapshotBytes, prometheus.GaugeValue, float64(bytes))
 	for kind, count := range c.n.engine.Attachments() {
 		out(attachments, prometheus.GaugeValue, float64(count), kind)
 	}

@@ -25,16 +25,11 @@ type Export struct {
 	name        string
 	description string
 	readOnly    bool
-	block       int64 // unit of offsets and lengths, bytes
+	device      Device
 	size        atomic.Int64
 	meter       *meter.Meter
 	limiter     *throttle.Limiter
 	flusher     flusher
-
-	gate   sync.RWMutex // shared by each request from when it is performed to its end, alone by Swap
-	served *served      // under gate
-	mu     sync.Mutex
-	loops  map[*loop]struct{} // under mu
 }
 
 // NewExport names a device. ErrInvalid for a name or a size that cannot be told to
@@ -43,18 +38,14 @@ func NewExport(name string, d Device, o ExportOptions) (*Export, error) {
 	if len(name) > maxString || len(o.Description) > maxString {
 		return nil, blockdev.Op("nbd.NewExport", "", fmt.Errorf("a name or description of more than %d bytes: %w", maxString, blockdev.ErrInvalid))
 	}
-	e := &Export{name: name, description: o.Description, readOnly: o.ReadOnly, meter: o.Meter, limiter: o.Limiter, block: int64(d.BlockSize()), loops: map[*loop]struct{}{}}
-	var err error
-	if e.served, err = newServed(d); err != nil {
-		return nil, blockdev.Op("nbd.NewExport", "", err)
-	}
+	e := &Export{name: name, description: o.Description, readOnly: o.ReadOnly, device: d, meter: o.Meter, limiter: o.Limiter}
 	if e.meter == nil {
 		e.meter = &meter.Meter{}
 	}
 	if e.limiter == nil {
 		e.limiter = &throttle.Limiter{}
 	}
-	e.flusher.sync = func() error { return e.served.device.Sync() } // its request has the gate
+	e.flusher.sync = d.Sync
 	e.flusher.turn.L = &e.flusher.mu
 	return e, blockdev.Op("nbd.NewExport", "", e.setSize(o.Size))
 }
@@ -64,8 +55,9 @@ func NewExport(name string, d Device, o ExportOptions) (*Export, error) {
 func (e *Export) Resize(size int64) error { return blockdev.Op("nbd.Resize", "", e.setSize(size)) }
 
 func (e *Export) setSize(size int64) error {
-	if size < e.size.Load() || size > math.MaxInt64-maxPayload || size%e.block != 0 {
-		return fmt.Errorf("size %d in blocks of %d, was %d: %w", size, e.block, e.size.Load(), blockdev.ErrInvalid)
+	block := int64(e.device.BlockSize())
+	if size < e.size.Load() || size > math.MaxInt64-maxPayload || size%block != 0 {
+		return fmt.Errorf("size %d in blocks of %d, was %d: %w", size, block, e.size.Load(), blockdev.ErrInvalid)
 	}
 	e.size.Store(size)
 	return nil
