@@ -19,12 +19,13 @@ import (
 // round, in another order.
 type IO struct {
 	Setting               // Rounds: 0: 15; Quick: one round of two short jobs
-	Each    time.Duration // of each job on each path; 0: 1 s
+	Each    time.Duration // of each job on each path; 0: 0.5 s
 	Program string        // the holdfast that serves; "" is this program
 	Only    string        // jobs, separated by commas: those whose names contain one of these
 	Paths   string        // keys of paths, separated by commas; the yardstick is taken in any case
 
 	image  string
+	base   string // of what is copied on write; "" until it is wanted
 	size   int64
 	paths  []*ioPath
 	report Report
@@ -62,11 +63,16 @@ func (b *IO) defaults() error {
 		b.Rounds = 15
 	}
 	if b.Each == 0 {
-		b.Each = time.Second
+		b.Each = 500 * time.Millisecond
 	}
 	b.image, b.size = filepath.Join(b.Dir, "image"), 1<<30
 	if b.Quick {
-		b.Rounds, b.Each, b.size = 1, 100*time.Millisecond, 64<<20
+		b.Rounds, b.Each, b.size = 1, 100*time.Millisecond, 16<<20
+	}
+	for key := range strings.SplitSeq(b.Paths, ",") {
+		if key != "" && named(key) == key {
+			return fmt.Errorf("no path is called %q; there are %s", key, strings.Join(wayKeys(), ", "))
+		}
 	}
 	var err error
 	if b.Program == "" {
@@ -83,7 +89,7 @@ func (b *IO) jobs() ([]ioJob, error) {
 	}
 	wanted := slices.DeleteFunc(all, func(j ioJob) bool {
 		if b.Quick && b.Only == "" {
-			return j.name != "randread-4k-qd32" && j.name != "fsync-4k-qd1"
+			return j.name != "randread-4k-qd32" && j.name != "first-write-4k-qd1"
 		}
 		return !slices.ContainsFunc(strings.Split(b.Only, ","), func(part string) bool { return strings.Contains(j.name, part) })
 	})
@@ -141,7 +147,7 @@ func (b *IO) stop() error {
 
 // measure takes all rounds of one job.
 func (b *IO) measure(ctx context.Context, j ioJob) error {
-	paths := slices.DeleteFunc(slices.Clone(b.paths), func(p *ioPath) bool { return p.takes != nil && !p.takes(j) })
+	paths := slices.DeleteFunc(slices.Clone(b.paths), func(p *ioPath) bool { return !p.takes(j) })
 	taken := map[string][]ioSample{}
 	for round := range b.Rounds {
 		for turn := range paths {
@@ -165,4 +171,11 @@ func named(key string) string {
 		}
 	}
 	return key
+}
+
+func wayKeys() (keys []string) {
+	for _, w := range ioWays() {
+		keys = append(keys, w.key)
+	}
+	return keys
 }

@@ -155,7 +155,7 @@ func TestLoadOverVhost(t *testing.T) {
 
 // TestQuickIO takes two jobs on every path: the bench itself must not rot.
 func TestQuickIO(t *testing.T) {
-	blockdevtest.Require(t, blockdevtest.NBD)
+	blockdevtest.Require(t, blockdevtest.NBD, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
 	blockdevtest.LeakCheck(t)
 	b := IO{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: buildHoldfast(t)}
 	report, err := b.Run(t.Context())

@@ -2,6 +2,7 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -16,33 +17,40 @@ import (
 // ioPath is a way to the bytes of an image, open.
 type ioPath struct {
 	ioWay
-	server int // process id of who serves; 0: nobody does
-	run    func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error)
-	close  func() error
+	server  int // process id of who serves; 0: nobody does
+	run     func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error)
+	prepare func(context.Context) error // before each job
+	settle  func() error                // after each job: has done later what a path would leave to the next one
+	close   func() error
 }
 
 // ioWay is a way to the bytes as the bench knows it.
 type ioWay struct {
 	key, name string
-	takes     func(ioJob) bool // nil: all jobs
+	takes     func(ioJob) bool
 	open      func(ctx context.Context, b *IO, p *ioPath) error
 }
 
 // ioWays are all, the yardstick first.
 func ioWays() []ioWay {
-	return []ioWay{
-		{"raw", "raw file", nil, openRaw},
-		{"vhost", "vhost-user-blk", nil, ownVhost},
-		{"qsd-vhost", "qemu-storage-daemon's vhost-user-blk", nil, qsdVhost},
-		{"nbd", "NBD", nil, ownNBD},
-		{"qemu-nbd", "qemu-nbd", nil, qemuNBD},
+	servers := []ioWay{
+		{"raw", "raw file", again, openRaw},
+		{"vhost", "vhost-user-blk", again, ownVhost},
+		{"qsd-vhost", "qemu-storage-daemon's vhost-user-blk", again, qsdVhost},
+		{"nbd", "NBD", again, ownNBD},
+		{"qemu-nbd", "qemu-nbd", again, qemuNBD},
 		{"qsd-nbd", "qemu-storage-daemon's NBD", small, qsdNBD},
 		{"nbdkit", "nbdkit's file plugin", smallReads, nbdkit},
 	}
+	return slices.Concat(servers, mountWays(), cowWays())
 }
 
 // small are jobs of 4 KiB, alone and many at a time: what a way costs each request.
-func small(j ioJob) bool { return j.block == 4<<10 && j.depth != 8 && !j.flush }
+func small(j ioJob) bool { return j.block == 4<<10 && j.depth != 8 && !j.flush && !j.once }
+
+// again are jobs for bytes that are there; on a path for volumes that are empty the
+// first write to each block is another load.
+func again(j ioJob) bool { return !strings.HasPrefix(j.name, "first-write") }
 
 // smallReads leave nothing in the page cache that is to be written later.
 func smallReads(j ioJob) bool { return small(j) && !j.writes() }
@@ -53,9 +61,12 @@ func openRaw(_ context.Context, b *IO, p *ioPath) error {
 }
 
 // fio has a path's jobs done by fio, told so in its global section.
-func (p *ioPath) fio(b *IO, global ...string) {
+func (p *ioPath) fio(b *IO, global ...string) { p.fioOn(b, b.size, global...) }
+
+// fioOn is fio for a path of another size.
+func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 	p.run = func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error) {
-		lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", b.size), "randrepeat=0"}, global...)
+		lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", size), "randrepeat=0"}, global...)
 		file, out := filepath.Join(b.Dir, "job.fio"), filepath.Join(b.Dir, "job.json")
 		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"+j.text), 0o600); err != nil {
 			return ioSample{}, 0, err
@@ -148,6 +159,11 @@ func nbdkit(ctx context.Context, b *IO, p *ioPath) error {
 
 // measureOnce has one job done on a path, with what it costs.
 func (p *ioPath) measureOnce(ctx context.Context, j ioJob, each time.Duration) (ioSample, error) {
+	if p.prepare != nil {
+		if err := p.prepare(ctx); err != nil {
+			return ioSample{}, err
+		}
+	}
 	machine, server, err := p.costs()
 	if err != nil {
 		return ioSample{}, err
@@ -158,6 +174,9 @@ func (p *ioPath) measureOnce(ctx context.Context, j ioJob, each time.Duration) (
 	}
 	machineAfter, serverAfter, err := p.costs()
 	s.machine, s.server = (machineAfter-machine)/requests, (serverAfter-server)/requests
+	if p.settle != nil {
+		err = errors.Join(err, p.settle())
+	}
 	return s, err
 }
 

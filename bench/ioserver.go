@@ -14,6 +14,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/nbd"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/serve/vhost"
 	"holdfast/internal/run"
 )
@@ -76,7 +77,8 @@ type Serving struct {
 
 // ServeOptions say what `holdfast bench io --serve` serves.
 type ServeOptions struct {
-	Image  string
+	Image  string        // flat, or the base of Layer
+	Layer  string        // the top layer is in the files Layer.data and Layer.map; "": Image is the volume
 	Kind   blockdev.Kind // blockdev.VhostUser or blockdev.NBD
 	Socket string
 }
@@ -88,7 +90,7 @@ func startOwn(program string, o ServeOptions) (*ioServer, error) {
 		return nil, err
 	}
 	defer r.Close()
-	p, err := run.Start([]string{program, "bench", "io", "--serve", o.Image, "--kind", string(o.Kind), "--socket", o.Socket}, w, os.Stderr)
+	p, err := run.Start([]string{program, "bench", "io", "--serve", o.Image, "--layer", o.Layer, "--kind", string(o.Kind), "--socket", o.Socket}, w, os.Stderr)
 	_ = w.Close() // the program has its own
 	if err != nil {
 		return nil, err
@@ -119,21 +121,47 @@ func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (err error) {
 	if err := json.NewEncoder(out).Encode(Serving{os.Getpid(), o.Socket}); err != nil {
 		return errors.Join(err, l.Close())
 	}
-	switch o.Kind {
-	case blockdev.VhostUser:
-		return serveVhost(ctx, f, l)
-	case blockdev.NBD:
-		return serveNBD(ctx, f, l)
+	switch {
+	case o.Layer != "":
+		return o.serveLayer(ctx, f, l)
+	case o.Kind == blockdev.VhostUser:
+		d, err := vhost.NewFile(f)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		return serveVhost(ctx, d, l)
+	case o.Kind == blockdev.NBD:
+		d, err := nbd.NewFile(f)
+		if err != nil {
+			return errors.Join(err, l.Close())
+		}
+		return serveNBD(ctx, d, f, l)
 	}
 	return errors.Join(fmt.Errorf("%w: kind %q", blockdev.ErrInvalid, o.Kind), l.Close())
 }
 
-func serveVhost(ctx context.Context, f *os.File, l *net.UnixListener) error {
-	file, err := vhost.NewFile(f)
+func (o ServeOptions) serveLayer(ctx context.Context, base *os.File, l *net.UnixListener) error {
+	files, drop, err := openLayer(o.Layer)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
-	d, err := vhost.New(file, vhost.Options{Serial: "bench"})
+	defer drop()
+	info, err := base.Stat()
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	v, err := overlay.Open([]overlay.Files{files}, overlay.NewImage(base, info.Size()))
+	if err != nil {
+		return errors.Join(err, l.Close())
+	}
+	if o.Kind == blockdev.VhostUser {
+		return serveVhost(ctx, v, l)
+	}
+	return serveNBD(ctx, v, base, l)
+}
+
+func serveVhost(ctx context.Context, on vhost.Device, l *net.UnixListener) error {
+	d, err := vhost.New(on, vhost.Options{Serial: "bench"})
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}
@@ -141,12 +169,9 @@ func serveVhost(ctx context.Context, f *os.File, l *net.UnixListener) error {
 	return d.Serve(l)
 }
 
-func serveNBD(ctx context.Context, f *os.File, l *net.UnixListener) error {
+// serveNBD serves a device as large as a file is.
+func serveNBD(ctx context.Context, d nbd.Device, f *os.File, l *net.UnixListener) error {
 	info, err := f.Stat()
-	if err != nil {
-		return errors.Join(err, l.Close())
-	}
-	d, err := nbd.NewFile(f)
 	if err != nil {
 		return errors.Join(err, l.Close())
 	}

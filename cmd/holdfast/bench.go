@@ -85,14 +85,15 @@ func ioBench() *cobra.Command {
 			"others' servers in the same rounds, and write io-bench.json and io-bench.md. Needs fio and 1 GB of disk (on a\n"+
 			"file system that has direct I/O); peers (qemu-nbd, qemu-storage-daemon, nbdkit) that are not installed are left out.")
 	f := c.Flags()
-	f.DurationVar(&b.Each, "each", time.Second, "of each job on each path in each round")
+	f.DurationVar(&b.Each, "each", 500*time.Millisecond, "of each job on each path in each round")
 	f.StringVar(&b.Only, "only", "", "jobs whose names contain one of these, separated by commas")
-	f.StringVar(&b.Paths, "paths", "", "paths to measure, separated by commas: vhost, qsd-vhost, nbd, qemu-nbd, qsd-nbd, nbdkit (default: all)")
+	f.StringVar(&b.Paths, "paths", "", "paths to measure, separated by commas (default: all; a wrong one lists them)")
 	o := bench.ServeOptions{}
 	f.StringVar(&o.Image, "serve", "", "serve this image")
+	f.StringVar(&o.Layer, "layer", "", "as the base of this layer")
 	f.StringVar((*string)(&o.Kind), "kind", "", "as this kind of thing")
 	f.StringVar(&o.Socket, "socket", "", "on this socket")
-	for _, hidden := range []string{"serve", "kind", "socket"} {
+	for _, hidden := range []string{"serve", "layer", "kind", "socket"} {
 		_ = f.MarkHidden(hidden) // it is there
 	}
 	outside := c.RunE

@@ -25,11 +25,16 @@ type Export struct {
 	name        string
 	description string
 	readOnly    bool
-	device      Device
+	block       int64 // unit of offsets and lengths, bytes
 	size        atomic.Int64
 	meter       *meter.Meter
 	limiter     *throttle.Limiter
 	flusher     flusher
+
+	gate   sync.RWMutex // shared by each request from when it is performed to its end, alone by Swap
+	served *served      // under gate
+	mu     sync.Mutex
+	loops  map[*loop]struct{} // under mu
 }
 
 // NewExport names a device. ErrInvalid for a name or a size that cannot be told to
@@ -38,14 +43,18 @@ func NewExport(name string, d Device, o ExportOptions) (*Export, error) {
 	if len(name) > maxString || len(o.Description) > maxString {
 		return nil, blockdev.Op("nbd.NewExport", "", fmt.Errorf("a name or description of more than %d bytes: %w", maxString, blockdev.ErrInvalid))
 	}
-	e := &Export{name: name, description: o.Description, readOnly: o.ReadOnly, device: d, meter: o.Meter, limiter: o.Limiter}
+	e := &Export{name: name, description: o.Description, readOnly: o.ReadOnly, meter: o.Meter, limiter: o.Limiter, block: int64(d.BlockSize()), loops: map[*loop]struct{}{}}
+	var err error
+	if e.served, err = newServed(d); err != nil {
+		return nil, blockdev.Op("nbd.NewExport", "", err)
+	}
 	if e.meter == nil {
 		e.meter = &meter.Meter{}
 	}
 	if e.limiter == nil {
 		e.limiter = &throttle.Limiter{}
 	}
-	e.flusher.sync = d.Sync
+	e.flusher.sync = func() error { return e.served.device.Sync() } // its request has the gate
 	e.flusher.turn.L = &e.flusher.mu
 	return e, blockdev.Op("nbd.NewExport", "", e.setSize(o.Size))
 }
@@ -55,9 +64,8 @@ func NewExport(name string, d Device, o ExportOptions) (*Export, error) {
 func (e *Export) Resize(size int64) error { return blockdev.Op("nbd.Resize", "", e.setSize(size)) }
 
 func (e *Export) setSize(size int64) error {
-	block := int64(e.device.BlockSize())
-	if size < e.size.Load() || size > math.MaxInt64-maxPayload || size%block != 0 {
-		return fmt.Errorf("size %d in blocks of %d, was %d: %w", size, block, e.size.Load(), blockdev.ErrInvalid)
+	if size < e.size.Load() || size > math.MaxInt64-maxPayload || size%e.block != 0 {
+		return fmt.Errorf("size %d in blocks of %d, was %d: %w", size, e.block, e.size.Load(), blockdev.ErrInvalid)
 	}
 	e.size.Store(size)
 	return nil

@@ -8,18 +8,16 @@ import (
 	"net"
 	"os"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"holdfast/blockdev/serve/meter"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/serve/uring"
 	"holdfast/internal/sys"
 )
-
-// filer is a device whose reads and writes may be done on a file, by whoever has a
-// better way than ReadAt and WriteAt.
-type filer interface{ File() *os.File }
 
 const (
 	// loopSlots bounds the requests of a connection in flight.
@@ -44,9 +42,9 @@ const (
 )
 
 // loop serves a connection on a unix socket by one io_uring: requests are received,
-// the file is read and written and replies are sent by one thread, which waits for
+// files are read and written and replies are sent by one thread, which waits for
 // all of it in one place. What io_uring is no better for (flushes, discards, the
-// block status) goes to helpers. Its fields are its thread's but for those of
+// block status), and what a Lender does not lend, goes to helpers. Its fields are its thread's but for those of
 // helping.
 //
 // Nothing on the way of a read or write allocates, once buffers are there.
@@ -55,7 +53,9 @@ type loop struct {
 	ring  *sys.Uring
 	queue *meter.Queue
 	sock  int
-	file  int
+
+	lentFile *os.File // what was lent last, and its number
+	lentFD   int
 
 	slots [loopSlots]slot
 	free  []int // numbers of slots
@@ -75,6 +75,7 @@ type loop struct {
 	message  *uring.Message
 	broken   error // why no more is sent
 
+	held    []int // slots that wait for the end of a Swap
 	delayed delays
 	timers  [4]uring.Timer
 	timerAt [4]int64 // when each is due; 0: not armed
@@ -99,22 +100,24 @@ type slot struct {
 	err     error
 	status  []byte // reply of a block status
 	reply   []byte // what is left to send
+	gated   bool   // has the export's gate
+	fd      int    // where its data is read or written
+	lent    bool   // fd was lent, by the device that is served
+	first   bool   // as BeginWrite said
+	settle  bool   // its data is written; it waits to be durable
 	scratch [failureSize]byte
 }
 
-// loopable gives the file of a device that the loop can serve on conn.
-func loopable(conn net.Conn, t *terms) (*net.UnixConn, *os.File) {
-	unixConn, ok := conn.(*net.UnixConn)
-	device, is := t.export.device.(filer)
-	if !ok || !is {
-		return nil, nil
-	}
-	return unixConn, device.File()
+// loopable tells whether the loop is any better for a device than goroutines.
+func (e *Export) loopable() bool {
+	e.gate.RLock()
+	defer e.gate.RUnlock()
+	return e.served.fd >= 0 || e.served.lender != nil
 }
 
 // loop serves a connection until it ends, and closes it. It is false, with nothing
 // done, where there is no io_uring.
-func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error) {
+func (s *Server) loop(conn *net.UnixConn, t *terms) (bool, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	ring, err := sys.NewUring(loopEntries)
@@ -143,12 +146,13 @@ func (s *Server) loop(conn *net.UnixConn, file *os.File, t *terms) (bool, error)
 		l.rouse()
 		time.AfterFunc(endTime, func() { _ = sys.ShutdownSocket(socket, syscall.SHUT_WR) })
 	})
-	err = errors.Join(withDescriptor(socket, func(fd int) error {
-		return withDescriptor(file, func(fileFD int) error {
-			l.sock, l.file = fd, fileFD
-			return l.run()
-		})
-	}), l.helping.end(), ring.Close())
+	t.export.join(l)
+	err = withDescriptor(socket, func(fd int) error {
+		l.sock = fd
+		return l.run()
+	})
+	t.export.leave(l)
+	err = errors.Join(err, l.helping.end(), ring.Close())
 	l.queue.Close()
 	stop()
 	if err != nil && s.ctx.Err() != nil {
@@ -182,6 +186,7 @@ func (l *loop) run() error {
 			l.complete(e)
 		}
 		l.finishHelped()
+		l.resumeHeld()
 		l.resume()
 		l.take()
 	}
@@ -374,7 +379,7 @@ func (l *loop) occupy(r *request, cost int64, data bool) *slot {
 	last := len(l.free) - 1
 	s := &l.slots[l.free[last]]
 	l.free = l.free[:last]
-	s.request, s.cost, s.began, s.done, s.err, s.status = *r, cost, meter.Now(), 0, nil, nil
+	s.request, s.cost, s.began, s.done, s.err, s.status, s.settle = *r, cost, meter.Now(), 0, nil, nil, false
 	l.left -= cost
 	l.serving++
 	switch {
@@ -414,30 +419,106 @@ func (l *loop) begin(s *slot) {
 	l.perform(s)
 }
 
+// perform does a request whose time has come, unless a Swap is under way.
 func (l *loop) perform(s *slot) {
-	s.done = 0
-	switch s.kind {
-	case cmdWrite:
+	if !l.export.gate.TryRLock() {
+		l.held = append(l.held, s.number)
+		return
+	}
+	s.gated, s.done = true, 0
+	if s.kind != cmdRead && s.kind != cmdWrite {
+		l.help(s)
+		return
+	}
+	if s.kind == cmdWrite {
 		if err := l.export.flusher.failure(); err != nil {
 			l.finish(s, err)
 			return
 		}
-		fallthrough
-	case cmdRead:
-		s.since = meter.Now()
-		l.queue.Wait(meter.Device)
-		l.transfer(s)
-	default:
+	}
+	if !l.lend(s) {
 		l.help(s)
+		return
+	}
+	s.since = meter.Now()
+	l.queue.Wait(meter.Device)
+	l.transfer(s)
+}
+
+// resumeHeld goes on with what a Swap held back. Its end rouses the loop.
+func (l *loop) resumeHeld() {
+	if len(l.held) == 0 {
+		return
+	}
+	held := slices.Clone(l.held)
+	l.held = l.held[:0]
+	for _, n := range held {
+		l.perform(&l.slots[n])
+	}
+}
+
+// lend finds the file that a read or write may go to without a detour.
+func (l *loop) lend(s *slot) (ok bool) {
+	d := l.export.served
+	if s.fd = d.fd; s.fd >= 0 {
+		return true
+	}
+	if d.lender == nil {
+		return false
+	}
+	var data overlay.File
+	if s.kind == cmdRead {
+		data, ok = d.lender.Begin(int64(s.offset), int64(s.length))
+	} else {
+		data, s.first, ok = d.lender.BeginWrite(int64(s.offset), int64(s.length))
+	}
+	if !ok {
+		return false
+	}
+	s.lent = true
+	if s.fd, ok = l.numberOfLent(data); !ok {
+		l.giveBack(s, false)
+	}
+	return ok
+}
+
+// numberOfLent gives the number of a file that was lent, which mostly is the last
+// one again.
+func (l *loop) numberOfLent(data overlay.File) (fd int, ok bool) {
+	f, ok := data.(overlay.OSFile)
+	if !ok {
+		return -1, false
+	}
+	if f.File != l.lentFile {
+		fd, err := numberOf(f.File)
+		if err != nil {
+			return -1, false
+		}
+		l.lentFile, l.lentFD = f.File, fd
+	}
+	return l.lentFD, true
+}
+
+// giveBack ends the use of a file that was lent; done says that all was read or
+// written.
+func (l *loop) giveBack(s *slot, done bool) {
+	if !s.lent {
+		return
+	}
+	s.lent = false
+	if lender := l.export.served.lender; s.kind == cmdRead {
+		lender.End(false)
+	} else {
+		lender.EndWrite(int64(s.offset), int64(s.length), s.first, done)
 	}
 }
 
 func (l *loop) transfer(s *slot) {
 	b, at := s.buf.data(int(s.length))[s.done:], int64(s.offset)+int64(s.done)
 	if s.kind == cmdRead {
-		uring.Read(l.operation(), l.file, b, at, uint64(s.number))
+		uring.Read(l.operation(), s.fd, b, at, uint64(s.number))
 	} else {
-		uring.Write(l.operation(), l.file, b, at, uint64(s.number))
+		uring.Write(l.operation(), s.fd, b, at, uint64(s.number))
 	}
 }
 
@@ -459,9 +540,11 @@ func (l *loop) transferred(s *slot, n int) {
 		err = syscall.Errno(-n)
 	}
 	l.queue.Waited(meter.Device, s.since)
+	l.giveBack(s, err == nil)
 	switch {
 	case err != nil || s.kind == cmdRead:
 	case s.flags&flagFUA != 0:
+		s.settle = true
 		l.help(s)
 		return
 	default:
@@ -472,6 +555,10 @@ func (l *loop) transferred(s *slot, n int) {
 
 // finish counts a request and has it answered.
 func (l *loop) finish(s *slot, err error) {
+	if s.gated {
+		s.gated = false
+		l.export.gate.RUnlock()
+	}
 	if kind, counted := kindOf(&s.request); counted {
 		l.queue.End(kind, s.began, int64(s.length), err != nil)
 	}

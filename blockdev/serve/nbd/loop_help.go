@@ -5,11 +5,13 @@ import (
 	"os"
 	"sync"
 
+	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/uring"
 )
 
-// loopHelpers bounds the helpers of a connection.
-const loopHelpers = 4
+// loopHelpers bounds the helpers of a connection. Reads that wait for a base far away
+// are not theirs, and may be as many as there are slots.
+const loopHelpers = 16
 
 // helping is how the loop has done by goroutines what would hold it up: it hands
 // slots over and gets them back with their results, woken by an eventfd.
@@ -45,6 +47,10 @@ func (h *helping) end() error {
 // help hands a slot over.
 func (h *helping) help(s *slot) {
 	h.l.helped++
+	if !s.settle && h.l.cause(&s.request) == meter.Hydration {
+		h.idle.Go(func() { h.do(s) })
+		return
+	}
 	h.jobs <- s
 	if h.helpers < min(h.l.helped, loopHelpers) {
 		h.helpers++
@@ -54,21 +60,27 @@ func (h *helping) help(s *slot) {
 
 func (h *helping) work() {
 	for s := range h.jobs {
-		switch s.kind {
-		case cmdBlockStatus:
-			s.status, s.err = h.l.blockStatus(&s.request)
-		case cmdWrite: // is written, and waits to be durable
-			s.err = h.l.settle(h.l.queue, &s.request)
-		default:
-			s.err = h.l.terms.perform(h.l.queue, &s.request, nil)
-		}
-		h.mu.Lock()
-		first := len(h.finished) == 0
-		h.finished = append(h.finished, s)
-		h.mu.Unlock()
-		if first {
-			h.rouse()
-		}
+		h.do(s)
+	}
+}
+
+func (h *helping) do(s *slot) {
+	switch {
+	case s.kind == cmdBlockStatus:
+		s.status, s.err = h.l.blockStatus(&s.request)
+	case s.settle:
+		s.err = h.l.terms.settle(h.l.queue, &s.request)
+	case s.buf != nil:
+		s.err = h.l.terms.perform(h.l.queue, &s.request, s.buf.data(int(s.length)))
+	default:
+		s.err = h.l.terms.perform(h.l.queue, &s.request, nil)
+	}
+	h.mu.Lock()
+	first := len(h.finished) == 0
+	h.finished = append(h.finished, s)
+	h.mu.Unlock()
+	if first {
+		h.rouse()
 	}
 }
 

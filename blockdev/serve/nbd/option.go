@@ -22,7 +22,7 @@ func (h *handshake) exportName(name string) (*terms, error) {
 
 func (h *handshake) terms(e *Export) *terms {
 	return &terms{
-		export: e, size: e.size.Load(), block: int64(e.device.BlockSize()), readOnly: e.readOnly, structured: h.structured,
+		export: e, size: e.size.Load(), block: e.block, readOnly: e.readOnly, structured: h.structured,
 		allocation: h.structured && h.allocation != nil && h.server.find(*h.allocation) == e,
 	}
 }

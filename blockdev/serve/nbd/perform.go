@@ -41,7 +41,19 @@ func (t *terms) throttle(r *request) int64 {
 	}
 }
 
+// cause is what a request waits for that is performed now. The caller has the gate.
+func (t *terms) cause(r *request) meter.Cause {
+	switch far := t.export.served.far; {
+	case r.kind == cmdFlush:
+		return meter.Flushing
+	case r.kind == cmdRead && far != nil && far.Absent(int64(r.offset), int64(r.length)):
+		return meter.Hydration
+	}
+	return meter.Device
+}
+
 // perform does what a checked request asks for, with data to read into or to write.
+// The caller has the gate.
 func (t *terms) perform(q *meter.Queue, r *request, data []byte) error {
 	if r.kind == cmdFlush {
 		return t.flush(q)
@@ -51,10 +63,10 @@ func (t *terms) perform(q *meter.Queue, r *request, data []byte) error {
 			return err
 		}
 	}
-	began := meter.Now()
-	q.Wait(meter.Device)
+	began, cause := meter.Now(), t.cause(r)
+	q.Wait(cause)
 	err := t.transfer(r, data)
-	q.Waited(meter.Device, began)
+	q.Waited(cause, began)
 	if err != nil || r.kind == cmdRead {
 		return err
 	}
@@ -81,7 +93,7 @@ func (t *terms) flush(q *meter.Queue) error {
 }
 
 func (t *terms) transfer(r *request, data []byte) error {
-	d, off, length := t.export.device, int64(r.offset), int64(r.length)
+	d, off, length := t.export.served.device, int64(r.offset), int64(r.length)
 	switch r.kind {
 	case cmdRead:
 		return readFull(d, data, off)
@@ -126,7 +138,8 @@ func zero(d Device, off, length int64, hole, fast bool) error {
 // maxExtents bounds a reply about the block status; clients ask on from its end.
 const maxExtents = 1024
 
-// blockStatus gives the reply to a request for the block status.
+// blockStatus gives the reply to a request for the block status. The caller has the
+// gate.
 func (t *terms) blockStatus(r *request) ([]byte, error) {
 	b := make([]byte, chunkSize, chunkSize+64)
 	b = binary.BigEndian.AppendUint32(b, contextAllocationID)
@@ -138,7 +151,7 @@ func (t *terms) blockStatus(r *request) ([]byte, error) {
 	var run int64 // bytes of the extent that is being put together
 	var state uint32
 	for off < end {
-		n, hole, err := t.export.device.Extent(off, end-off)
+		n, hole, err := t.export.served.device.Extent(off, end-off)
 		if err != nil {
 			return nil, err
 		}

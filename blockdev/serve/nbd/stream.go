@@ -15,8 +15,8 @@ import (
 
 // transmit serves requests until the connection ends, and closes it.
 func (s *Server) transmit(conn net.Conn, t *terms) error {
-	if unixConn, file := loopable(conn, t); file != nil && !s.options.noLoop {
-		if done, err := s.loop(unixConn, file, t); done {
+	if unixConn, ok := conn.(*net.UnixConn); ok && t.export.loopable() && !s.options.noLoop {
+		if done, err := s.loop(unixConn, t); done {
 			return err
 		}
 	}
@@ -180,6 +180,8 @@ func (st *stream) serve(j *job) {
 
 // do performs a request, and gives its reply if that has data.
 func (st *stream) do(j *job) ([]byte, error) {
+	st.export.gate.RLock()
+	defer st.export.gate.RUnlock()
 	if j.kind == cmdBlockStatus {
 		return st.blockStatus(&j.request)
 	}

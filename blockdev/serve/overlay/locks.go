@@ -24,6 +24,33 @@ func (c *chunkLocks) lock(r run, alone bool) (unlock func()) {
 	return c.lockPlaces(0, to+1, from, stripes, alone)
 }
 
+// shareAtMost bounds the chunks that tryShare takes.
+const shareAtMost = 64
+
+// tryShare locks the chunks of a run as lock does for one of many, unless that has to
+// wait or there are too many of them. unshare unlocks them.
+func (c *chunkLocks) tryShare(r run) bool {
+	first, last := r.first/chunkBlocks, (r.end-1)/chunkBlocks
+	if last-first >= shareAtMost {
+		return false
+	}
+	for i := first; i <= last; i++ {
+		if !c.stripes[i%stripes].TryRLock() {
+			for i--; i >= first; i-- {
+				c.stripes[i%stripes].RUnlock()
+			}
+			return false
+		}
+	}
+	return true
+}
+
+func (c *chunkLocks) unshare(r run) {
+	for i := r.first / chunkBlocks; i <= (r.end-1)/chunkBlocks; i++ {
+		c.stripes[i%stripes].RUnlock()
+	}
+}
+
 // lockPlaces locks two ranges of stripes, the lower one first.
 func (c *chunkLocks) lockPlaces(from, to, from2, to2 int64, alone bool) func() {
 	each := func(do func(*sync.RWMutex)) {

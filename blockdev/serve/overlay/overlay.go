@@ -398,6 +398,38 @@ func (v *Overlay) End(wrote bool) {
 	v.gate.RUnlock()
 }
 
+// BeginWrite is Begin for a write. It also gives whole blocks that the top layer does
+// not hold yet (first): they are its own when EndWrite says that all was written.
+func (v *Overlay) BeginWrite(off, n int64) (data File, first, ok bool) {
+	if n <= 0 || v.within(off, n) != nil || v.failed.Load() != nil || !v.gate.TryRLock() {
+		return nil, false, false
+	}
+	top, r := v.stack[0], blocksAround(off, n)
+	if top.holds(r.first, r.end) {
+		return top.Data, false, true
+	}
+	if off%BlockSize != 0 || n%BlockSize != 0 || !v.chunks.tryShare(r) {
+		v.gate.RUnlock()
+		return nil, false, false
+	}
+	return top.Data, true, true
+}
+
+// EndWrite ends what BeginWrite has begun, with what it gave; wrote says that all
+// bytes were written.
+func (v *Overlay) EndWrite(off, n int64, first, wrote bool) {
+	top := v.stack[0]
+	if first {
+		r := blocksAround(off, n)
+		if wrote {
+			top.mark(r.first, r.end)
+		}
+		v.chunks.unshare(r)
+	}
+	top.dirty.Store(true)
+	v.gate.RUnlock()
+}
+
 // Sync is a flush: everything whose write had ended before is durable. Those that
 // come while one is under way share the next one.
 func (v *Overlay) Sync() error {
