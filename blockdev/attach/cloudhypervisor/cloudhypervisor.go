@@ -50,6 +50,7 @@ var (
 	_ attach.Limiter  = (*Attacher)(nil)
 	_ attach.Meter    = (*Attacher)(nil)
 	_ attach.Guest    = (*Attacher)(nil)
+	_ attach.Chooser  = (*Attacher)(nil)
 )
 
 // New takes the door to the sockets.
@@ -63,8 +64,11 @@ func New(door *vmsocket.Door, o Options) *Attacher {
 
 // Needs is the image itself: Cloud Hypervisor does its own I/O.
 func (a *Attacher) Needs() attach.Needs {
-	return attach.Needs{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, Raw: true}
+	return attach.Needs{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block, blockdev.VhostUser}, Raw: true}
 }
+
+// KindsFor implements attach.Chooser, see vmsocket.KindsFor.
+func (a *Attacher) KindsFor(t attach.Target) []blockdev.Kind { return vmsocket.KindsFor(t) }
 
 // Serial implements attach.Named.
 func (a *Attacher) Serial(id blockdev.ID) string { return Serial(id) }
@@ -76,28 +80,56 @@ func Serial(id blockdev.ID) string { return string(id[max(len(id)-20, 0):]) }
 
 func diskID(id blockdev.ID) string { return "holdfast-" + string(id) }
 
-// disk is the document's DiskConfig, without what we do not use.
+// disk is the document's DiskConfig, without what we do not use: an image that the VMM
+// opens, or a socket.
 type disk struct {
 	ID       string `json:"id"`
-	Path     string `json:"path"`
+	Path     string `json:"path,omitempty"`
 	ReadOnly bool   `json:"readonly"`
 	Direct   bool   `json:"direct"`
-	Serial   string `json:"serial"`
-	Image    string `json:"image_type"`
+	Serial   string `json:"serial,omitempty"`
+	Image    string `json:"image_type,omitempty"`
 	Backing  bool   `json:"backing_files"`
 
 	Rates *vmsocket.Rates `json:"rate_limiter_config,omitempty"`
+
+	Served bool   `json:"vhost_user,omitempty"`
+	Socket string `json:"vhost_socket,omitempty"`
 }
 
+// at is where a disk's bytes come from: no two disks may have the same.
+func (d disk) at() string { return d.Path + d.Socket }
+
+// diskOf is a request's. Serial and limits of one that a worker serves are the worker's.
 func diskOf(r attach.Request) disk {
+	if r.Endpoint.Kind == blockdev.VhostUser {
+		return disk{ID: diskID(r.Volume), ReadOnly: r.ReadOnly, Served: true, Socket: r.Endpoint.Path}
+	}
 	return disk{ID: diskID(r.Volume), Path: r.Endpoint.Path, ReadOnly: r.ReadOnly, Direct: true, Serial: Serial(r.Volume), Image: raw}
 }
 
 // info is a part of the document's VmInfo.
 type info struct {
-	Config  struct{ Disks []disk }
+	Config struct {
+		Disks  []disk
+		Memory struct {
+			memory
+			Zones []memory
+		}
+	}
 	State   string
 	Devices map[string]any `json:"device_tree"`
+}
+
+type memory struct{ Shared, Hugepages bool }
+
+func (m memory) inFile() bool { return m.Shared || m.Hugepages }
+
+// sharesMemory reports whether a worker can be given the guest's memory: all of it, of
+// which zones may tell one by one.
+func (i info) sharesMemory() bool {
+	m := i.Config.Memory
+	return m.inFile() || len(m.Zones) > 0 && !slices.ContainsFunc(m.Zones, func(z memory) bool { return !z.inFile() })
 }
 
 // disk finds the volume's in the configuration, nil for none.
@@ -118,30 +150,34 @@ func (a *Attacher) do(ctx context.Context, t attach.Target, method, call string,
 func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath string) (attach.Target, error) {
 	resolved, err := a.door.Resolve(ctx, Type, t, mountPath)
 	if err == nil {
-		err = a.check(ctx, resolved)
+		resolved.Shared, err = a.check(ctx, resolved)
+	}
+	if err == nil {
+		err = vmsocket.Private(resolved, "--memory size=SIZE,shared=on")
 	}
 	return resolved, blockdev.Op("cloudhypervisor.Resolve", "", err)
 }
 
-func (a *Attacher) check(ctx context.Context, t attach.Target) error {
+// check reports whether the VMM behind a target's socket shares its guest's memory.
+func (a *Attacher) check(ctx context.Context, t attach.Target) (shared bool, err error) {
 	var ping struct{ Version string }
-	err := a.do(ctx, t, http.MethodGet, "vmm.ping", nil, &ping)
+	err = a.do(ctx, t, http.MethodGet, "vmm.ping", nil, &ping)
 	if err == nil && ping.Version == "" {
 		err = vmsocket.ErrGarbled
 	}
 	if err != nil {
-		return vmsocket.NotA("Cloud Hypervisor", err)
+		return false, vmsocket.NotA("Cloud Hypervisor", err)
 	}
 	first, _, _ := strings.Cut(strings.TrimPrefix(ping.Version, "v"), ".")
 	major, err := strconv.Atoi(first)
 	if err != nil || major < oldest {
-		return fmt.Errorf("%w: this Cloud Hypervisor is %.20q: versions before %d guess the format of an image from what a guest has written into it", blockdev.ErrInvalid, ping.Version, oldest)
+		return false, fmt.Errorf("%w: this Cloud Hypervisor is %.20q: versions before %d guess the format of an image from what a guest has written into it", blockdev.ErrInvalid, ping.Version, oldest)
 	}
-	_, err = a.info(ctx, t)
+	i, err := a.info(ctx, t)
 	if isStatus(err, http.StatusNotFound) {
-		return fmt.Errorf("%w: the VMM has no virtual machine yet: create it first", blockdev.ErrBusy)
+		return false, fmt.Errorf("%w: the VMM has no virtual machine yet: create it first", blockdev.ErrBusy)
 	}
-	return err
+	return i.sharesMemory(), err
 }
 
 func (a *Attacher) info(ctx context.Context, t attach.Target) (i info, err error) {
@@ -160,11 +196,13 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 		return refusal(err)
 	}
 	want := diskOf(r)
-	if want.Rates, err = vmsocket.Given(r.Limits, r.ReadOnly); err != nil {
-		return err
+	if !want.Served {
+		if want.Rates, err = vmsocket.Given(r.Limits, r.ReadOnly); err != nil {
+			return err
+		}
 	}
 	if d := i.disk(r.Volume); d != nil {
-		if d.Path != want.Path || d.ReadOnly != want.ReadOnly || d.Image != want.Image {
+		if d.at() != want.at() || d.ReadOnly != want.ReadOnly || d.Image != want.Image {
 			return fmt.Errorf("%w: the virtual machine has the volume's disk in another mode", blockdev.ErrBusy)
 		}
 		return has(*d, r)
@@ -172,7 +210,7 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 	if _, leaving := i.Devices[diskID(r.Volume)]; leaving {
 		return fmt.Errorf("%w: the guest has not let the disk go that was removed before", blockdev.ErrBusy)
 	}
-	if slices.ContainsFunc(i.Config.Disks, func(d disk) bool { return d.Path == r.Endpoint.Path }) {
+	if slices.ContainsFunc(i.Config.Disks, func(d disk) bool { return d.at() == want.at() }) {
 		return fmt.Errorf("%w: the virtual machine has the volume's image as another disk", blockdev.ErrBusy)
 	}
 	if err := a.door.SeesImage(r); err != nil {
@@ -184,12 +222,16 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 // Resized tells the VMM, which tells the guest, the size that the image has. A disk
 // of a VM that is not booted is read when it is: there is nothing to tell. The VMM sets
 // the size of an image itself, which it cannot of one that it may only read: a reader
-// then sees the growth at its next attach, and that is success.
+// then sees the growth at its next attach, and that is success. So does one of a volume
+// that a worker serves: the VMM does not ask a worker for its size again.
 func (a *Attacher) Resized(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("cloudhypervisor.Resized", r.Volume, a.resized(ctx, r))
 }
 
 func (a *Attacher) resized(ctx context.Context, r attach.Request) error {
+	if r.Endpoint.Kind == blockdev.VhostUser {
+		return nil
+	}
 	i, err := a.info(ctx, r.Target)
 	if err != nil {
 		return refusal(err)

@@ -12,5 +12,6 @@
 // Every disk is given image_type Raw. A VMM that does not know that field would guess
 // the format from bytes that a tenant has written, and could be made to read any file
 // of this host (GHSA-jmr4-g2hv-mjj6): versions before 51 are refused. Disks are opened
-// with O_DIRECT. The guest finds a volume by its serial number, see Serial.
+// with O_DIRECT. A disk that a worker serves is a vhost-user socket: the guest's memory
+// must be shared, and a growth is seen at the next attach. The guest finds a volume by its serial number, see Serial.
 package cloudhypervisor

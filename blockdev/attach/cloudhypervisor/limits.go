@@ -34,8 +34,11 @@ func (a *Attacher) Limit(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("cloudhypervisor.Limit", r.Volume, refusal(err))
 }
 
-// has is nil for a disk that has a request's limits.
+// has is nil for a disk that has a request's limits, or whose limits are a worker's.
 func has(d disk, r attach.Request) error {
+	if d.Served {
+		return nil
+	}
 	want, err := vmsocket.RatesOf(r.Limits, r.ReadOnly)
 	if err != nil {
 		return err

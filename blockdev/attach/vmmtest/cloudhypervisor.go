@@ -2,7 +2,9 @@ package vmmtest
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"os"
 	"slices"
@@ -19,16 +21,28 @@ type cloudHypervisor struct {
 	open    map[string]*openDisk // of a VM that was booted
 	leaving []string             // asked of the guest
 	deaf    bool
+	memory  map[string]any // of the configuration
+	shared  bool           // all of it
 }
 
+// openDisk is a file, or a connection to who serves it.
 type openDisk struct {
 	config map[string]any
 	file   *os.File
+	line   net.Conn
 	size   int64
 }
 
+func (d *openDisk) close() {
+	if d.line != nil {
+		d.line.Close()
+		return
+	}
+	d.file.Close()
+}
+
 func newCloudHypervisor() *cloudHypervisor {
-	return &cloudHypervisor{version: "v51.1", open: map[string]*openDisk{}}
+	return &cloudHypervisor{version: "v51.1", memory: map[string]any{"size": 1 << 30}, open: map[string]*openDisk{}}
 }
 
 func (c *cloudHypervisor) serve(method, path string, body []byte) (int, any) {
@@ -53,7 +67,7 @@ func (c *cloudHypervisor) serve(method, path string, body []byte) (int, any) {
 			tree[id] = map[string]any{"id": id, "resources": []any{}, "children": []string{}, "pci_bdf": "0000:00:05.0"}
 		}
 		return http.StatusOK, map[string]any{
-			"config": map[string]any{"payload": map[string]any{}, "disks": append([]map[string]any{}, c.config...)},
+			"config": map[string]any{"payload": map[string]any{}, "memory": c.memory, "disks": append([]map[string]any{}, c.config...)},
 			"state":  c.state, "device_tree": tree,
 		}
 	case "GET vm.counters":
@@ -97,13 +111,30 @@ func (c *cloudHypervisor) add(id string, in map[string]any) (int, any) {
 }
 
 func (c *cloudHypervisor) openDisk(id string, config map[string]any) error {
+	if served, _ := config["vhost_user"].(bool); served {
+		return c.call(id, config)
+	}
 	path, _ := config["path"].(string)
 	readOnly, _ := config["readonly"].(bool)
 	file, size, err := openImage(path, readOnly)
 	if err != nil {
 		return err
 	}
-	c.open[id] = &openDisk{config, file, size}
+	c.open[id] = &openDisk{config: config, file: file, size: size}
+	return nil
+}
+
+// call connects to who serves a disk by vhost-user.
+func (c *cloudHypervisor) call(id string, config map[string]any) error {
+	if !c.shared {
+		return errors.New("memory is not shared")
+	}
+	socket, _ := config["vhost_socket"].(string)
+	conn, err := net.Dial("unix", socket)
+	if err != nil {
+		return err
+	}
+	c.open[id] = &openDisk{config: config, line: conn}
 	return nil
 }
 
@@ -111,6 +142,9 @@ func (c *cloudHypervisor) resize(id string, in map[string]any) (int, any) {
 	d := c.open[id]
 	if d == nil {
 		return http.StatusNotFound, nil
+	}
+	if d.file == nil {
+		return http.StatusInternalServerError, nil
 	}
 	size, _ := in["desired_size"].(float64)
 	info, err := d.file.Stat()
@@ -149,7 +183,7 @@ func (c *cloudHypervisor) eject() {
 		return
 	}
 	for _, id := range c.leaving {
-		c.open[id].file.Close()
+		c.open[id].close()
 		delete(c.open, id)
 	}
 	c.leaving = nil
@@ -171,6 +205,13 @@ func (c *cloudHypervisor) steer(what string) error {
 	case "deaf", "release":
 		c.deaf = what == "deaf"
 		c.eject()
+		return nil
+	case "share", "share zones", "share a zone":
+		c.shared = what != "share a zone"
+		c.memory = map[string]any{"size": 1 << 30, "shared": true}
+		if what != "share" {
+			c.memory = map[string]any{"size": 0, "zones": []map[string]any{{"id": "a", "size": 1 << 30, "shared": true}, {"id": "b", "size": 1 << 30, "hugepages": c.shared}}}
+		}
 		return nil
 	case "old":
 		c.version = "v50.0"
@@ -203,7 +244,7 @@ func (c *cloudHypervisor) steer(what string) error {
 // halt ends the VM, and with it every disk.
 func (c *cloudHypervisor) halt(next string) error {
 	for _, d := range c.open {
-		d.file.Close()
+		d.close()
 	}
 	clear(c.open)
 	c.leaving, c.state = nil, next

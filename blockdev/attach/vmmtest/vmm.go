@@ -119,7 +119,8 @@ func (v *VMM) When(text string, then func()) (stop func()) {
 func (v *VMM) Fail(f Fault) { v.t.Helper(); v.control("POST", "/fault", f, nil) }
 
 // Steer does something to the VM: "boot", "pause", "resume", "deaf" (the guest does
-// not release devices), "release" (it does).
+// not release devices), "release" (it does), "share" (its memory),
+// "share zones", "share a zone" of two.
 func (v *VMM) Steer(what string) { v.t.Helper(); v.control("POST", "/steer", what, nil) }
 
 // Seen tells what has happened to the server.
