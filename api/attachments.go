@@ -44,19 +44,21 @@ type Target struct {
 	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else
+	Protocol  string `json:"protocol,omitempty"`  // export: "nbd" or "vhost-user"
+	Owner     int    `json:"owner,omitempty"`     // export: user of the server's host who may connect besides root
 }
 
 func (t Target) target() attach.Target {
 	return attach.Target{
 		Type: t.Type, Path: t.Path, Container: t.Container, Root: t.Root, VMM: t.VMM,
-		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport,
+		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport, Protocol: t.Protocol, Owner: t.Owner,
 	}
 }
 
 func targetBody(t attach.Target) Target {
 	return Target{
 		Type: t.Type, Path: t.Path, Container: t.Container, Root: t.Root, VMM: t.VMM,
-		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport,
+		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport, Protocol: t.Protocol, Owner: t.Owner,
 	}
 }
 
@@ -82,9 +84,10 @@ type EphemeralRequest struct {
 }
 
 // Launch is how a virtual machine is started with a volume: one of arguments and
-// document.
+// document; or where an export is connected to.
 type Launch struct {
-	Path      string          `json:"path"` // of the image, as long as the attachment lasts
+	Path      string          `json:"path"` // of the image or socket, as long as the attachment lasts
+	URI       string          `json:"uri,omitempty"`
 	Arguments []string        `json:"arguments,omitempty"`
 	Document  json.RawMessage `json:"document,omitempty"`
 	File      string          `json:"file,omitempty"` // where the document goes
@@ -153,7 +156,7 @@ func (c *call) launched(v engine.Volume, a engine.Attachment) error {
 		return err
 	}
 	if l != nil {
-		b.Launch = &Launch{Path: l.Path, Arguments: l.Arguments, Document: l.Document, File: l.File, Process: l.Pid}
+		b.Launch = &Launch{Path: l.Path, URI: l.URI, Arguments: l.Arguments, Document: l.Document, File: l.File, Process: l.Pid}
 	}
 	return c.json(b)
 }

@@ -27,7 +27,10 @@ func (e *Engine) Launch(ctx context.Context, v Volume, a Attachment) (*attach.La
 	if !ok || a.Phase != Attached {
 		return nil, nil
 	}
-	l, err := launcher.Launch(ctx, attach.Request{Volume: v.ID, Target: a.Target, ReadOnly: a.ReadOnly, MountPath: a.MountPath}, v.Filesystem)
+	e.mu.Lock()
+	endpoint := e.endpoints[v.ID]
+	e.mu.Unlock()
+	l, err := launcher.Launch(ctx, attach.Request{Volume: v.ID, Endpoint: endpoint, Target: a.Target, ReadOnly: a.ReadOnly, MountPath: a.MountPath}, v.Filesystem)
 	if err != nil {
 		return nil, attachError(v, err)
 	}

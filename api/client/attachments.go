@@ -44,9 +44,10 @@ type Ephemeral struct {
 }
 
 // Launch is how a virtual machine is started with a volume: by one of Arguments and
-// Document.
+// Document; or where an export is connected to.
 type Launch struct {
-	Path      string          `json:"path"` // of the image, as long as the attachment lasts
+	Path      string          `json:"path"` // of the image or socket, as long as the attachment lasts
+	URI       string          `json:"uri,omitempty"`
 	Arguments []string        `json:"arguments,omitempty"`
 	Document  json.RawMessage `json:"document,omitempty"`
 	File      string          `json:"file,omitempty"`    // where Document goes
@@ -55,15 +56,17 @@ type Launch struct {
 
 // Target says where a volume goes.
 type Target struct {
-	Type      string `json:"type"`                // "host", "runc", "qemu", "firecracker", "cloud-hypervisor" or "vm"
+	Type      string `json:"type"`                // "host", "runc", "qemu", "firecracker", "cloud-hypervisor", "vm" or "export"
 	VMM       string `json:"vmm,omitempty"`       // vm, which does not run yet: "qemu", "firecracker", "cloud-hypervisor" or "kata"
 	Path      string `json:"path,omitempty"`      // host: directory
 	Container string `json:"container,omitempty"` // runc: id
 	Root      string `json:"root,omitempty"`      // runc: its state directory
-	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
+	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API; export: where a link to the socket is made
 	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else
+	Protocol  string `json:"protocol,omitempty"`  // export: "nbd" or "vhost-user"
+	Owner     int    `json:"owner,omitempty"`     // export: user of the server's host who may connect besides root
 }
 
 // RateLimits bound what an attachment reads and writes, per second; 0 is no limit.

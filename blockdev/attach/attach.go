@@ -9,17 +9,19 @@ import (
 
 // Target says where a volume goes. It is stored with the attachment as it is.
 type Target struct {
-	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu", "firecracker", "cloud-hypervisor", "vm"
+	Type      string `json:"type"`                // names the Attacher: "host", "runc", "qemu", "firecracker", "cloud-hypervisor", "vm", "export"
 	Path      string `json:"path,omitempty"`      // host: absolute directory under an allowed prefix; vm: of the image, for this attachment alone
 	VMM       string `json:"vmm,omitempty"`       // vm: what will run it
 	Container string `json:"container,omitempty"` // runc: container id
 	Root      string `json:"root,omitempty"`      // runc: its state directory; empty: the configured default
-	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix
+	Socket    string `json:"socket,omitempty"`    // of a VMM: its monitor or API socket, absolute, under an allowed prefix; export: where a link to the socket is made
 	Agent     string `json:"agent,omitempty"`     // socket that leads to our agent in the guest; "": there is none
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 	// Transport is how a virtual machine gets the volume: "" by the first kind that it
 	// can use and the volume has, "vhost-user" by a worker's socket only.
 	Transport string `json:"transport,omitempty"`
+	Protocol  string `json:"protocol,omitempty"`  // export: "nbd" or "vhost-user"
+	Owner     int    `json:"owner,omitempty"`     // export: user of this host who may connect besides root; 0: nobody
 	Shared    bool   `json:"shared,omitempty"`    // a VMM's guest memory can be shared with a worker, found at attach time, never taken from a caller
 	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
 	StartTime uint64 `json:"startTime,omitempty"` // of that process (field 22 of /proc/pid/stat), against pid reuse

@@ -36,7 +36,8 @@ type Launcher interface {
 // Launch is what whoever starts a sandbox must give it so that it has a volume. Of
 // Arguments and Document one is set.
 type Launch struct {
-	Path      string          // of the image; leads nowhere once the volume is detached
+	Path      string          // of the image, or of the socket that serves it; leads nowhere once the volume is detached
+	URI       string          // of an NBD socket
 	Arguments []string        // of the program, each one word
 	Document  json.RawMessage // what its API or a file of its takes
 	File      string          // where Document goes, if into a file

@@ -18,15 +18,16 @@ func (a *app) attachmentCreate() *cobra.Command {
 	var limits limitFlags
 	sockets := vmSockets{}
 	c := &cobra.Command{
-		Use: "create VOLUME", Short: "Attach a volume to a running container or virtual machine, or to a path of the host", Args: cobra.ExactArgs(1),
+		Use: "create VOLUME", Short: "Attach a volume to a running container or virtual machine, to a path of the host, or to whoever connects to a socket", Args: cobra.ExactArgs(1),
 		Example: "  holdfast attachment create data --holder sandbox:web --container web1 --mount-path /data\n" +
 			"  holdfast attachment create data --holder sandbox:job --path /srv/volumes/data --read-only\n" +
 			"  holdfast attachment create data --holder sandbox:vm1 --qemu-socket /run/vms/vm1/qmp.sock\n" +
-			"  holdfast attachment create data --holder sandbox:vm2 --firecracker-socket /run/vms/vm2/api.sock",
+			"  holdfast attachment create data --holder sandbox:vm2 --firecracker-socket /run/vms/vm2/api.sock\n" +
+			"  holdfast attachment create data --holder agent:backup --export nbd --read-only",
 		ValidArgsFunction: a.completeVolumes,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if !setTarget(&at.Target, sockets) {
-				return usageError{"give one target: --container ID (runc), --path DIR (on the host), or the socket of a virtual machine: --qemu-socket, --firecracker-socket or --cloud-hypervisor-socket PATH"}
+				return usageError{"give one target: --container ID (runc), --path DIR (on the host), the socket of a virtual machine (--qemu-socket, --firecracker-socket or --cloud-hypervisor-socket PATH), or --export nbd or vhost-user"}
 			}
 			l, err := limits.read()
 			if err != nil {
@@ -56,6 +57,9 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&sockets.cloudHypervisor, "cloud-hypervisor-socket", "", "API socket of a VMM with a virtual machine, below an allowed prefix")
 	f.StringVar(&at.Target.Agent, "agent-socket", "", "socket of the VMM that leads to holdfast-guest in the guest, below an allowed prefix")
 	f.StringVar(&at.Target.QemuAgent, "qemu-agent-socket", "", "socket of QEMU that leads to its own guest agent, below an allowed prefix")
+	f.StringVar(&at.Target.Protocol, "export", "", "nbd or vhost-user: serve it by a socket of the server's host")
+	f.StringVar(&sockets.export, "export-link", "", "with --export: where a link to the socket is made, below an allowed prefix")
+	f.IntVar(&at.Target.Owner, "export-owner", 0, "with --export: number of a user of the server's host who may connect besides root")
 	f.StringVar(&at.Target.Transport, "transport", "", "vhost-user: by a worker's socket, also where the virtual machine could open the volume's file")
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container, or the guest that has an agent")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
@@ -139,6 +143,12 @@ func (a *app) showAttachment(at client.Attachment) error {
 		r.add("Holder", at.Holder)
 		r.add("Target", targetText(at.Target))
 		r.add("Mount path", at.MountPath)
+		if at.Launch != nil && at.Target.Protocol != "" {
+			r.add("Socket", at.Launch.Path)
+		}
+		if at.Launch != nil && at.Launch.URI != "" {
+			r.add("URI", at.Launch.URI)
+		}
 		if at.Serial != "" {
 			r.add("Serial", at.Serial)
 		}
@@ -161,14 +171,14 @@ func (a *app) showAttachment(at client.Attachment) error {
 	})
 }
 
-// vmSockets are the flags that name a virtual machine.
-type vmSockets struct{ qemu, firecracker, cloudHypervisor string }
+// vmSockets are the flags that name a virtual machine, or where an export gets a name.
+type vmSockets struct{ qemu, firecracker, cloudHypervisor, export string }
 
 // setTarget completes a target by what it or a socket names, and reports whether
 // that is exactly one.
 func setTarget(t *client.Target, s vmSockets) bool {
 	for kind, where := range map[string]string{
-		"runc": t.Container, "host": t.Path,
+		"runc": t.Container, "host": t.Path, "export": t.Protocol,
 		"qemu": s.qemu, "firecracker": s.firecracker, "cloud-hypervisor": s.cloudHypervisor,
 	} {
 		switch {
@@ -179,13 +189,16 @@ func setTarget(t *client.Target, s vmSockets) bool {
 			t.Type = kind
 		}
 	}
-	t.Socket = s.qemu + s.firecracker + s.cloudHypervisor
-	return t.Type != ""
+	t.Socket = s.qemu + s.firecracker + s.cloudHypervisor + s.export
+	return t.Type != "" && (t.Type == "export" || s.export == "")
 }
 
 func targetText(t client.Target) string {
 	if t.VMM != "" {
 		return t.Type + ":" + t.VMM
+	}
+	if t.Protocol != "" {
+		return t.Type + ":" + t.Protocol
 	}
 	return t.Type + ":" + t.Container + t.Path + t.Socket
 }

@@ -18,6 +18,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/cloudhypervisor"
+	"holdfast/blockdev/attach/export"
 	"holdfast/blockdev/attach/firecracker"
 	"holdfast/blockdev/attach/host"
 	"holdfast/blockdev/attach/qemu"
@@ -359,8 +360,8 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	}
 	// Also when they are not enabled: an earlier run may have left some.
 	return map[string]attach.Attacher{
-		vmstart.Type: atStart,
-		host.Type:    onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox),
+		vmstart.Type: atStart, export.Type: export.New(door, n.pools),
+		host.Type: onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox),
 		qemu.Type: inQEMU, firecracker.Type: inFirecracker,
 		cloudhypervisor.Type: inCloudHypervisor,
 	}, nil

@@ -47,6 +47,17 @@ func (d *Door) Open(t attach.Target) (*Process, error) {
 	return p, nil
 }
 
+// Pin names a process that runs now so that it is known again, as a target's.
+// blockdev.ErrGone when none has that number.
+func (d *Door) Pin(pid int) (attach.Target, error) {
+	p, err := openProcess(pid)
+	if err != nil {
+		return attach.Target{}, err
+	}
+	defer p.Close()
+	return attach.Target{Pid: pid, StartTime: p.startTime, Boot: d.boot}, nil
+}
+
 func openProcess(pid int) (*Process, error) {
 	pidfd, err := sys.OpenPidfd(pid)
 	if errors.Is(err, os.ErrProcessDone) {

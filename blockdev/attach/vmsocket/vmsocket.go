@@ -180,6 +180,16 @@ func dial(ctx context.Context, name string) (net.Conn, error) {
 }
 
 func openSocket(prefix, rest string) (*os.File, error) {
+	dir, err := openDirectory(prefix, rest)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	return sys.OpenSocketBeneath(dir, path.Base(rest))
+}
+
+// openDirectory opens the one that a path below a prefix leads to, all but its last name.
+func openDirectory(prefix, rest string) (*os.File, error) {
 	prefix, err := filepath.EvalSymlinks(prefix) // links in it are the operator's
 	if err != nil {
 		return nil, err
@@ -189,12 +199,25 @@ func openSocket(prefix, rest string) (*os.File, error) {
 		return nil, err
 	}
 	defer top.Close()
-	dir, err := sys.OpenBeneath(top, path.Dir(rest), sys.Walk{})
+	return sys.OpenBeneath(top, path.Dir(rest), sys.Walk{})
+}
+
+// Directory opens (O_PATH) the directory of a path that stands in a field of a target,
+// below one of those that the operator allows, through no symbolic link; name is the
+// path's last one, which need not be there. blockdev.ErrInvalid with the rule.
+func (d *Door) Directory(field, at string) (dir *os.File, name string, err error) {
+	prefix, rest, err := d.split(field, at)
 	if err != nil {
-		return nil, err
+		return nil, "", err
 	}
-	defer dir.Close()
-	return sys.OpenSocketBeneath(dir, path.Base(rest))
+	dir, err = openDirectory(prefix, rest)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = invalid("the directory of %s does not exist", field)
+	}
+	if err != nil {
+		return nil, "", explain(field, err)
+	}
+	return dir, path.Base(rest), nil
 }
 
 // split finds the longest allowed prefix of a socket's path, and the rest.

@@ -1,0 +1,22 @@
+// Package export gives volumes to anybody on this host who may connect to a socket:
+// target {type: "export", protocol: "nbd" or "vhost-user"}. The pool's worker serves the
+// socket; this package lets others in, tells whether somebody is connected, and ends it.
+//
+// # Who may connect
+//
+// The worker's socket is root's alone. A target's owner, the number of a user of this
+// host, may connect as well: the socket is made that user's. A target's socket, below one
+// of the directories that the operator allows, is a symbolic link that this package makes
+// there: a name that stays when the worker is replaced, and that whoever prepares a
+// virtual machine can choose. It opens no door that the owner does not open.
+//
+// # Its end
+//
+// A detach is refused while a client is connected, and nothing has changed: clients hang
+// up first. By force the worker is killed, which is the proof that nobody writes any more:
+// nothing else has the volume open. A client that comes again at once may find the
+// worker's successor and be in the way once more; it is told apart by nothing.
+//
+// Several readers may be given one volume by the same protocol. They share the worker, so
+// one that is detached keeps its connection until the last one is; it cannot write.
+package export
