@@ -193,6 +193,17 @@ func (s *suite) used(id blockdev.ID, readOnly bool, fn func(File)) {
 	s.close(id, e)
 }
 
+// grown gives access to an image that has grown: an NBD client was told the size when it
+// came.
+func (s *suite) grown(e blockdev.Endpoint, f File) File {
+	s.Helper()
+	if e.Kind != blockdev.NBD {
+		return f
+	}
+	s.ok(f.Close())
+	return s.place.Access(s.T, e)
+}
+
 // way is how a closed image is read and written: opened, where each opens.
 func (s *suite) way() func(blockdev.ID, bool, func(File)) {
 	if s.place.Layered {
@@ -400,6 +411,7 @@ func growOpen(s *suite) {
 	e := s.open(id, false)
 	f := s.place.Access(s.T, e)
 	s.ok(s.b.Grow(s.ctx(), id, 2*mib))
+	f = s.grown(e, f)
 	s.put(f, 2*mib-4096, "new end")
 	s.get(f, mib, "")
 	s.get(f, 0, "old")

@@ -46,7 +46,7 @@ func noteBegin(lock *os.File, device loop.Device) {
 	_, _ = lock.WriteAt(b, 0)
 }
 
-// Counters implements blockdev.Meter. errors.ErrUnsupported for a device that
+// Counters implements blockdev.Meter. A worker's begin anew when it has died. errors.ErrUnsupported for a device that
 // was made without a note of where it began.
 func (p *Pool) Counters(ctx context.Context, id blockdev.ID) (blockdev.Counters, error) {
 	c, err := p.counters(ctx, id)
@@ -60,6 +60,9 @@ func (p *Pool) counters(ctx context.Context, id blockdev.ID) (blockdev.Counters,
 	p.mu.Lock()
 	o := p.openings[id]
 	p.mu.Unlock()
+	if o.served() {
+		return p.servedCounters(ctx, id)
+	}
 	if o == nil || o.kind != blockdev.Block {
 		return blockdev.Counters{}, blockdev.ErrNotFound
 	}

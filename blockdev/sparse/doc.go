@@ -11,7 +11,8 @@
 //	images/ID/layer-X.map       which of its blocks count: see serve/overlay
 //	images/ID/base-X            a file that nobody writes, below all layers
 //	images/ID/description.json  says what the image is; checksummed
-//	images/ID/lock              held while the image is open by this process
+//	images/ID/lock              held while the image is open: by this process, or by
+//	                            the worker that serves it; what it says is of its opening
 //	drafts/ID/                  images that are being made; same files
 //	trash/                      removed images whose space is being reclaimed
 //	quarantine/NAME/            found, but explained by nothing: content, reason

@@ -68,6 +68,10 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 		return err
 	}
 	o := p.known(id)
+	if o.served() {
+		_, err := p.growServed(ctx, id, size)
+		return err
+	}
 	if o == nil || o.kind != blockdev.Block {
 		return nil
 	}
@@ -103,19 +107,28 @@ func (p *Pool) growFile(dir string, size int64) error {
 }
 
 // growLayered makes the top larger, to whole blocks.
-func (p *Pool) growLayered(_ context.Context, id blockdev.ID, dir string, draft bool, c *chain, size int64) error {
+func (p *Pool) growLayered(ctx context.Context, id blockdev.ID, dir string, draft bool, c *chain, size int64) error {
 	if sealedForEver(id, draft) {
 		return fmt.Errorf("a snapshot stays as it is: %w", errors.ErrUnsupported)
 	}
 	if p.isAccessed(id) {
 		return fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
 	}
+	size = (size + overlay.BlockSize - 1) / overlay.BlockSize * overlay.BlockSize
+	if o := p.known(id); o.served() {
+		if o.readOnly {
+			return fmt.Errorf("open read-only, so its top cannot grow: %w", blockdev.ErrBusy)
+		}
+		if done, err := p.growServed(ctx, id, size); err != nil || done {
+			return err
+		}
+	}
 	v, err := assemble(dir, c, false, nil)
 	if err != nil {
 		return err
 	}
 	if err = p.at("grow.flush"); err == nil {
-		err = tooLarge(v.Grow((size + overlay.BlockSize - 1) / overlay.BlockSize * overlay.BlockSize))
+		err = tooLarge(v.Grow(size))
 	}
 	return errors.Join(err, v.Close())
 }
@@ -216,7 +229,7 @@ func (p *Pool) inspectOnce(id blockdev.ID, dir string, draft bool) (info blockde
 		return info, err
 	}
 	if c != nil {
-		return info, inspectLayers(&info, dir, c)
+		return info, p.inspectLayers(&info, dir, c)
 	}
 	f, err := os.Open(dir + "/" + imageFile)
 	if draft && errors.Is(err, fs.ErrNotExist) {

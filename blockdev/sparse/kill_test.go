@@ -26,7 +26,11 @@ func TestMain(m *testing.M) {
 		victim(dir)
 		os.Exit(1) // only after an error: its work has no end
 	}
-	os.Exit(m.Run())
+	code := m.Run()
+	if blockdDir != "" {
+		_ = os.RemoveAll(blockdDir)
+	}
+	os.Exit(code)
 }
 
 // victim uses a pool until it is killed, and tells what was acknowledged: a line

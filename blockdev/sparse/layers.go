@@ -1,9 +1,11 @@
 package sparse
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/overlay"
@@ -149,7 +151,7 @@ type throughSource struct {
 func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
 
 // inspectLayers adds up what a layered image consists of.
-func inspectLayers(info *blockdev.Info, dir string, c *chain) error {
+func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 	var held, below int64 // by the top; occupied by what the top does not hold, at most
 	for i, name := range c.Layers {
 		f, closeFiles, err := openLayer(dir, name, os.O_RDONLY)
@@ -159,7 +161,7 @@ func inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 		size, err := wholeLayer(f)
 		if err == nil && i == 0 {
 			info.Size = size
-			_, held, err = overlay.Survey(f.Map)
+			held, err = p.heldByTop(info.ID, f)
 		}
 		if err = errors.Join(err, closeFiles()); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -187,6 +189,23 @@ func inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 	info.Absent = min(info.Size-held, below)
 	return nil
 }
+
+// heldByTop tells how many bytes of the volume a top layer holds. A worker that writes
+// to its map is asked.
+func (p *Pool) heldByTop(id blockdev.ID, f overlay.Files) (int64, error) {
+	if p.known(id).served() {
+		ctx, cancel := context.WithTimeout(context.Background(), askTime)
+		defer cancel()
+		if s, err := p.Observe(ctx, id); err == nil && s.Layers != nil {
+			return s.Layers.Held, nil
+		}
+	}
+	_, held, err := overlay.Survey(f.Map)
+	return held, err
+}
+
+// askTime bounds how long a worker may take to tell how it does.
+const askTime = 5 * time.Second
 
 // spaceOf tells how much of a file's space others have a part in: all of it where
 // it has another name.

@@ -34,7 +34,7 @@ func (p *Pool) list(ctx context.Context) (infos []blockdev.Info, err error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			info, ok, err := p.listOne(parent, entry)
+			info, ok, err := p.listOne(ctx, parent, entry)
 			if err != nil {
 				return nil, err
 			}
@@ -48,7 +48,7 @@ func (p *Pool) list(ctx context.Context) (infos []blockdev.Info, err error) {
 
 // listOne inspects one entry of images/ or drafts/. ok is false for one that
 // went away meanwhile, and for one that was put aside.
-func (p *Pool) listOne(parent string, entry os.DirEntry) (info blockdev.Info, ok bool, err error) {
+func (p *Pool) listOne(ctx context.Context, parent string, entry os.DirEntry) (info blockdev.Info, ok bool, err error) {
 	id, path := blockdev.ID(entry.Name()), p.path(parent, entry.Name())
 	if !id.Valid() || !entry.IsDir() {
 		return info, false, p.putAside(path, "it is not an image")
@@ -59,9 +59,28 @@ func (p *Pool) listOne(parent string, entry os.DirEntry) (info blockdev.Info, ok
 		if there, err := exists(path); err != nil || !there {
 			return info, false, err
 		}
-		return info, false, p.putAside(path, err.Error())
+		return p.listDamaged(ctx, id, parent, path)
 	}
 	return info, err == nil, err
+}
+
+// listDamaged puts an image aside that is damaged also when nobody works on it. One
+// that is in use stays where it is, and is not listed.
+func (p *Pool) listDamaged(ctx context.Context, id blockdev.ID, parent, path string) (info blockdev.Info, ok bool, err error) {
+	done, err := p.turns.take(ctx, id)
+	if err != nil {
+		return info, false, err
+	}
+	defer done()
+	info, err = p.inspect(id, path, parent == draftsDir)
+	switch {
+	case err == nil || !errors.Is(err, blockdev.ErrCorrupt):
+		return info, err == nil, err
+	case info.Open || p.isAccessed(id):
+		p.log.Error("an image that is in use does not explain itself", "id", id, "error", err)
+		return info, false, nil
+	}
+	return info, false, p.putAside(path, err.Error())
 }
 
 // putAside moves something that nothing explains to the quarantine: its reason

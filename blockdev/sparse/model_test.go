@@ -24,11 +24,12 @@ const (
 // model is what a pool's images are to read as: blocks by number, those of zeroes
 // absent.
 type model struct {
-	t      *testing.T
-	kept   *keptPool
-	pool   *Pool
-	setup  func(*Pool)
-	images map[blockdev.ID]*modelImage
+	t       *testing.T
+	kept    *keptPool
+	pool    *Pool
+	setup   func(*Pool)
+	workers Workers // nil: none
+	images  map[blockdev.ID]*modelImage
 }
 
 type modelImage struct {
@@ -47,7 +48,12 @@ func newModel(t *testing.T, dir string, setup func(*Pool)) *model {
 }
 
 func (m *model) reopen() {
-	m.pool = m.kept.open(m.t)
+	m.kept.close()
+	p, err := Open(m.t.Context(), m.kept.dir, Options{Host: "test", Rate: -1, Workers: m.workers})
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	m.kept.pool, m.pool = p, p
 	m.setup(m.pool)
 }
 

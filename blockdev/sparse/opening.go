@@ -21,14 +21,16 @@ type opening struct {
 	readOnly  bool
 	lease     string
 	device    loop.Device // of a Block
-	lock      *os.File    // beside the image, held while it is open
+	lock      *os.File    // beside the image, held while it is open; at a worker that has it
+	token     string      // of one at a worker
 	inherited bool        // an earlier process made it
 }
 
-// Open implements blockdev.Backend for the kinds File and Block. A Block is a
-// loop device with direct I/O that enforces ReadOnly itself and is found again
-// after a restart of the process. A File is the image's path: its opening ends
-// with the process, and a consumer that asked for ReadOnly must open it so.
+// Open implements blockdev.Backend. A Block is a loop device with direct I/O that
+// enforces ReadOnly itself and is found again after a restart of the process. A File
+// is the image's path: its opening ends with the process, and a consumer that asked
+// for ReadOnly must open it so. A VhostUser or NBD is a worker's socket; the opening
+// outlives this process and also a worker that dies: Open again starts another one.
 func (p *Pool) Open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
 	e, err := p.openImage(ctx, id, w)
 	return e, blockdev.Op("sparse.Open", id, err)
@@ -53,6 +55,9 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	if p.isAccessed(id) {
 		return blockdev.Endpoint{}, fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
 	}
+	if o := p.known(id); o.served() {
+		return p.openServed(ctx, id, dir, o, w)
+	}
 	c, err := readChain(id, dir)
 	if err != nil {
 		return blockdev.Endpoint{}, err
@@ -61,7 +66,10 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 		return blockdev.Endpoint{}, err
 	}
 	if c != nil {
-		return blockdev.Endpoint{}, layeredKinds(w.Kinds)
+		if sealedForEver(id, draft) || !p.layers || !slices.ContainsFunc(w.Kinds, isSocket) {
+			return blockdev.Endpoint{}, layeredKinds(w.Kinds)
+		}
+		return p.openServed(ctx, id, dir, nil, w)
 	}
 	if err := writable(id, dir, draft, w.ReadOnly); err != nil {
 		return blockdev.Endpoint{}, err
@@ -73,8 +81,11 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	defer f.Close()
 
 	o := p.known(id)
-	if o == nil && slices.Contains(w.Kinds, blockdev.Block) {
+	if o == nil && slices.ContainsFunc(w.Kinds, func(k blockdev.Kind) bool { return k != blockdev.File }) {
 		o, err = p.unknownDevice(id, dir, f)
+	}
+	if err == nil && o == nil && p.atWorker(w.Kinds) {
+		return p.openServed(ctx, id, dir, nil, w)
 	}
 	if err == nil && o == nil {
 		o, err = p.newOpening(id, dir, f, w)
@@ -88,10 +99,23 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	return o.endpoint(dir, f)
 }
 
+// atWorker reports whether a worker gives the first of these kinds that the pool has.
+func (p *Pool) atWorker(kinds []blockdev.Kind) bool {
+	for _, k := range kinds {
+		if k == blockdev.File || k == blockdev.Block {
+			return false
+		}
+		if p.workers != nil && isSocket(k) {
+			return true
+		}
+	}
+	return false
+}
+
 // layeredKinds is why a layered image does not open as one of these.
 func layeredKinds(kinds []blockdev.Kind) error {
 	for _, k := range kinds {
-		if k == blockdev.File || k == blockdev.Block {
+		if k == blockdev.File || k == blockdev.Block || isSocket(k) {
 			return blockdev.ErrLayered
 		}
 	}
@@ -233,6 +257,9 @@ func (p *Pool) remember(id blockdev.ID, o *opening) (*opening, error) {
 		}
 		o.lease = fmt.Sprintf("%s-%s-%d", o.lease, boot, o.device.Sequence)
 	}
+	if o.served() {
+		o.lease += "-" + o.token
+	}
 	p.mu.Lock()
 	p.openings[id] = o
 	p.mu.Unlock()
@@ -243,7 +270,9 @@ func (p *Pool) forget(id blockdev.ID, lease string) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if o := p.openings[id]; o != nil && o.lease == lease {
-		dropLock(o.lock)
+		if o.lock != nil {
+			dropLock(o.lock)
+		}
 		delete(p.openings, id)
 	}
 }
@@ -273,6 +302,9 @@ func (p *Pool) close(ctx context.Context, id blockdev.ID, lease string) error {
 func (p *Pool) release(ctx context.Context, id blockdev.ID, o *opening) error {
 	if err := p.at("close.flush"); err != nil {
 		return err
+	}
+	if o.served() {
+		return p.closeServed(ctx, id, o)
 	}
 	err := p.flushOpening(ctx, id, o)
 	if err == nil {
@@ -342,10 +374,11 @@ func (p *Pool) foreignDevice(id blockdev.ID, dir string) (*opening, error) {
 	return p.unknownDevice(id, dir, f)
 }
 
-// findOpenings learns from the kernel which images an earlier process left open.
+// findOpenings learns from the kernel, and from the notes beside them, which images an
+// earlier process left open.
 func (p *Pool) findOpenings(ctx context.Context) error {
 	devices, err := loop.List()
-	if err != nil || len(devices) == 0 {
+	if err != nil {
 		return err
 	}
 	byFile := map[sys.FileID][]loop.Device{}
@@ -361,7 +394,7 @@ func (p *Pool) findOpenings(ctx context.Context) error {
 			if err := ctx.Err(); err != nil {
 				return err
 			}
-			if err := p.findOpening(blockdev.ID(entry.Name()), p.path(parent, entry.Name()), byFile); err != nil {
+			if err := p.findOpening(ctx, blockdev.ID(entry.Name()), p.path(parent, entry.Name()), byFile); err != nil {
 				return err
 			}
 		}
@@ -369,9 +402,12 @@ func (p *Pool) findOpenings(ctx context.Context) error {
 	return nil
 }
 
-func (p *Pool) findOpening(id blockdev.ID, dir string, byFile map[sys.FileID][]loop.Device) error {
+func (p *Pool) findOpening(ctx context.Context, id blockdev.ID, dir string, byFile map[sys.FileID][]loop.Device) error {
 	if !id.Valid() {
 		return nil
+	}
+	if found, err := p.findServed(ctx, id, dir); err != nil || found {
+		return err
 	}
 	if err := p.sweepAtStart(id, dir); err != nil {
 		return err
@@ -395,6 +431,25 @@ func (p *Pool) findOpening(id blockdev.ID, dir string, byFile map[sys.FileID][]l
 	return err
 }
 
+// findServed takes over an opening at a worker, which may have died. What is half done
+// with one that runs is ended when it is used next.
+func (p *Pool) findServed(ctx context.Context, id blockdev.ID, dir string) (found bool, err error) {
+	if p.workers == nil {
+		return false, nil
+	}
+	o, err := readServed(dir)
+	if err != nil || o == nil {
+		return false, err
+	}
+	if _, err := p.remember(id, o); err != nil {
+		return false, err
+	}
+	if _, err := p.worker(ctx, id); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+		p.log.Error("find the worker of an image again", "id", id, "error", err)
+	}
+	return true, nil
+}
+
 // sweepAtStart is sweep for a directory of which nothing is known yet; one that is
 // damaged is left as it is.
 func (p *Pool) sweepAtStart(id blockdev.ID, dir string) error {
@@ -409,9 +464,4 @@ func (p *Pool) sweepAtStart(id blockdev.ID, dir string) error {
 		return nil
 	}
 	return err
-}
-
-// served reports whether a worker serves the image.
-func (o *opening) served() bool {
-	return o != nil && (o.kind == blockdev.VhostUser || o.kind == blockdev.NBD)
 }

@@ -45,6 +45,9 @@ type Options struct {
 	// Rate bounds how fast closed layered images are made flat while nobody waits for
 	// it, in bytes per second; 0: 64 MiB; below: that waits until somebody does.
 	Rate int64
+	// Workers serve images over vhost-user and NBD. nil: then none is layered, and all
+	// open as File or Block only.
+	Workers Workers
 }
 
 // Identity is what pool.json says.
@@ -62,6 +65,7 @@ type Pool struct {
 	log      *slog.Logger
 	lock     *os.File
 
+	workers  Workers
 	layers   bool // images may be layered: there are workers that serve them
 	reflinks bool // files here can share bytes
 	rate     int64
@@ -106,7 +110,7 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{},
+	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, workers: o.Workers, layers: o.Workers != nil, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{},
 		wake: make(chan struct{}, 1), flatter: make(chan struct{}, 1)}
 	if p.rate == 0 {
 		p.rate = defaultRate
@@ -208,7 +212,9 @@ func (p *Pool) unlock() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for id, o := range p.openings {
-		dropLock(o.lock)
+		if o.lock != nil {
+			dropLock(o.lock)
+		}
 		delete(p.openings, id)
 	}
 	dropLock(p.lock)

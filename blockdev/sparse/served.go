@@ -2,10 +2,488 @@ package sparse
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
 	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
+	"holdfast/blockdev/serve/control"
+	"holdfast/blockdev/serve/meter"
+	"holdfast/blockdev/serve/overlay"
+	"holdfast/internal/sys"
 )
 
-func (p *Pool) sealServed(_ context.Context, _ subject, _ string, _ func() error) (time.Duration, error) {
-	return 0, errors.ErrUnsupported
+// Workers start the processes that serve images over vhost-user and NBD, and find
+// them again: a control.Starter. Other pools' images may be among them.
+type Workers interface {
+	Serve(ctx context.Context, spec control.Spec) (*control.Worker, error)
+	Find(ctx context.Context, id blockdev.ID) (*control.Worker, error)
+}
+
+var (
+	_ serve.Observer  = (*Pool)(nil)
+	_ serve.Throttler = (*Pool)(nil)
+)
+
+// served is what the lock file beside an image says of an opening at a worker: it
+// lasts as long as this boot, whether the worker does or not. It is never flushed,
+// because after a power cut there is no client either.
+type served struct {
+	Boot     string        `json:"boot"`
+	Kind     blockdev.Kind `json:"kind"`
+	ReadOnly bool          `json:"readOnly"`
+	Token    string        `json:"token"` // makes the lease this opening's alone
+}
+
+// isSocket reports whether a worker gives this kind.
+func isSocket(k blockdev.Kind) bool { return k == blockdev.VhostUser || k == blockdev.NBD }
+
+// served reports whether a worker serves the image.
+func (o *opening) served() bool { return o != nil && isSocket(o.kind) }
+
+// readServed reads the note of an opening at a worker; nil where there is none of
+// this boot.
+func readServed(dir string) (*opening, error) {
+	f, err := os.Open(dir + "/" + lockFile)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxBegan))
+	if err != nil {
+		return nil, err
+	}
+	boot, err := sys.BootID()
+	if err != nil {
+		return nil, err
+	}
+	var s served
+	if json.Unmarshal(b, &s) != nil || s.Boot != boot || !isSocket(s.Kind) || s.Token == "" {
+		return nil, nil
+	}
+	return &opening{kind: s.Kind, readOnly: s.ReadOnly, token: s.Token, inherited: true}, nil
+}
+
+// noteServed writes it, before there is a worker: one that runs is always found.
+func noteServed(lock *os.File, o *opening) error {
+	boot, err := sys.BootID()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(served{boot, o.kind, o.readOnly, o.token})
+	if err != nil {
+		return err
+	}
+	if err := lock.Truncate(0); err != nil {
+		return noSpace(err)
+	}
+	_, err = lock.WriteAt(b, 0)
+	return noSpace(err)
+}
+
+func clearServed(dir string) error {
+	err := os.Truncate(dir+"/"+lockFile, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// openServed opens an image at a worker, a new one if there is no opening.
+func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *opening, w blockdev.Want) (blockdev.Endpoint, error) {
+	fresh := o == nil
+	if fresh {
+		var token [8]byte
+		_, _ = rand.Read(token[:]) // never fails
+		kind := w.Kinds[slices.IndexFunc(w.Kinds, isSocket)]
+		o = &opening{kind: kind, readOnly: w.ReadOnly, token: hex.EncodeToString(token[:])}
+	}
+	if o.readOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.kind) {
+		return blockdev.Endpoint{}, fmt.Errorf("open as %s: %w", o.lease, blockdev.ErrBusy)
+	}
+	worker, err := p.running(ctx, id, dir, o)
+	if err != nil {
+		if fresh {
+			err = errors.Join(err, clearServed(dir))
+		}
+		return blockdev.Endpoint{}, err
+	}
+	if fresh {
+		if o, err = p.remember(id, o); err != nil {
+			return blockdev.Endpoint{}, err
+		}
+	}
+	size, err := p.sizeOf(id, dir)
+	if err == nil && worker.Size() < size { // of a Grow that was cut short
+		err = worker.Grow(ctx, size)
+	}
+	return blockdev.Endpoint{Kind: o.kind, Path: worker.Socket(), Size: size, ReadOnly: o.readOnly, Lease: o.lease}, err
+}
+
+func (p *Pool) sizeOf(id blockdev.ID, dir string) (int64, error) {
+	c, err := readChain(id, dir)
+	if err != nil {
+		return 0, err
+	}
+	if c == nil {
+		status, err := sys.StatusAt(dir + "/" + imageFile)
+		return status.Size, err
+	}
+	f, closeFiles, err := openLayer(dir, c.Layers[0], os.O_RDONLY)
+	if err != nil {
+		return 0, unexplained(c.Layers[0], err)
+	}
+	size, err := overlay.SizeOf(f.Map)
+	return size, errors.Join(err, closeFiles())
+}
+
+// running gives the worker of an image, which is started if it does not run.
+func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *opening) (*control.Worker, error) {
+	w, err := p.worker(ctx, id)
+	if !errors.Is(err, blockdev.ErrNotFound) {
+		return w, err
+	}
+	c, err := readChain(id, dir)
+	if err == nil {
+		err = p.sweep(dir, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	lock, err := takeLock(dir + "/" + lockFile)
+	if err != nil {
+		return nil, err
+	}
+	if err = noteServed(lock, o); err == nil {
+		err = p.at("open.worker")
+	}
+	if err == nil {
+		w, err = p.start(ctx, id, dir, c, o, lock)
+	}
+	if err != nil {
+		dropLock(lock)
+		return nil, err
+	}
+	return w, lock.Close() // the worker has it, and keeps the lock
+}
+
+// worker finds the one that serves an image, and ends what a call that was cut short
+// has begun with it. blockdev.ErrNotFound when none runs.
+func (p *Pool) worker(ctx context.Context, id blockdev.ID) (*control.Worker, error) {
+	w, err := p.workers.Find(ctx, id)
+	if err != nil {
+		return nil, err
+	}
+	return w, w.Settle(ctx, func(c control.Change) error { return p.recordChange(ctx, w, id, c) })
+}
+
+// recordChange makes durable what a worker's stack has become, which it may be
+// already.
+func (p *Pool) recordChange(ctx context.Context, w *control.Worker, id blockdev.ID, change control.Change) error {
+	dir, _, err := p.locate(id)
+	if err != nil {
+		return err
+	}
+	c, err := readChain(id, dir)
+	if err != nil {
+		return err
+	}
+	if change.Sealed == "" {
+		return p.recordAbsorbed(ctx, w, id, dir, c, change.Layer)
+	}
+	top := strings.TrimSuffix(change.Sealed, dataSuffix)
+	if c != nil && c.Layers[0] == top {
+		return syncDir(dir)
+	}
+	s := subject{id: id, dir: dir, chain: c}
+	if c == nil {
+		status, err := sys.StatusAt(dir + "/" + imageFile)
+		if err != nil {
+			return err
+		}
+		c = &chain{Base: newPart("base"), BaseSize: status.Size}
+	}
+	return p.recordSeal(s, c.with(top))
+}
+
+func (p *Pool) recordAbsorbed(ctx context.Context, w *control.Worker, id blockdev.ID, dir string, c *chain, i int) error {
+	s, err := w.Status(ctx)
+	if err != nil {
+		return err
+	}
+	if c == nil || s.Layers == nil || i+1 >= len(c.Layers) && len(c.Layers) != s.Layers.Sealed {
+		return fmt.Errorf("%w: its worker has taken out a layer that it never had", blockdev.ErrCorrupt)
+	}
+	if len(c.Layers) == s.Layers.Sealed { // it counts the one that goes
+		return syncDir(dir)
+	}
+	return p.dropLayer(id, dir, c, i+1)
+}
+
+// start opens all files and has a worker serve them.
+func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, lock *os.File) (_ *control.Worker, err error) {
+	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly}
+	if spec.Size, err = p.sizeOf(id, dir); err != nil {
+		return nil, err
+	}
+	var files []*os.File
+	defer func() { closeAll(files) }()
+	open := func(name string, flag int) *os.File {
+		f, openErr := openPart(dir+"/"+name, flag)
+		if openErr != nil {
+			err = errors.Join(err, unexplained(name, openErr))
+			return nil
+		}
+		files = append(files, f)
+		return f
+	}
+	if c == nil {
+		spec.Flat = open(imageFile, accessMode(o.readOnly)|syscall.O_DIRECT)
+	} else {
+		for i, name := range c.Layers {
+			// A layer below may be merged into as long as nobody else reads from it.
+			own := i == 0 || p.ownLayer(dir, name)
+			flag := accessMode(o.readOnly || !own)
+			spec.Layers = append(spec.Layers, control.Layer{Data: open(name+dataSuffix, flag|syscall.O_DIRECT), Map: open(name+mapSuffix, flag)})
+		}
+		if c.Base != "" {
+			spec.Base, spec.BaseSize = open(c.Base, os.O_RDONLY), c.BaseSize
+		}
+		if !o.readOnly {
+			err = errors.Join(err, ownTop(dir, c))
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return p.workers.Serve(ctx, spec)
+}
+
+// openPart opens a file, without direct I/O where its filesystem has none.
+func openPart(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag, 0)
+	if errors.Is(err, syscall.EINVAL) && flag&syscall.O_DIRECT != 0 {
+		f, err = os.OpenFile(path, flag&^syscall.O_DIRECT, 0)
+	}
+	return f, err
+}
+
+// ownLayer reports whether a layer is this image's alone.
+func (p *Pool) ownLayer(dir, name string) bool {
+	data, errData := sys.StatusAt(dir + "/" + name + dataSuffix)
+	index, errMap := sys.StatusAt(dir + "/" + name + mapSuffix)
+	return errors.Join(errData, errMap) == nil && data.Links == 1 && index.Links == 1
+}
+
+// closeServed stops the worker: it flushes and ends. What has become whole is made
+// flat. blockdev.ErrBusy while it has clients.
+func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) error {
+	w, err := p.worker(ctx, id)
+	if err == nil {
+		err = noClients(ctx, w)
+	}
+	if errors.Is(err, blockdev.ErrNotFound) {
+		w, err = nil, nil
+	}
+	if err != nil {
+		return err
+	}
+	return p.endServed(ctx, id, o, w)
+}
+
+// leaveTime is how long a client may take to be gone that has hung up.
+const leaveTime = time.Second
+
+func noClients(ctx context.Context, w *control.Worker) error {
+	for deadline := time.Now().Add(leaveTime); ; {
+		s, err := w.Status(ctx)
+		if err != nil || s.Clients == 0 {
+			return err
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%w: %d clients are connected", blockdev.ErrBusy, s.Clients)
+		}
+		select {
+		case <-time.After(leaveTime / 100):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// endServed ends an opening at a worker, w nil if that has ended already.
+func (p *Pool) endServed(ctx context.Context, id blockdev.ID, o *opening, w *control.Worker) error {
+	var failed error
+	if w != nil {
+		failed = w.Stop(ctx)
+	}
+	if failed != nil && !errors.Is(failed, blockdev.ErrFailed) {
+		return failed
+	}
+	dir, draft, err := p.locate(id)
+	if err == nil {
+		if err = clearServed(dir); err == nil {
+			p.forget(id, o.lease)
+			err = p.at("close.settle")
+		}
+		if err == nil && failed == nil && !o.readOnly {
+			err = p.settle(id, dir, draft)
+		}
+	} else if errors.Is(err, blockdev.ErrNotFound) {
+		p.forget(id, o.lease)
+		err = nil
+	}
+	return errors.Join(failed, err)
+}
+
+// settle makes a closed layered image flat that has become whole, which costs a few
+// flushes. Others are left to the background.
+func (p *Pool) settle(id blockdev.ID, dir string, draft bool) error {
+	c, err := readChain(id, dir)
+	if err != nil || c == nil || sealedForEver(id, draft) {
+		return err
+	}
+	p.wakeBackground()
+	if len(c.Layers) > 1 {
+		return nil
+	}
+	f, closeFiles, err := openLayer(dir, c.Layers[0], os.O_RDONLY)
+	if err != nil {
+		return unexplained(c.Layers[0], err)
+	}
+	size, held, err := overlay.Survey(f.Map)
+	if err = errors.Join(err, closeFiles()); err != nil || held < size {
+		return err
+	}
+	return errors.Join(ownTop(dir, c), p.becomeFlat(id, dir, c))
+}
+
+// severServed ends the only way to the image: the worker.
+func (p *Pool) severServed(ctx context.Context, id blockdev.ID, o *opening) error {
+	if err := p.at("sever.worker"); err != nil {
+		return err
+	}
+	w, err := p.worker(ctx, id)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return p.endServed(ctx, id, o, nil)
+	}
+	if err == nil {
+		err = p.endServed(ctx, id, o, w)
+	}
+	if err == nil || errors.Is(err, blockdev.ErrFailed) || ctx.Err() != nil {
+		return err
+	}
+	if w, err = p.workers.Find(ctx, id); err == nil { // it does not listen
+		err = w.Kill(ctx)
+	}
+	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+		return err
+	}
+	return p.endServed(ctx, id, o, nil)
+}
+
+// sealServed has the worker put a layer on top.
+func (p *Pool) sealServed(ctx context.Context, s subject, top string, record func() error) (held time.Duration, err error) {
+	w, err := p.worker(ctx, s.id)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return 0, record() // it has died, so nobody writes
+	}
+	if err != nil {
+		return 0, err
+	}
+	data, err := openPart(s.dir+"/"+top+dataSuffix, os.O_RDWR|syscall.O_DIRECT)
+	if err != nil {
+		return 0, err
+	}
+	defer data.Close()
+	index, err := os.OpenFile(s.dir+"/"+top+mapSuffix, os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer index.Close()
+	held, err = w.Seal(ctx, control.Layer{Data: data, Map: index}, record)
+	if errors.Is(err, blockdev.ErrNotFound) { // not that there is no such image
+		err = fmt.Errorf("its worker ended meanwhile: %s", err.Error())
+	}
+	return held, err
+}
+
+// growServed tells a worker, if one runs: of a layered image it makes the top larger.
+// done is false where nobody did.
+func (p *Pool) growServed(ctx context.Context, id blockdev.ID, size int64) (done bool, err error) {
+	w, err := p.worker(ctx, id)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return false, nil
+	}
+	if err == nil && w.Size() < size {
+		err = w.Grow(ctx, size)
+	}
+	return true, err
+}
+
+// observed gives the worker of an image that is open at one.
+func (p *Pool) observed(ctx context.Context, id blockdev.ID) (*control.Worker, error) {
+	if err := check(ctx, id); err != nil {
+		return nil, err
+	}
+	if o := p.known(id); !o.served() {
+		return nil, fmt.Errorf("no worker serves it: %w", blockdev.ErrNotFound)
+	}
+	return p.workers.Find(ctx, id)
+}
+
+// Observe implements serve.Observer.
+func (p *Pool) Observe(ctx context.Context, id blockdev.ID) (serve.Service, error) {
+	w, err := p.observed(ctx, id)
+	if err != nil {
+		return serve.Service{}, blockdev.Op("sparse.Observe", id, err)
+	}
+	s, err := w.Status(ctx)
+	return s, blockdev.Op("sparse.Observe", id, err)
+}
+
+// Throttle implements serve.Throttler.
+func (p *Pool) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Limits) error {
+	w, err := p.observed(ctx, id)
+	if err == nil {
+		err = w.Throttle(ctx, limits)
+	}
+	return blockdev.Op("sparse.Throttle", id, err)
+}
+
+// servedCounters are what the worker has counted.
+func (p *Pool) servedCounters(ctx context.Context, id blockdev.ID) (blockdev.Counters, error) {
+	w, err := p.observed(ctx, id)
+	if err != nil {
+		return blockdev.Counters{}, err
+	}
+	s, err := w.Status(ctx)
+	if err != nil {
+		return blockdev.Counters{}, err
+	}
+	of := func(k meter.Kind) (requests, bytes int64) {
+		c := s.Meter.Kinds[k]
+		return int64(c.Requests), int64(c.Bytes) //nolint:gosec // counts
+	}
+	c := blockdev.Counters{Since: s.Since}
+	c.Reads, c.ReadBytes = of(meter.Read)
+	c.Writes, c.WriteBytes = of(meter.Write)
+	c.Discards, c.DiscardBytes = of(meter.Discard)
+	zeroes, bytes := of(meter.Zero)
+	c.Discards, c.DiscardBytes = c.Discards+zeroes, c.DiscardBytes+bytes
+	c.Flushes, _ = of(meter.Flush)
+	return c, nil
 }

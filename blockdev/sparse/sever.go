@@ -26,6 +26,9 @@ func (p *Pool) canSever(ctx context.Context, id blockdev.ID) error {
 	if err := check(ctx, id); err != nil {
 		return err
 	}
+	if p.known(id).served() {
+		return nil
+	}
 	dir := p.image(id)
 	body, err := cloneBody(dir)
 	if err != nil {
@@ -34,8 +37,8 @@ func (p *Pool) canSever(ctx context.Context, id blockdev.ID) error {
 	return errors.Join(body.Close(), os.Remove(dir+"/"+severedFile))
 }
 
-// Sever implements blockdev.Severer: by a reflink copy that takes the image's
-// name. The device keeps the file that it has, which then has no name.
+// Sever implements blockdev.Severer: a worker is ended. Otherwise by a reflink copy that
+// takes the image's name. The device keeps the file that it has, which then has no name.
 func (p *Pool) Sever(ctx context.Context, id blockdev.ID) error {
 	return blockdev.Op("sparse.Sever", id, p.sever(ctx, id))
 }
@@ -51,6 +54,9 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 	defer done()
 	dir := p.image(id)
 	o := p.known(id)
+	if o.served() {
+		return p.severServed(ctx, id, o)
+	}
 	if o == nil {
 		found, err := p.foreignDevice(id, dir)
 		if err != nil {

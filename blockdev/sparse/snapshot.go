@@ -86,7 +86,8 @@ func (p *Pool) survey(id blockdev.ID) (subject, error) {
 	}
 	info := blockdev.Info{}
 	if s.chain != nil {
-		err = inspectLayers(&info, s.dir, s.chain)
+		info.ID = id
+		err = p.inspectLayers(&info, s.dir, s.chain)
 		s.size = info.Size
 	} else {
 		var status sys.FileStatus
