@@ -30,6 +30,8 @@ type Engine interface {
 	Remains(a engine.Attachment) string
 	Launch(ctx context.Context, v engine.Volume, a engine.Attachment) (*attach.Launch, error)
 	Stats(ctx context.Context, workspace, name string) (engine.Stats, error)
+	IO(ctx context.Context, workspace, name string) (engine.IO, error)
+	IOInUse(ctx context.Context, workspace string, limit int) (all []engine.IO, more bool, err error)
 	SanitizeVolume(ctx context.Context, workspace, name string, r engine.SanitizeVolume) (engine.Volume, error)
 	CreateSnapshot(ctx context.Context, r engine.CreateSnapshot) (engine.Snapshot, error)
 	Snapshot(workspace string, id blockdev.ID) (engine.Snapshot, error)

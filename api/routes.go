@@ -17,6 +17,8 @@ func allRoutes() []route {
 		{"PUT /v0/volumes/{name}/attachments/{id}/limits", inWorkspace, Writer, "attachment.limits", false, setLimits},
 
 		{"GET /v0/volumes/{name}/stats", inWorkspace, Reader, "", false, getStats},
+		{"GET /v0/volumes/{name}/io", inWorkspace, Reader, "", false, getVolumeIO},
+		{"GET /v0/io", inWorkspace, Reader, "", false, listVolumeIO},
 		{"POST /v0/volumes/{name}/trim", inWorkspace, Writer, "volume.trim", false, trimVolume},
 		{"POST /v0/volumes/{name}/freeze", inWorkspace, Writer, "volume.freeze", false, freezeVolume},
 		{"POST /v0/volumes/{name}/thaw", inWorkspace, Writer, "volume.thaw", false, thawVolume},

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"time"
 
+	"holdfast/blockdev"
 	"holdfast/engine"
 )
 
@@ -92,13 +93,18 @@ func statsBody(s engine.Stats) Stats {
 			b.Filesystem.Source = "superblock"
 		}
 	}
-	if n := s.IO; n != nil {
-		b.IO = &IOCounters{
-			Since: stamp(n.Since), Reads: n.Reads, ReadBytes: n.ReadBytes, Writes: n.Writes, WriteBytes: n.WriteBytes,
-			Discards: n.Discards, DiscardBytes: n.DiscardBytes, Flushes: n.Flushes,
-		}
-	}
+	b.IO = countersBody(s.IO)
 	return b
+}
+
+func countersBody(n *blockdev.Counters) *IOCounters {
+	if n == nil {
+		return nil
+	}
+	return &IOCounters{
+		Since: stamp(n.Since), Reads: n.Reads, ReadBytes: n.ReadBytes, Writes: n.Writes, WriteBytes: n.WriteBytes,
+		Discards: n.Discards, DiscardBytes: n.DiscardBytes, Flushes: n.Flushes,
+	}
 }
 
 func trimVolume(c *call) error {

@@ -144,12 +144,7 @@ func (e *Engine) Stats(ctx context.Context, workspace, name string) (Stats, erro
 		return s, err
 	}
 	s.Device, s.Allocated, s.Shared = info.Size, info.Allocated, info.Shared
-	s.IO = e.countedInside(ctx, v)
-	if meter, ok := e.o.Pool.(blockdev.Meter); ok && s.IO == nil {
-		if c, err := meter.Counters(ctx, v.ID); err == nil {
-			s.IO = &c
-		}
-	}
+	s.IO = e.counters(ctx, v)
 	if v.Filesystem == filesystem.None {
 		s.Unknown = "the volume has no filesystem"
 		return s, nil

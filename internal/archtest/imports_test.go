@@ -116,8 +116,8 @@ var layers = []below{
 	{"blockdev", nil, "the interfaces of blockdev name no implementation"},
 	{"blockdev/...", []string{"blockdev/...", "internal/sys", "internal/run"}, "mechanisms know no tenant, no template and no database"},
 	{"templates/...", []string{"templates/...", "blockdev/...", "metadata", "internal/sys", "internal/run"}, "templates are made of images and records, and know no volume"},
-	{"engine/...", []string{"engine/...", "blockdev", "blockdev/attach", "blockdev/filesystem", "templates", "metadata"}, "the engine decides; it sees interfaces, never a concrete backend, attacher, system call or command"},
-	{"api/...", []string{"api/...", "engine", "templates/...", "metadata", "blockdev", "blockdev/attach", "blockdev/filesystem"}, "the API asks the engine; it touches no device"},
+	{"engine/...", []string{"engine/...", "blockdev", "blockdev/attach", "blockdev/filesystem", "blockdev/serve", "blockdev/serve/meter", "templates", "metadata"}, "the engine decides; it sees interfaces, never a concrete backend, attacher, system call or command"},
+	{"api/...", []string{"api/...", "engine", "templates/...", "metadata", "blockdev", "blockdev/attach", "blockdev/filesystem", "blockdev/serve", "blockdev/serve/meter"}, "the API asks the engine; it touches no device"},
 }
 
 func TestLayers(t *testing.T) {

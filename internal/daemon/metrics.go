@@ -109,7 +109,7 @@ func (c *nodeCollector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range append([]*prometheus.Desc{
 		poolCapacity, poolFree, poolAllocated, poolShared, poolTrash, poolProvisioned, poolOther, poolReserve, poolAvailable, poolQuarantined,
 		volumes, snapshots, snapshotBytes, attachments, phases, attachEvents, hanging, storeRecords, storeUpdates, storeTables, storeLogs, storeFree, healthy, scrapeErrors,
-	}, slices.Concat(libraryDescs, upkeepDescs, poolHealthDescs)...) {
+	}, slices.Concat(libraryDescs, upkeepDescs, poolHealthDescs, serviceDescs)...) {
 		ch <- d
 	}
 }
@@ -128,6 +128,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 			c.n.log.Warn("a metric could not be read", "cause", err)
 		}
 	}
+	c.services(ctx, ch)
 	ch <- prometheus.MustNewConstMetric(scrapeErrors, prometheus.GaugeValue, float64(failed))
 }
 

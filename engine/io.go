@@ -1,0 +1,235 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
+	"holdfast/blockdev/serve/meter"
+)
+
+// IO is what goes through a volume, and what it waits for.
+type IO struct {
+	Volume   Volume
+	Counters *blockdev.Counters // nil while it has no device, or nobody counts
+	Service  *serve.Service     // nil: no worker serves it
+	Waits    []Wait             // now, the worst first; never empty
+}
+
+// WaitCause is what a volume waits for, in a word.
+type WaitCause string
+
+const (
+	WaitNothing   WaitCause = "nothing"
+	WaitUnknown   WaitCause = "unknown" // who does its I/O does not tell
+	WaitStep      WaitCause = "step"    // a step of this host
+	WaitFreeze    WaitCause = "freeze"
+	WaitFailed    WaitCause = "failed" // for its next opening: a flush has failed
+	WaitHydration WaitCause = "hydration"
+	WaitThrottle  WaitCause = "throttle"
+	WaitFlush     WaitCause = "flush"
+	WaitDevice    WaitCause = "device"
+)
+
+// Wait is something that a volume waits for, in words for its user.
+type Wait struct {
+	Cause    WaitCause
+	Requests int64 // that wait for it; 0 where it is not known
+	Text     string
+}
+
+// IO asks who serves a volume. It waits for nothing that is being done to it.
+func (e *Engine) IO(ctx context.Context, workspace, name string) (IO, error) {
+	v, err := e.Volume(workspace, name)
+	if err != nil {
+		return IO{}, err
+	}
+	return e.ioOf(ctx, v), ctx.Err()
+}
+
+// IOInUse is IO of a workspace's attached volumes in the order of their names, at
+// most limit; more tells that there are others.
+func (e *Engine) IOInUse(ctx context.Context, workspace string, limit int) (all []IO, more bool, err error) {
+	var used []Volume
+	e.catalog.each(func(v Volume) {
+		if v.Workspace == workspace && len(v.Attachments) > 0 {
+			used = append(used, v)
+		}
+	})
+	slices.SortFunc(used, func(a, b Volume) int { return strings.Compare(a.Name, b.Name) })
+	if more = len(used) > limit; more {
+		used = used[:limit]
+	}
+	for _, v := range used {
+		if err := ctx.Err(); err != nil {
+			return nil, false, err
+		}
+		all = append(all, e.ioOf(ctx, v))
+	}
+	return all, more, nil
+}
+
+// Services asks the workers of all volumes that are attached. Those that cannot be
+// asked are left out.
+func (e *Engine) Services(ctx context.Context) map[blockdev.ID]serve.Service {
+	var used []blockdev.ID
+	e.catalog.each(func(v Volume) {
+		if len(v.Attachments) > 0 {
+			used = append(used, v.ID)
+		}
+	})
+	services := map[blockdev.ID]serve.Service{}
+	for _, id := range used {
+		if ctx.Err() != nil {
+			break
+		}
+		if s, err := e.observe(ctx, id); err == nil {
+			services[id] = s
+		}
+	}
+	return services
+}
+
+// observe asks the worker of a volume, blockdev.ErrNotFound for none.
+func (e *Engine) observe(ctx context.Context, id blockdev.ID) (serve.Service, error) {
+	observer, ok := e.o.Pool.(serve.Observer)
+	if !ok {
+		return serve.Service{}, blockdev.ErrNotFound
+	}
+	s, err := observer.Observe(ctx, id)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = blockdev.ErrNotFound
+	}
+	return s, err
+}
+
+func (e *Engine) ioOf(ctx context.Context, v Volume) IO {
+	out := IO{Volume: v, Counters: e.counters(ctx, v)}
+	s, err := e.observe(ctx, v.ID)
+	if err == nil {
+		out.Service = &s
+	} else if !errors.Is(err, blockdev.ErrNotFound) {
+		e.o.Log.Warn("the worker of a volume does not answer", "volume", v.ID, "workspace", v.Workspace, "err", err)
+		out.Waits = []Wait{{Cause: WaitUnknown, Text: "the worker that serves the volume does not answer: it is being looked after"}}
+	}
+	out.Waits = append(waitsOf(v, e.locks.hung(v.ID), e.o.Now()), out.Waits...)
+	if out.Service != nil {
+		out.Waits = append(out.Waits, servedWaits(s)...)
+	}
+	if len(out.Waits) == 0 {
+		out.Waits = []Wait{calm(v, out.Service)}
+	}
+	return out
+}
+
+// counters are what went through a volume's device: what its sandboxes count, or
+// the pool; nil for nobody.
+func (e *Engine) counters(ctx context.Context, v Volume) *blockdev.Counters {
+	if c := e.countedInside(ctx, v); c != nil {
+		return c
+	}
+	meter, ok := e.o.Pool.(blockdev.Meter)
+	if !ok {
+		return nil
+	}
+	c, err := meter.Counters(ctx, v.ID)
+	if err != nil {
+		return nil
+	}
+	return &c
+}
+
+// waitsOf is what this host has a volume wait for.
+func waitsOf(v Volume, hung *hanging, now time.Time) (waits []Wait) {
+	if hung != nil {
+		waits = append(waits, Wait{Cause: WaitStep, Text: fmt.Sprintf("this host waits for %s since %s, which has not come back: nothing else can be done to the volume until it does",
+			hung.what, hung.since.UTC().Format(time.RFC3339))})
+	}
+	for _, a := range v.Attachments {
+		if a.Phase == Attached && a.Failure == "" {
+			continue
+		}
+		text := fmt.Sprintf("attachment %s (%s) is %s", a.ID, a.Holder, a.Phase)
+		if a.Failure != "" {
+			text += ": " + a.Failure
+		}
+		waits = append(waits, Wait{Cause: WaitStep, Text: text})
+	}
+	if v.frozenAt(now) {
+		waits = append(waits, Wait{Cause: WaitFreeze, Text: fmt.Sprintf("all writes are held until %s, or until it is thawed", v.Frozen.Until.UTC().Format(time.RFC3339))})
+	}
+	return waits
+}
+
+// servedWaits is what a worker says of its requests. Why a base fails is its
+// operator's to know.
+func servedWaits(s serve.Service) (waits []Wait) {
+	if s.Failed != "" {
+		waits = append(waits, Wait{Cause: WaitFailed, Text: "a flush has failed: no write is acknowledged any more until the volume was detached and attached again"})
+	}
+	hydrating := s.Meter.Waits[meter.Hydration].Now
+	switch l := s.Layers; {
+	case l != nil && !l.FailingSince.IsZero():
+		waits = append(waits, Wait{WaitHydration, hydrating, fmt.Sprintf("%s wait for blocks of the volume's base, which does not answer since %s (%d tries); it is asked again and again, and nothing is lost",
+			requests(hydrating), l.FailingSince.UTC().Format(time.RFC3339), l.Tries)})
+	case hydrating > 0:
+		waits = append(waits, Wait{WaitHydration, hydrating, requests(hydrating) + " wait for blocks that come from the volume's base"})
+	}
+	for _, w := range []struct {
+		cause WaitCause
+		of    meter.Cause
+		text  string
+	}{
+		{WaitThrottle, meter.Throttle, " wait because of the attachment's limits (" + limitsText(s.Limits) + ")"},
+		{WaitFlush, meter.Flushing, " wait until what was written is on stable storage"},
+		{WaitDevice, meter.Device, " wait for the pool's disk"},
+	} {
+		if n := s.Meter.Waits[w.of].Now; n > 0 {
+			waits = append(waits, Wait{w.cause, n, requests(n) + w.text})
+		}
+	}
+	return waits
+}
+
+func requests(n int64) string {
+	if n == 1 {
+		return "1 request"
+	}
+	return fmt.Sprintf("%d requests", n)
+}
+
+func limitsText(l blockdev.Limits) string {
+	var parts []string
+	for _, f := range []struct {
+		value int64
+		text  string
+	}{
+		{l.ReadIOPS, "reads/s"}, {l.WriteIOPS, "writes/s"}, {l.ReadBytes, "bytes/s read"}, {l.WriteBytes, "bytes/s written"},
+	} {
+		if f.value > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", f.value, f.text))
+		}
+	}
+	if len(parts) == 0 {
+		return "just lifted"
+	}
+	return strings.Join(parts, ", ")
+}
+
+// calm is said of a volume that waits for nothing that is known.
+func calm(v Volume, s *serve.Service) Wait {
+	switch {
+	case len(v.Attachments) == 0:
+		return Wait{Cause: WaitNothing, Text: "nothing: it is not attached"}
+	case s == nil:
+		return Wait{Cause: WaitUnknown, Text: "nothing of this service: its requests go past it, through a device of the kernel or a file that the sandbox has open, and what they wait for there is not told"}
+	case s.Meter.Inside > 0:
+		return Wait{Cause: WaitNothing, Requests: 0, Text: requests(s.Meter.Inside) + " are being served, and none of them waits"}
+	}
+	return Wait{Cause: WaitNothing, Text: "nothing: there are no requests"}
+}
