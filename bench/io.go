@@ -27,6 +27,8 @@ type IO struct {
 	image  string
 	base   string // of what is copied on write; "" until it is wanted
 	size   int64
+	ways   []ioWay // nil: all that we know
+	pairs  []ioPair
 	paths  []*ioPath
 	report Report
 }
@@ -69,9 +71,12 @@ func (b *IO) defaults() error {
 	if b.Quick {
 		b.Rounds, b.Each, b.size = 1, 100*time.Millisecond, 16<<20
 	}
+	if b.ways == nil {
+		b.ways, b.pairs = ioWays(), ioPairs()
+	}
 	for key := range strings.SplitSeq(b.Paths, ",") {
-		if key != "" && named(key) == key {
-			return fmt.Errorf("no path is called %q; there are %s", key, strings.Join(wayKeys(), ", "))
+		if key != "" && b.named(key) == key {
+			return fmt.Errorf("no path is called %q; there are %s", key, strings.Join(b.wayKeys(), ", "))
 		}
 	}
 	var err error
@@ -115,7 +120,7 @@ func fillImage(path string, size int64) error {
 // start opens the wanted paths. One whose program is not on this machine is named in
 // the report and left out.
 func (b *IO) start(ctx context.Context) error {
-	for _, w := range ioWays() {
+	for _, w := range b.ways {
 		if w.key != "raw" && !chosen(b.Paths, w.key) {
 			continue
 		}
@@ -163,9 +168,9 @@ func (b *IO) measure(ctx context.Context, j ioJob) error {
 	return nil
 }
 
-// named finds a way by its key.
-func named(key string) string {
-	for _, w := range ioWays() {
+// named finds a way's name by its key.
+func (b *IO) named(key string) string {
+	for _, w := range b.ways {
 		if w.key == key {
 			return w.name
 		}
@@ -173,8 +178,8 @@ func named(key string) string {
 	return key
 }
 
-func wayKeys() (keys []string) {
-	for _, w := range ioWays() {
+func (b *IO) wayKeys() (keys []string) {
+	for _, w := range b.ways {
 		keys = append(keys, w.key)
 	}
 	return keys

@@ -170,8 +170,8 @@ func TestQuickIO(t *testing.T) {
 		}
 	}
 	for _, pair := range ioPairs() {
-		left := slices.ContainsFunc(report.Notes, func(note string) bool { return strings.HasPrefix(note, named(pair.beside)+" was left out") })
-		if !left && !told[pair.ours+" beside "+named(pair.beside)] {
+		left := slices.ContainsFunc(report.Notes, func(note string) bool { return strings.HasPrefix(note, b.named(pair.beside)+" was left out") })
+		if !left && !told[pair.ours+" beside "+b.named(pair.beside)] {
 			t.Errorf("nothing is told of %s beside %s", pair.ours, pair.beside)
 		}
 	}

@@ -72,17 +72,17 @@ var ioNotes = []string{
 
 // tell makes the rows of a job.
 func (b *IO) tell(j ioJob, taken map[string][]ioSample) {
-	for _, pair := range ioPairs() {
+	for _, pair := range b.pairs {
 		if len(taken[pair.ours]) == 0 || len(taken[pair.beside]) == 0 {
 			continue
 		}
-		row := pair.row(j, taken[pair.ours], taken[pair.beside])
+		row := b.row(pair, j, taken[pair.ours], taken[pair.beside])
 		b.report.Rows = append(b.report.Rows, row)
 		b.say("%-18s %-9s beside %-9s %.2f (%.2f to %.2f)", j.name, pair.ours, pair.beside, row.Ratio, row.Low, row.High)
 		if goal := pair.cpu[j.name]; goal > 0 {
-			b.report.Rows = append(b.report.Rows, pair.cpuRow(j, goal, taken[pair.ours], taken[pair.beside]))
+			b.report.Rows = append(b.report.Rows, b.cpuRow(pair, j, goal, taken[pair.ours], taken[pair.beside]))
 		} else if pair.twice {
-			b.report.Rows = append(b.report.Rows, pair.twiceRow(j, taken[pair.ours], taken[pair.beside]))
+			b.report.Rows = append(b.report.Rows, b.twiceRow(pair, j, taken[pair.ours], taken[pair.beside]))
 		}
 	}
 }
@@ -91,12 +91,12 @@ func cpuFigures(samples []ioSample) *CPU {
 	return &CPU{Server: medianOf(samples, ioSample.serverCPU), Client: medianOf(samples, ioSample.clientCPU), Machine: medianOf(samples, ioSample.machineCPU)}
 }
 
-func (pair ioPair) row(j ioJob, ours, beside []ioSample) Row {
+func (b *IO) row(pair ioPair, j ioJob, ours, beside []ioSample) Row {
 	m, low, high := medianWithin(ratiosOf(valuesOf(ours, ioSample.rate), valuesOf(beside, ioSample.rate)))
 	row := Row{
-		Measure: j.name + ": " + named(pair.ours), Unit: "/s", Samples: len(ours), P50: medianOf(ours, ioSample.rate),
-		Yardstick: named(pair.beside), Beside: medianOf(beside, ioSample.rate), Ratio: m,
-		Job: j.name, Path: pair.ours, Low: low, High: high,
+		Measure: j.name + ": " + b.named(pair.ours), Unit: "/s", Samples: len(ours), P50: medianOf(ours, ioSample.rate),
+		Yardstick: b.named(pair.beside), Beside: medianOf(beside, ioSample.rate), Ratio: m,
+		Job: j.name, Path: pair.ours, Against: pair.beside, Least: pair.goals[j.name], Low: low, High: high,
 		Latency: latenciesOf(ours), BesideLatency: latenciesOf(beside), CPU: cpuFigures(ours), BesideCPU: cpuFigures(beside),
 	}
 	if goal := pair.goals[j.name]; goal > 0 {
@@ -110,23 +110,23 @@ func (pair ioPair) row(j ioJob, ours, beside []ioSample) Row {
 	return row
 }
 
-func (pair ioPair) cpuRow(j ioJob, goal float64, ours, beside []ioSample) Row {
-	row := pair.costs(j, ours, beside)
+func (b *IO) cpuRow(pair ioPair, j ioJob, goal float64, ours, beside []ioSample) Row {
+	row := b.costs(pair, j, ours, beside)
 	row.Goal, row.Met = fmt.Sprintf("≤ %g µs, and less", goal), row.P50 <= goal && row.Ratio < 1
 	return row
 }
 
-func (pair ioPair) twiceRow(j ioJob, ours, beside []ioSample) Row {
-	row := pair.costs(j, ours, beside)
+func (b *IO) twiceRow(pair ioPair, j ioJob, ours, beside []ioSample) Row {
+	row := b.costs(pair, j, ours, beside)
 	row.Goal, row.Met = "≤ 2 × the yardstick", row.Ratio <= 2
 	return row
 }
 
 // costs compares the CPU that servers take.
-func (pair ioPair) costs(j ioJob, ours, beside []ioSample) Row {
+func (b *IO) costs(pair ioPair, j ioJob, ours, beside []ioSample) Row {
 	row := Row{
-		Measure: j.name + ": CPU of the server of " + named(pair.ours), Unit: "µs", Samples: len(ours), P50: medianOf(ours, ioSample.serverCPU),
-		Yardstick: named(pair.beside), Beside: medianOf(beside, ioSample.serverCPU), Job: j.name, Path: pair.ours,
+		Measure: j.name + ": CPU of the server of " + b.named(pair.ours), Unit: "µs", Samples: len(ours), P50: medianOf(ours, ioSample.serverCPU),
+		Yardstick: b.named(pair.beside), Beside: medianOf(beside, ioSample.serverCPU), Job: j.name, Path: pair.ours, Against: pair.beside,
 	}
 	row.Ratio, row.Low, row.High = medianWithin(ratiosOf(valuesOf(ours, ioSample.serverCPU), valuesOf(beside, ioSample.serverCPU)))
 	return row

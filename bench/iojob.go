@@ -1,9 +1,11 @@
 package bench
 
 import (
+	"cmp"
 	"embed"
 	"fmt"
 	files "path"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -26,7 +28,7 @@ type ioJob struct {
 	flush  bool // after each write
 }
 
-// ioJobs reads all job files.
+// ioJobs reads all job files, those of one kind in the order of their depths.
 func ioJobs() ([]ioJob, error) {
 	entries, err := jobFiles.ReadDir("jobs")
 	if err != nil {
@@ -44,6 +46,9 @@ func ioJobs() ([]ioJob, error) {
 		}
 		jobs = append(jobs, j)
 	}
+	slices.SortFunc(jobs, func(a, b ioJob) int {
+		return cmp.Or(strings.Compare(a.kin(), b.kin()), cmp.Compare(a.depth, b.depth))
+	})
 	return jobs, nil
 }
 
@@ -106,6 +111,12 @@ func (j *ioJob) set(key, value string) (err error) {
 		}
 	}
 	return err
+}
+
+// kin is what jobs that differ in their depth alone have in common.
+func (j ioJob) kin() string {
+	kin, _, _ := strings.Cut(j.name, "-qd")
+	return kin
 }
 
 func (j ioJob) writes() bool { return j.reads < 100 }

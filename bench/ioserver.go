@@ -90,7 +90,11 @@ func startOwn(program string, o ServeOptions) (*ioServer, error) {
 		return nil, err
 	}
 	defer r.Close()
-	p, err := run.Start([]string{program, "bench", "io", "--serve", o.Image, "--layer", o.Layer, "--kind", string(o.Kind), "--socket", o.Socket}, w, os.Stderr)
+	args := []string{program, "bench", "io", "--serve", o.Image, "--kind", string(o.Kind), "--socket", o.Socket}
+	if o.Layer != "" {
+		args = append(args, "--layer", o.Layer)
+	}
+	p, err := run.Start(args, w, os.Stderr)
 	_ = w.Close() // the program has its own
 	if err != nil {
 		return nil, err

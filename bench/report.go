@@ -50,7 +50,9 @@ type Row struct {
 	// Of a load on a path to a volume's bytes; for charts and comparisons.
 	Job           string   `json:"job,omitempty"`
 	Path          string   `json:"path,omitempty"`
-	Low           float64  `json:"low,omitempty"` // the 95 % interval of Ratio
+	Against       string   `json:"against,omitempty"` // the yardstick's path
+	Least         float64  `json:"least,omitempty"`   // goal for Ratio, where it is one
+	Low           float64  `json:"low,omitempty"`     // the 95 % interval of Ratio
 	High          float64  `json:"high,omitempty"`
 	Latency       *Latency `json:"latency,omitempty"`
 	BesideLatency *Latency `json:"besideLatency,omitempty"`
