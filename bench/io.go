@@ -75,7 +75,7 @@ func (b *IO) defaults() error {
 		b.ways, b.pairs = ioWays(), ioPairs()
 	}
 	for key := range strings.SplitSeq(b.Paths, ",") {
-		if key != "" && b.named(key) == key {
+		if key != "" && !slices.Contains(b.wayKeys(), key) {
 			return fmt.Errorf("no path is called %q; there are %s", key, strings.Join(b.wayKeys(), ", "))
 		}
 	}

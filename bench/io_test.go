@@ -187,3 +187,22 @@ func buildHoldfast(t *testing.T) string {
 	}
 	return program
 }
+
+// TestQuickWorker watches idle servers for a second.
+func TestQuickWorker(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.NBD)
+	blockdevtest.LeakCheck(t)
+	w := Worker{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: buildHoldfast(t)}
+	report, err := w.Run(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Rows) != 4 {
+		t.Errorf("%d rows", len(report.Rows))
+	}
+	for _, row := range report.Rows {
+		if row.Unit == "MB" && row.P50 < 1 {
+			t.Errorf("%s is %v", row.Measure, row.P50)
+		}
+	}
+}

@@ -181,11 +181,18 @@ func (p *ioPath) measureOnce(ctx context.Context, j ioJob, each time.Duration) (
 }
 
 func (p *ioPath) costs() (machine, server float64, err error) {
-	if machine, err = machineCPU(); err != nil || p.server == 0 {
-		return machine, 0, err
+	if machine, err = machineCPU(); err != nil {
+		return 0, 0, err
 	}
-	server, err = cpuOf(p.server)
+	server, err = p.serverCost()
 	return machine, server, err
+}
+
+func (p *ioPath) serverCost() (float64, error) {
+	if p.server == 0 {
+		return 0, nil
+	}
+	return cpuOf(p.server)
 }
 
 // chosen tells whether a comma-separated list names something; an empty list names all.

@@ -126,6 +126,8 @@ func (r Report) Markdown(w io.Writer) error {
 
 func figure(v float64, unit string) string {
 	switch {
+	case v == 0 && unit == "ticks":
+		return "0 ticks"
 	case v == 0:
 		return ""
 	case v >= 100:

@@ -74,6 +74,9 @@ func (a *app) benchCommand() *cobra.Command {
 				"the same by hand on the guest's monitor in the same rounds, 32 volumes in one machine, and fio in the guest\n"+
 				"over a file, a loop device and a thin volume, and write vm-bench.json and vm-bench.md. Needs root, QEMU\n"+
 				"and a clone of the project."),
+		measure(&bench.Worker{}, "worker", "worker-bench", 1, "What an idle worker costs",
+			"Measure the CPU and the memory of servers of ours that have done some work and are asked for nothing, beside\n"+
+				"qemu-storage-daemon and qemu-nbd, and write worker-bench.json and worker-bench.md. Needs fio and 1 GB of disk."),
 		lvmBench(), ioBench(), compareBench(), pageOfBenches())
 }
 
