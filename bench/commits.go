@@ -65,7 +65,7 @@ func verdictOfRatio(row Row) string {
 
 func servedBy(program string, kind blockdev.Kind) func(context.Context, *IO, *ioPath) error {
 	return func(_ context.Context, b *IO, p *ioPath) error {
-		s, err := startOwn(program, ServeOptions{Image: b.image, Kind: kind, Socket: b.socket(p)})
+		s, err := startOwn(program, ServeOptions{Image: b.image, Kind: kind})
 		switch {
 		case err != nil:
 			return err

@@ -1,9 +1,9 @@
 package bench
 
 import (
-	"bufio"
 	"bytes"
 	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -94,9 +94,20 @@ func TestStridesVisitAll(t *testing.T) {
 	}
 }
 
-// TestLoadOverVhost: the load generator does what the job says, to the bytes.
-func TestLoadOverVhost(t *testing.T) {
-	image, socket := filepath.Join(t.TempDir(), "image"), filepath.Join(t.TempDir(), "s")
+// TestQuickServers has the benches of our servers run once, with real workers: they
+// must not rot.
+func TestQuickServers(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.NBD, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+	blockdevtest.LeakCheck(t)
+	program := buildHoldfast(t)
+	t.Run("load", func(t *testing.T) { tryLoad(t, filepath.Join(filepath.Dir(program), "holdfast-blockd")) })
+	t.Run("io", func(t *testing.T) { tryIO(t, program) })
+	t.Run("worker", func(t *testing.T) { tryWorker(t, program) })
+}
+
+// tryLoad: the load generator does what the job says, to the bytes.
+func tryLoad(t *testing.T, blockd string) {
+	image := filepath.Join(t.TempDir(), "image")
 	const blocks = 64
 	if err := os.WriteFile(image, make([]byte, blocks*4096), 0o600); err != nil {
 		t.Fatal(err)
@@ -105,11 +116,14 @@ func TestLoadOverVhost(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error, 1)
 	go func() {
-		served <- ServeOptions{Image: image, Kind: blockdev.VhostUser, Socket: socket}.Serve(ctx, w)
+		served <- ServeOptions{Image: image, Kind: blockdev.VhostUser, Blockd: blockd}.Serve(ctx, w)
+		_ = w.Close() // nothing is said any more
 	}()
-	if _, err := bufio.NewReader(r).ReadString('\n'); err != nil {
-		t.Fatal(err)
+	var said Serving
+	if err := json.NewDecoder(r).Decode(&said); err != nil {
+		t.Fatal(err, <-served)
 	}
+	socket := said.Socket
 	j, err := parseJob("[all]\nrw=randwrite\nbs=4k\niodepth=8\n")
 	if err != nil {
 		t.Fatal(err)
@@ -153,11 +167,9 @@ func TestLoadOverVhost(t *testing.T) {
 	}
 }
 
-// TestQuickIO takes two jobs on every path: the bench itself must not rot.
-func TestQuickIO(t *testing.T) {
-	blockdevtest.Require(t, blockdevtest.NBD, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
-	blockdevtest.LeakCheck(t)
-	b := IO{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: buildHoldfast(t)}
+// tryIO takes two jobs on every path.
+func tryIO(t *testing.T, program string) {
+	b := IO{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: program}
 	report, err := b.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)
@@ -177,22 +189,21 @@ func TestQuickIO(t *testing.T) {
 	}
 }
 
+// buildHoldfast makes the CLI and, beside it, the worker.
 func buildHoldfast(t *testing.T) string {
 	t.Helper()
-	program := filepath.Join(t.TempDir(), "holdfast")
-	build := exec.Command("go", "build", "-o", program, "holdfast/cmd/holdfast")
+	dir := t.TempDir()
+	build := exec.Command("go", "build", "-o", dir+"/", "holdfast/cmd/holdfast", "holdfast/cmd/holdfast-blockd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
-	return program
+	return filepath.Join(dir, "holdfast")
 }
 
-// TestQuickWorker watches idle servers for a second.
-func TestQuickWorker(t *testing.T) {
-	blockdevtest.Require(t, blockdevtest.NBD)
-	blockdevtest.LeakCheck(t)
-	w := Worker{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: buildHoldfast(t)}
+// tryWorker watches idle servers for a second.
+func tryWorker(t *testing.T, program string) {
+	w := Worker{Setting: Setting{Dir: t.TempDir(), Quick: true, Log: t.Output()}, Program: program}
 	report, err := w.Run(t.Context())
 	if err != nil {
 		t.Fatal(err)

@@ -84,11 +84,11 @@ func (w cowWay) start(ctx context.Context, b *IO, p *ioPath) (err error) {
 	switch w.what {
 	case "sparse":
 		if err = makeSparse(name, b.size); err == nil {
-			s, err = startOwn(b.Program, ServeOptions{Image: name, Kind: w.kind, Socket: b.socket(p)})
+			s, err = startOwn(b.Program, ServeOptions{Image: name, Kind: w.kind})
 		}
 	case "layers":
 		if err = w.makeLayer(b, name); err == nil {
-			s, err = startOwn(b.Program, ServeOptions{Layer: name, Image: b.base, Kind: w.kind, Socket: b.socket(p)})
+			s, err = startOwn(b.Program, ServeOptions{Layer: name, Image: b.base, Kind: w.kind})
 		}
 	case "qcow2":
 		if err = w.makeQcow2(ctx, b, name); err == nil {

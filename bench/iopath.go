@@ -94,7 +94,7 @@ func (p *ioPath) vhost(s *ioServer) {
 func (b *IO) socket(p *ioPath) string { return filepath.Join(b.Dir, p.key+".sock") }
 
 func ownVhost(_ context.Context, b *IO, p *ioPath) error {
-	s, err := startOwn(b.Program, ServeOptions{Image: b.image, Kind: blockdev.VhostUser, Socket: b.socket(p)})
+	s, err := startOwn(b.Program, ServeOptions{Image: b.image, Kind: blockdev.VhostUser})
 	if err == nil {
 		p.vhost(s)
 	}
@@ -102,7 +102,7 @@ func ownVhost(_ context.Context, b *IO, p *ioPath) error {
 }
 
 func ownNBD(_ context.Context, b *IO, p *ioPath) error {
-	s, err := startOwn(b.Program, ServeOptions{Image: b.image, Kind: blockdev.NBD, Socket: b.socket(p)})
+	s, err := startOwn(b.Program, ServeOptions{Image: b.image, Kind: blockdev.NBD})
 	if err == nil {
 		p.nbd(b, s)
 	}

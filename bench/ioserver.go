@@ -9,13 +9,13 @@ import (
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"syscall"
 	"time"
 
 	"holdfast/blockdev"
-	"holdfast/blockdev/serve/nbd"
+	"holdfast/blockdev/serve/control"
 	"holdfast/blockdev/serve/overlay"
-	"holdfast/blockdev/serve/vhost"
 	"holdfast/internal/run"
 )
 
@@ -80,21 +80,27 @@ type ServeOptions struct {
 	Image  string        // flat, or the base of Layer
 	Layer  string        // the top layer is in the files Layer.data and Layer.map; "": Image is the volume
 	Kind   blockdev.Kind // blockdev.VhostUser or blockdev.NBD
-	Socket string
+	Blockd string        // the worker's program; "": the one beside this program
 }
 
-// startOwn starts a program of ours that serves, and waits for its word.
+// startOwn starts a program of ours that serves, and waits for its word. What it logs
+// lies beside the image.
 func startOwn(program string, o ServeOptions) (*ioServer, error) {
 	r, w, err := os.Pipe()
 	if err != nil {
 		return nil, err
 	}
 	defer r.Close()
-	args := []string{program, "bench", "io", "--serve", o.Image, "--kind", string(o.Kind), "--socket", o.Socket}
+	log, err := os.OpenFile(o.Image+"."+string(o.Kind)+".log", os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, errors.Join(err, w.Close())
+	}
+	defer log.Close()
+	args := []string{program, "bench", "io", "--serve", o.Image, "--kind", string(o.Kind)}
 	if o.Layer != "" {
 		args = append(args, "--layer", o.Layer)
 	}
-	p, err := run.Start(args, w, os.Stderr)
+	p, err := run.Start(args, w, log)
 	_ = w.Close() // the program has its own
 	if err != nil {
 		return nil, err
@@ -105,88 +111,72 @@ func startOwn(program string, o ServeOptions) (*ioServer, error) {
 		err = json.Unmarshal(line, &said)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("%s serves nothing: %w", program, err), p.Kill())
+		return nil, errors.Join(fmt.Errorf("%s serves nothing, see %s: %w", program, log.Name(), err), p.Kill())
 	}
 	return &ioServer{process: p, pid: said.Pid, socket: said.Socket}, nil
 }
 
-// Serve serves until ctx ends, and says on out when it listens: the server that is
-// measured, in a process of its own.
+// Serve serves until ctx ends, and says on out when it listens. It starts a worker as
+// the daemon does: that is what is measured.
 func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (err error) {
-	f, err := os.OpenFile(o.Image, os.O_RDWR|syscall.O_DIRECT, 0)
+	spec, drop, err := o.spec()
 	if err != nil {
 		return err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: o.Socket, Net: "unix"})
-	if err != nil {
-		return err
-	}
-	if err := json.NewEncoder(out).Encode(Serving{os.Getpid(), o.Socket}); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	switch {
-	case o.Layer != "":
-		return o.serveLayer(ctx, f, l)
-	case o.Kind == blockdev.VhostUser:
-		d, err := vhost.NewFile(f)
-		if err != nil {
-			return errors.Join(err, l.Close())
-		}
-		return serveVhost(ctx, d, l)
-	case o.Kind == blockdev.NBD:
-		d, err := nbd.NewFile(f)
-		if err != nil {
-			return errors.Join(err, l.Close())
-		}
-		return serveNBD(ctx, d, f, l)
-	}
-	return errors.Join(fmt.Errorf("%w: kind %q", blockdev.ErrInvalid, o.Kind), l.Close())
-}
-
-func (o ServeOptions) serveLayer(ctx context.Context, base *os.File, l *net.UnixListener) error {
-	files, drop, err := openLayer(o.Layer)
-	if err != nil {
-		return errors.Join(err, l.Close())
 	}
 	defer drop()
-	info, err := base.Stat()
+	dir, err := os.MkdirTemp("", "hfb-") // sockets want short names
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
-	v, err := overlay.Open([]overlay.Files{files}, overlay.NewImage(base, info.Size()))
+	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	if o.Blockd == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return err
+		}
+		o.Blockd = filepath.Join(filepath.Dir(self), "holdfast-blockd")
+	}
+	s, err := control.New(control.Options{Program: o.Blockd, Dir: dir, Log: os.Stderr, DieWithParent: true})
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return err
 	}
-	if o.Kind == blockdev.VhostUser {
-		return serveVhost(ctx, v, l)
+	w, err := s.Serve(ctx, spec)
+	if err != nil {
+		return err
 	}
-	return serveNBD(ctx, v, base, l)
+	defer func() { err = errors.Join(err, w.Stop(context.WithoutCancel(ctx))) }()
+	if err := json.NewEncoder(out).Encode(Serving{w.Pid(), w.Socket()}); err != nil {
+		return err
+	}
+	<-ctx.Done()
+	return nil
 }
 
-func serveVhost(ctx context.Context, on vhost.Device, l *net.UnixListener) error {
-	d, err := vhost.New(on, vhost.Options{Serial: "bench"})
+// spec opens what the worker is handed.
+func (o ServeOptions) spec() (spec control.Spec, drop func(), err error) {
+	f, err := os.OpenFile(o.Image, os.O_RDWR|syscall.O_DIRECT, 0)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		return spec, nil, err
 	}
-	defer context.AfterFunc(ctx, func() { _ = errors.Join(l.Close(), d.Close()) })()
-	return d.Serve(l)
-}
-
-// serveNBD serves a device as large as a file is.
-func serveNBD(ctx context.Context, d nbd.Device, f *os.File, l *net.UnixListener) error {
+	closeImage := func() { _ = f.Close() } // the worker has its own
 	info, err := f.Stat()
 	if err != nil {
-		return errors.Join(err, l.Close())
+		closeImage()
+		return spec, nil, err
 	}
-	e, err := nbd.NewExport("", d, nbd.ExportOptions{Size: info.Size()})
+	spec = control.Spec{ID: benchID, Kind: o.Kind, Size: info.Size(), Flat: f}
+	if o.Layer == "" {
+		return spec, closeImage, nil
+	}
+	files, closeLayer, err := openLayer(o.Layer)
 	if err != nil {
-		return errors.Join(err, l.Close())
+		closeImage()
+		return spec, nil, err
 	}
-	s := nbd.NewServer(nbd.Options{})
-	if err := s.Add(e); err != nil {
-		return errors.Join(err, l.Close())
-	}
-	defer context.AfterFunc(ctx, func() { _ = s.Close() })()
-	return s.Serve(l)
+	spec.Flat, spec.Base, spec.BaseSize = nil, f, info.Size()
+	spec.Layers = []control.Layer{{Data: files.Data.(overlay.OSFile).File, Map: files.Map.(overlay.OSFile).File}} //nolint:forcetypeassert // openLayer has made them so
+	return spec, func() { closeLayer(); closeImage() }, nil
 }
+
+// benchID is what a worker's guest finds the disk by.
+const benchID = blockdev.ID("vol-00000000000000000000000000")

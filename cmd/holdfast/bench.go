@@ -95,8 +95,7 @@ func ioBench() *cobra.Command {
 	f.StringVar(&o.Image, "serve", "", "serve this image")
 	f.StringVar(&o.Layer, "layer", "", "as the base of this layer")
 	f.StringVar((*string)(&o.Kind), "kind", "", "as this kind of thing")
-	f.StringVar(&o.Socket, "socket", "", "on this socket")
-	for _, hidden := range []string{"serve", "layer", "kind", "socket"} {
+	for _, hidden := range []string{"serve", "layer", "kind"} {
 		_ = f.MarkHidden(hidden) // it is there
 	}
 	outside := c.RunE
