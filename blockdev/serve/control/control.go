@@ -170,7 +170,9 @@ func (s *Starter) List(ctx context.Context) ([]blockdev.ID, error) {
 	return ids, nil
 }
 
-// dial connects to a worker. blockdev.ErrNotFound when none runs.
+// dial connects to a worker. blockdev.ErrNotFound when none runs: a socket that nobody
+// listens at any more has been closed by the end of its process, after all I/O that it
+// had begun, so that a next worker has the image alone.
 func (w *Worker) dial(ctx context.Context) (wire.Conn, error) {
 	var d net.Dialer
 	conn, err := d.DialContext(ctx, "unixpacket", w.s.path(w.id, controlSocket))
@@ -204,7 +206,12 @@ func (w *Worker) converse(ctx context.Context, r *wire.Request, record func(wire
 		return nil, err
 	}
 	defer c.Close()
-	// A call that is given up hangs up, so that the worker does not wait for us.
+	return talkWithin(ctx, c, r, record, files)
+}
+
+// talkWithin is talk until ctx ends. A call that is given up hangs up, so that the
+// worker does not wait for us.
+func talkWithin(ctx context.Context, c wire.Conn, r *wire.Request, record func(wire.Pending) error, files []*os.File) (*wire.Reply, error) {
 	stop := context.AfterFunc(ctx, func() { c.Close() })
 	defer stop()
 	reply, err := talk(c, r, record, files)

@@ -34,17 +34,17 @@ func (s *Starter) serve(ctx context.Context, spec Spec) (*Worker, error) {
 	case !errors.Is(err, blockdev.ErrNotFound):
 		return nil, err
 	}
-	if err := s.clear(ctx, spec.ID); err != nil {
+	if err := s.clear(spec.ID); err != nil {
 		return nil, err
 	}
 	if err := s.start(ctx, spec); err != nil {
-		return nil, errors.Join(err, s.clear(context.WithoutCancel(ctx), spec.ID))
+		return nil, errors.Join(err, s.clear(spec.ID))
 	}
 	return s.find(ctx, spec.ID)
 }
 
 // clear takes away what a worker that has ended has left.
-func (s *Starter) clear(_ context.Context, id blockdev.ID) error {
+func (s *Starter) clear(id blockdev.ID) error {
 	return errors.Join(os.RemoveAll(filepath.Join(s.o.Dir, string(id))), s.groups(id).remove())
 }
 
@@ -90,12 +90,7 @@ func (s *Starter) open(ctx context.Context, socket *os.File, volume *wire.Volume
 	}
 	c := wire.Conn{UnixConn: conn.(*net.UnixConn)} //nolint:forcetypeassert // one end of a pair
 	defer c.Close()
-	stop := context.AfterFunc(ctx, func() { c.Close() })
-	defer stop()
-	_, err = talk(c, &wire.Request{Op: wire.Open, Volume: volume}, nil, files)
-	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	}
+	_, err = talkWithin(ctx, c, &wire.Request{Op: wire.Open, Volume: volume}, nil, files)
 	if errors.Is(err, errEnded) { // not that the image is not there
 		return fmt.Errorf("the worker ended before it served: %s", err.Error())
 	}
