@@ -50,6 +50,9 @@ func TestMain(m *testing.M) {
 	if words := os.Getenv(asDaemon); words != "" {
 		beDaemon(words)
 	}
+	if path := os.Getenv(asStranger); path != "" {
+		beStranger(path)
+	}
 	code := m.Run()
 	if path, err := program(); err == nil {
 		_ = os.RemoveAll(filepath.Dir(path))
@@ -135,6 +138,23 @@ func (g *guest) good(kind uint32, sector uint64, length int) {
 	if s := g.do(kind, sector, length); s != 0 {
 		g.t.Fatalf("request %d at sector %d: status %d", kind, sector, s)
 	}
+}
+
+func itoa(n int) string { return strconv.Itoa(n) }
+
+// asUser runs this test program as another user, who cannot reach it by its path.
+func asUser(id int, env string) (string, error) {
+	self, err := os.Open("/proc/self/exe")
+	if err != nil {
+		return "", err
+	}
+	defer self.Close()
+	cmd := exec.Command("/proc/self/fd/3")
+	cmd.ExtraFiles = []*os.File{self}
+	cmd.Env, cmd.Dir = append(os.Environ(), env), "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(id), Gid: uint32(id)}, Pdeathsig: syscall.SIGKILL}
+	out, err := cmd.CombinedOutput()
+	return string(out), err
 }
 
 // procStatus reads a line of /proc/PID/status.

@@ -21,7 +21,7 @@ var servingCalls = []uint32{
 	unix.SYS_GETSOCKOPT, unix.SYS_SETSOCKOPT, unix.SYS_GETSOCKNAME, unix.SYS_GETPEERNAME,
 	unix.SYS_CLOSE, unix.SYS_FCNTL, unix.SYS_DUP, unix.SYS_EVENTFD2, unix.SYS_MEMFD_CREATE, unix.SYS_PIPE2,
 	unix.SYS_EPOLL_CREATE1, unix.SYS_EPOLL_CTL, unix.SYS_IO_URING_SETUP, unix.SYS_IO_URING_REGISTER,
-	unix.SYS_MMAP, unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
+	unix.SYS_MUNMAP, unix.SYS_MADVISE, unix.SYS_MINCORE, unix.SYS_BRK,
 	unix.SYS_RT_SIGACTION, unix.SYS_RT_SIGPROCMASK, unix.SYS_RT_SIGRETURN, unix.SYS_SIGALTSTACK, unix.SYS_RESTART_SYSCALL,
 	unix.SYS_GETPID, unix.SYS_GETTID, unix.SYS_GETUID, unix.SYS_GETEUID, unix.SYS_GETRANDOM,
 	unix.SYS_CLOCK_GETTIME, unix.SYS_SCHED_YIELD, unix.SYS_SCHED_GETAFFINITY, unix.SYS_EXIT, unix.SYS_EXIT_GROUP, unix.SYS_UNAME,
@@ -42,8 +42,9 @@ const (
 func servingRules(network bool) []rule {
 	rules := []rule{
 		{unix.SYS_CLONE, 0, unix.CLONE_THREAD | newNamespaces, unix.CLONE_THREAD}, // threads
-		{unix.SYS_MPROTECT, 2, unix.PROT_EXEC, 0},                                 // no new code
-		{unix.SYS_TGKILL, 0, allBits, uint32(os.Getpid())},                        // Go wakes its own threads
+		{unix.SYS_MMAP, 2, unix.PROT_EXEC, 0},                                     // no new code
+		{unix.SYS_MPROTECT, 2, unix.PROT_EXEC, 0},
+		{unix.SYS_TGKILL, 0, allBits, uint32(os.Getpid())}, // Go wakes its own threads
 		{unix.SYS_PRCTL, 0, allBits, prSetVMA},
 	}
 	for _, request := range []uint32{unix.BLKGETSIZE64, unix.BLKSSZGET, unix.BLKPBSZGET, unix.BLKDISCARD, unix.BLKZEROOUT, fsIocFiemap} {

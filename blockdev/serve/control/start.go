@@ -34,6 +34,9 @@ func (s *Starter) serve(ctx context.Context, spec Spec) (*Worker, error) {
 	case !errors.Is(err, blockdev.ErrNotFound):
 		return nil, err
 	}
+	if err := spec.check(); err != nil {
+		return nil, err
+	}
 	if err := s.clear(spec.ID); err != nil {
 		return nil, err
 	}
@@ -124,6 +127,19 @@ func abandon(child *run.Child) error {
 	}
 	defer pidfd.Close()
 	return errors.Join(sys.KillProcess(pidfd), sys.AwaitEnd(context.Background(), pidfd))
+}
+
+// check tells early what no worker can serve.
+func (spec Spec) check() error {
+	v, files := spec.words()
+	v.User, v.Group = 1, 1
+	switch {
+	case spec.Remote != nil && spec.Remote.Chunks == nil || len(files) != v.Files()-wire.SocketFiles:
+		return fmt.Errorf("%w: a file is missing", blockdev.ErrInvalid)
+	case v.Check() != nil:
+		return fmt.Errorf("%w: %w", blockdev.ErrInvalid, v.Check())
+	}
+	return nil
 }
 
 // words puts a volume into words, with its files in their order.

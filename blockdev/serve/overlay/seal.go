@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"holdfast/blockdev"
 )
@@ -18,37 +19,46 @@ import (
 // after the change waits for it. When it fails so does the volume: what has been
 // written to the new layer could not be found again.
 func (v *Overlay) Seal(next Files, record func() error) error {
-	return blockdev.Op("overlay.Seal", "", v.seal(next, record))
+	_, err := v.SealHeld(next, record)
+	return err
 }
 
-func (v *Overlay) seal(next Files, record func() error) error {
+// SealHeld is Seal, and tells for how long readers and writers were kept waiting.
+func (v *Overlay) SealHeld(next Files, record func() error) (held time.Duration, err error) {
+	held, err = v.seal(next, record)
+	return held, blockdev.Op("overlay.Seal", "", err)
+}
+
+func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err error) {
 	v.seals.Lock()
 	defer v.seals.Unlock()
 	if err := v.flush(); err != nil { // so that little is left to do afterwards
-		return err
+		return 0, err
 	}
 	top, err := openLayer(next)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	pending := &barrier{make(chan struct{})}
 	defer func() {
 		v.barrier.Store(nil)
 		close(pending.done)
 	}()
+	began := time.Now()
 	old, err := v.swap(top, pending)
+	held = time.Since(began)
 	if err != nil {
-		return err
+		return held, err
 	}
 	for _, l := range old {
 		if err := v.inspect(l.commit()); err != nil {
-			return v.unrecorded(err)
+			return held, v.unrecorded(err)
 		}
 	}
 	if err := record(); err != nil {
-		return v.unrecorded(err)
+		return held, v.unrecorded(err)
 	}
-	return nil
+	return held, nil
 }
 
 // swap puts a layer on top and gives those below that have something to flush.

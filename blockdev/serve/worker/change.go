@@ -125,19 +125,13 @@ func (w *worker) seal(c wire.Conn, name string, files []*os.File) (*wire.Reply, 
 		held, err := v.cover(next, record)
 		return &wire.Reply{Held: int64(held)}, err
 	}
-	held, err := sealLayers(layers, next, record)
+	held, err := layers.SealHeld(next, record)
 	if err == nil {
 		v.mu.Lock()
 		v.sealed++
 		v.mu.Unlock()
 	}
 	return &wire.Reply{Held: int64(held)}, err
-}
-
-// sealLayers is overlay.Seal. Writers wait from when it has flushed until the new
-// layer is there, which is before the record.
-func sealLayers(v *overlay.Overlay, next overlay.Files, record func() error) (held time.Duration, err error) {
-	return 0, v.Seal(next, record)
 }
 
 // absorb merges a layer with the one below it.
@@ -162,12 +156,12 @@ func (w *worker) absorb(c wire.Conn, i int) error {
 // cover makes a flat image the base of an overlay whose only layer is next, under the
 // hands of its clients: they wait for what is under way and no longer. A flush waits
 // for what the image had got before and for the record as well.
-func (v *volume) cover(next overlay.Files, record func() error) (held time.Duration, err error) {
-	if err := sys.SyncData(v.flat); err != nil { // so that little is left to do afterwards
-		return 0, v.breakDown(err)
+func (w *volume) cover(next overlay.Files, record func() error) (held time.Duration, err error) {
+	if err := sys.SyncData(w.flat); err != nil { // so that little is left to do afterwards
+		return 0, w.breakDown(err)
 	}
-	size := v.size
-	layers, err := overlay.Open([]overlay.Files{next}, overlay.NewImage(v.flat, size))
+	size := w.size
+	layers, err := overlay.Open([]overlay.Files{next}, overlay.NewImage(w.flat, size))
 	if err != nil {
 		return 0, err
 	}
@@ -175,19 +169,19 @@ func (v *volume) cover(next overlay.Files, record func() error) (held time.Durat
 		return 0, fmt.Errorf("%w: a layer of %d bytes for a volume of %d", blockdev.ErrInvalid, layers.Size(), size)
 	}
 	over := &covering{Overlay: layers, settled: make(chan struct{})}
-	held, err = v.front.swap(over, func() error { return nil })
+	held, err = w.front.swap(over, func() error { return nil })
 	if err != nil {
 		return 0, err
 	}
-	v.mu.Lock()
-	v.layers = layers
-	v.mu.Unlock()
-	err = sys.SyncData(v.flat)
+	w.mu.Lock()
+	w.layers = layers
+	w.mu.Unlock()
+	err = sys.SyncData(w.flat)
 	if err == nil {
 		err = record()
 	}
 	if err != nil {
-		err = v.breakDown(err)
+		err = w.breakDown(err)
 		over.broken.Store(&err)
 	}
 	close(over.settled)
@@ -195,13 +189,13 @@ func (v *volume) cover(next overlay.Files, record func() error) (held time.Durat
 }
 
 // breakDown fails the volume.
-func (v *volume) breakDown(err error) error {
+func (w *volume) breakDown(err error) error {
 	if !errors.Is(err, blockdev.ErrFailed) {
 		err = fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
 	}
-	v.mu.Lock()
-	v.broken = err
-	v.mu.Unlock()
+	w.mu.Lock()
+	w.broken = err
+	w.mu.Unlock()
 	return err
 }
 

@@ -40,7 +40,7 @@ func newVhost(w *volume) (front, error) {
 
 // tell writes how a connection ended to the log.
 func tell(err error) {
-	if err != nil {
+	if err != nil && !errors.Is(err, net.ErrClosed) { // not that we have ended it
 		fmt.Fprintln(os.Stderr, "holdfast-blockd: connection: "+err.Error())
 	}
 }
@@ -117,6 +117,6 @@ func (f *nbdFront) throttle(limits blockdev.Limits) { f.w.limiter.Set(limits, 0)
 func (f *nbdFront) failed() error                   { return f.export.Failed() }
 func (f *nbdFront) close() error                    { return f.server.Close() }
 func (f *nbdFront) clients() int                    { return int(f.here.Load()) }
-func (f *nbdFront) swap(device, func() error) (time.Duration, error) {
-	return 0, fmt.Errorf("%w: layers over a flat image that NBD clients have", errors.ErrUnsupported)
+func (f *nbdFront) swap(d device, during func() error) (time.Duration, error) {
+	return f.export.Swap(d, during)
 }

@@ -27,9 +27,8 @@ const (
 
 // hydration copies the base in the background.
 type hydration struct {
-	w     *volume
-	wake  chan struct{} // the stack or the size has changed
-	begun func() *overlay.Hydrator
+	w    *volume
+	wake chan struct{} // the stack or the size has changed
 
 	mu       sync.Mutex
 	hydrator *overlay.Hydrator // nil: flat
@@ -119,10 +118,10 @@ func (h *hydration) note(err error) (retry bool) {
 	return true
 }
 
-func (h *hydration) failing() (why error, since time.Time, tries int64) {
+func (h *hydration) failing() (since time.Time, tries int64, why error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	return h.why, h.since, h.tries
+	return h.since, h.tries, h.why
 }
 
 // pace is overlay.Pace: the rate holds while clients do something, and not when they

@@ -153,7 +153,7 @@ func (w *volume) service() serve.Service {
 		if far.Err != nil {
 			s.Layers.Reason = far.Err.Error()
 		}
-	} else if why, since, tries := w.hydration.failing(); why != nil {
+	} else if since, tries, why := w.hydration.failing(); why != nil {
 		s.Layers.FailingSince, s.Layers.Tries, s.Layers.Reason = since, tries, why.Error()
 	}
 	return s
@@ -161,11 +161,15 @@ func (w *volume) service() serve.Service {
 
 // failure is why nothing is acknowledged any more. The caller has the lock.
 func (w *volume) failure() error {
-	errs := []error{w.broken, w.front.failed()}
-	if w.layers != nil {
-		errs = append(errs, w.layers.Failed())
+	if w.broken != nil {
+		return w.broken
 	}
-	return errors.Join(errs...)
+	if w.layers != nil {
+		if err := w.layers.Failed(); err != nil {
+			return err
+		}
+	}
+	return w.front.failed()
 }
 
 // throttle makes exactly these limits hold.

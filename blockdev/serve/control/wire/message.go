@@ -78,12 +78,12 @@ type Volume struct {
 	Group       int             `json:"group"` // its group
 }
 
-// openFiles are the descriptors before those of the volume.
-const openFiles = 3
+// SocketFiles are the descriptors before those of the volume.
+const SocketFiles = 3
 
 // Files is how many descriptors come with the volume.
 func (v *Volume) Files() int {
-	n := openFiles + 2*v.Layers
+	n := SocketFiles + 2*v.Layers
 	for _, one := range []bool{v.Flat, v.Base, v.Remote, v.Lock} {
 		if one {
 			n++
@@ -92,7 +92,8 @@ func (v *Volume) Files() int {
 	return n
 }
 
-func (v *Volume) check() error {
+// Check tells whether a volume makes sense: ErrProtocol.
+func (v *Volume) Check() error {
 	switch {
 	case !v.ID.Valid():
 		return fmt.Errorf("%w: volume %.40q", ErrProtocol, string(v.ID))
@@ -132,7 +133,7 @@ func (r *Request) check(files int) error {
 		if r.Volume == nil {
 			return fmt.Errorf("%w: no volume to open", ErrProtocol)
 		}
-		err = r.Volume.check()
+		err = r.Volume.Check()
 	case Throttle:
 		if l := r.Limits; l == nil || min(l.ReadIOPS, l.WriteIOPS, l.ReadBytes, l.WriteBytes) < 0 {
 			err = fmt.Errorf("%w: limits", ErrProtocol)
