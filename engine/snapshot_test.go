@@ -7,7 +7,6 @@ import (
 	"strings"
 	"testing"
 
-	"holdfast/blockdev"
 	"holdfast/metadata"
 )
 
@@ -343,7 +342,7 @@ func TestSnapshotOnce(t *testing.T) {
 	if _, err := w.engine.Snapshot("other", first.ID); !errors.Is(err, ErrNotFound) {
 		t.Error(err)
 	}
-	if blockdev.ID(first.ID).Valid() == false {
+	if !first.ID.Valid() {
 		t.Errorf("%q", first.ID)
 	}
 }
