@@ -197,10 +197,22 @@ func (l *Library) withFile(ctx context.Context, id blockdev.ID, fn func(path str
 
 func (l *Library) withEndpoint(ctx context.Context, id blockdev.ID, w blockdev.Want, fn func(path string) error) error {
 	e, err := l.o.Pool.Open(ctx, id, w)
+	if errors.Is(err, blockdev.ErrLayered) { // a volume, or a clone of one
+		if err = l.flatten(ctx, id); err == nil {
+			e, err = l.o.Pool.Open(ctx, id, w)
+		}
+	}
 	if err != nil {
 		return err
 	}
 	return errors.Join(fn(e.Path), l.closeEndpoint(context.WithoutCancel(ctx), id, e.Lease))
+}
+
+func (l *Library) flatten(ctx context.Context, id blockdev.ID) error {
+	if flattener, ok := l.o.Pool.(blockdev.Flattener); ok {
+		return flattener.Flatten(ctx, id)
+	}
+	return blockdev.ErrLayered
 }
 
 // A mount or device that we let go of can be in use a moment longer: a process

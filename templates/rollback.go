@@ -54,10 +54,8 @@ func (v Revision) sameAs(o Revision) bool {
 
 // copyRevision makes a draft that holds a revision's image.
 func (l *Library) copyRevision(ctx context.Context, id blockdev.ID, of Revision) error {
-	if cloner, ok := l.o.Pool.(blockdev.Cloner); ok {
-		if err := cloner.Clone(ctx, id, of.ID, of.ImageBytes); !errors.Is(err, errors.ErrUnsupported) {
-			return err
-		}
+	if err := l.cloneFlat(ctx, id, of.ID, of.ImageBytes); !errors.Is(err, errors.ErrUnsupported) {
+		return err
 	}
 	release, err := l.reserve(of.ImageBytes, "template image "+string(id))
 	if err != nil {

@@ -212,11 +212,8 @@ func (l *Library) growRevision(ctx context.Context, id blockdev.ID, s SourceSpec
 		}
 		defer release()
 	}
-	err = errors.ErrUnsupported
-	if cloner, ok := l.o.Pool.(blockdev.Cloner); ok {
-		err = cloner.Clone(ctx, id, from, s.Size)
-		shared = l.images.allocated(from)
-	}
+	shared = l.images.allocated(from)
+	err = l.cloneFlat(ctx, id, from, s.Size)
 	if errors.Is(err, errors.ErrUnsupported) {
 		shared, err = 0, l.copyData(ctx, id, from, s.Size)
 	}
