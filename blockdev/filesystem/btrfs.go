@@ -84,12 +84,16 @@ func readBtrfsSuper(path string) (*btrfsSuper, error) {
 	return parseBtrfsSuper(b, btrfsSuperOffsets[0])
 }
 
-func sizeBtrfs(image io.ReaderAt) (int64, error) {
+func btrfsSuperIn(image io.ReaderAt) (*btrfsSuper, error) {
 	b, err := readAt(image, btrfsSuperOffsets[0], btrfsSuperBytes)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	s, err := parseBtrfsSuper(b, btrfsSuperOffsets[0])
+	return parseBtrfsSuper(b, btrfsSuperOffsets[0])
+}
+
+func sizeBtrfs(image io.ReaderAt) (int64, error) {
+	s, err := btrfsSuperIn(image)
 	if err != nil {
 		return 0, err
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"io"
 	"os"
 
 	"holdfast/internal/sys"
@@ -47,15 +48,26 @@ func (x Tools) Usage(ctx context.Context, path string, t Type) (Usage, error) {
 	if err := ctx.Err(); err != nil {
 		return Usage{}, failed("stat", t, err)
 	}
-	var u Usage
-	var err error
+	f, err := os.Open(path)
+	if err != nil {
+		return Usage{}, failed("stat", t, err)
+	}
+	defer f.Close()
+	return x.UsageIn(ctx, f, t)
+}
+
+// UsageIn is Usage of an image that is no file of this host.
+func (x Tools) UsageIn(ctx context.Context, image io.ReaderAt, t Type) (u Usage, err error) {
+	if err := ctx.Err(); err != nil {
+		return Usage{}, failed("stat", t, err)
+	}
 	switch t {
 	case Ext4:
-		u, err = usageExt4(path)
+		u, err = usageExt4(image)
 	case XFS:
-		u, err = usageXFS(path)
+		u, err = usageXFS(image)
 	case Btrfs:
-		u, err = usageBtrfs(path)
+		u, err = usageBtrfs(image)
 	default:
 		err = errors.ErrUnsupported
 	}
@@ -69,8 +81,8 @@ func usage(total, free, inodes, freeInodes int64) Usage {
 	return Usage{Total: total, Used: total - free, Free: free, Inodes: inodes, UsedInodes: inodes - freeInodes, FreeInodes: freeInodes}
 }
 
-func usageExt4(path string) (Usage, error) {
-	s, err := readExt4Super(path)
+func usageExt4(image io.ReaderAt) (Usage, error) {
+	_, s, err := ext4SuperIn(image)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -117,8 +129,8 @@ const (
 )
 
 // usageXFS follows the kernel's fs/xfs/xfs_super.c, xfs_fs_statfs.
-func usageXFS(path string) (Usage, error) {
-	b, err := readHead(path, 0, 4096)
+func usageXFS(image io.ReaderAt) (Usage, error) {
+	b, err := readAt(image, 0, 4096)
 	if err != nil {
 		return Usage{}, err
 	}
@@ -142,17 +154,12 @@ func usageXFS(path string) (Usage, error) {
 		inodes = max(made, min(inodes, s.blocks*percent/100*perBlock))
 	}
 	u := usage(total*s.blockSize, free*s.blockSize, inodes, inodes-(made-unused))
-	u.Unclean, err = uncleanXFS(path, s)
+	u.Unclean, err = uncleanXFS(image, s)
 	return u, err
 }
 
-func uncleanXFS(path string, s *xfsSuper) (bool, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return false, err
-	}
-	defer f.Close()
-	_, err = readUnmountRecord(f, s)
+func uncleanXFS(image io.ReaderAt, s *xfsSuper) (bool, error) {
+	_, err := readUnmountRecord(image, s)
 	if errors.Is(err, ErrDirty) {
 		return true, nil
 	}
@@ -160,8 +167,8 @@ func uncleanXFS(path string, s *xfsSuper) (bool, error) {
 }
 
 // usageBtrfs: bytes_used, at 0x78, counts data and metadata.
-func usageBtrfs(path string) (Usage, error) {
-	s, err := readBtrfsSuper(path)
+func usageBtrfs(image io.ReaderAt) (Usage, error) {
+	s, err := btrfsSuperIn(image)
 	if err != nil {
 		return Usage{}, err
 	}
