@@ -16,6 +16,8 @@ type Attachment struct {
 	MountPath string `json:"mountPath,omitempty"`
 	Serial    string `json:"serial,omitempty"` // of the device that a guest gets
 	ReadOnly  bool   `json:"readOnly"`
+	Kind      string `json:"kind,omitempty"`   // of what the sandbox has: file, block, vhost-user, nbd
+	Socket    string `json:"socket,omitempty"` // of the worker that serves it, for who may attach
 	Epoch     uint64 `json:"epoch"`
 	Phase     string `json:"phase"`              // attaching, attached, detaching
 	Failure   string `json:"failure,omitempty"`  // why the last step did not go through, and what is next
@@ -96,7 +98,7 @@ type Launch struct {
 
 func attachmentBody(a engine.Attachment) Attachment {
 	return Attachment{
-		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Epoch: a.Epoch, Phase: string(a.Phase),
+		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Kind: string(a.Kind), Epoch: a.Epoch, Phase: string(a.Phase),
 		Target:  targetBody(a.Asked),
 		Limits:  limitsBody(a.Limits),
 		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
@@ -150,7 +152,7 @@ func (r *EphemeralRequest) volume() *engine.EphemeralVolume {
 // launched answers with an attachment, and how its sandbox is started where that is
 // asked.
 func (c *call) launched(v engine.Volume, a engine.Attachment) error {
-	b := c.attachment(a)
+	b := c.placed(v, a)
 	l, err := c.s.o.Engine.Launch(c.r.Context(), v, a)
 	if err != nil {
 		return err
@@ -161,6 +163,15 @@ func (c *call) launched(v engine.Volume, a engine.Attachment) error {
 	return c.json(b)
 }
 
+// placed is an attachment with where it is on this host, for those who may know.
+func (c *call) placed(v engine.Volume, a engine.Attachment) Attachment {
+	b := c.attachment(a)
+	if c.mayAttach() == nil {
+		b.Socket = c.s.o.Engine.Socket(v, a)
+	}
+	return b
+}
+
 func listAttachments(c *call) error {
 	v, err := c.pathVolume()
 	if err != nil {
@@ -168,7 +179,7 @@ func listAttachments(c *call) error {
 	}
 	all := make([]Attachment, len(v.Attachments))
 	for i, a := range v.Attachments {
-		all[i] = c.attachment(a)
+		all[i] = c.placed(v, a)
 	}
 	return c.json(all)
 }

@@ -19,6 +19,8 @@ type Engine interface {
 	CreateVolume(ctx context.Context, r engine.CreateVolume) (engine.Volume, error)
 	Volume(workspace, name string) (engine.Volume, error)
 	VolumeByExternalID(workspace, externalID string) (engine.Volume, error)
+	// Socket is where a worker serves an attachment's volume on this host; "" for others.
+	Socket(v engine.Volume, a engine.Attachment) string
 	Sizes(ctx context.Context, v engine.Volume) (engine.Sizes, error)
 	List(workspace string, q engine.Query) (engine.Page, error)
 	ChangeVolume(ctx context.Context, workspace, name string, c engine.ChangeVolume) (engine.Volume, error)

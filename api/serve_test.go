@@ -417,7 +417,7 @@ func TestAttachments(t *testing.T) {
 	base := "/v0/volumes/x/attachments"
 	first := w.request("POST "+base, attachTo("sandbox:a", "/srv/a")).is(200)
 	a := into[api.Attachment](first)
-	if a.Phase != "attached" || a.Epoch != 1 || a.Target.Path != "/srv/a" || a.CreatedBy != "ann" {
+	if a.Phase != "attached" || a.Epoch != 1 || a.Kind != "block" || a.Socket != "" || a.Target.Path != "/srv/a" || a.CreatedBy != "ann" {
 		t.Errorf("%+v", a)
 	}
 	if again := w.request("POST "+base, attachTo("sandbox:a", "/srv/a")).is(200); string(again.Body) != string(first.Body) {

@@ -7,6 +7,29 @@ import (
 	"holdfast/api"
 )
 
+// TestHydrationShows: a volume whose bytes lie in several places is ready, and says so;
+// who needs them in one gets that.
+func TestHydrationShows(t *testing.T) {
+	w := newWorld(t)
+	made := w.create("x")
+	w.pool.Layered = true
+	v, err := w.engine.Volume("main", "x")
+	if err != nil || made.State.Sizes.Hydration != nil {
+		t.Fatalf("%+v, %v", made.State.Sizes.Hydration, err)
+	}
+	if _, err := w.pool.Snapshot(t.Context(), "snp-00000000000000000000000000", v.ID); err != nil {
+		t.Fatal(err)
+	}
+	got := into[api.Volume](w.request("GET /v0/volumes/x", nil).is(200))
+	if h := got.State.Sizes.Hydration; got.Status != "DEPLOYED" || h == nil || h.Layers != 1 || h.Total != got.State.Sizes.Device || h.FailingSince != "" {
+		t.Errorf("%s, %+v", got.Status, h)
+	}
+	w.request("POST /v0/volumes/x/attachments", attachTo("sandbox:a", "/srv/a")).is(200)
+	if got := into[api.Volume](w.request("GET /v0/volumes/x", nil).is(200)); got.State.Sizes.Hydration != nil {
+		t.Errorf("attached: %+v", got.State.Sizes.Hydration)
+	}
+}
+
 func TestVolumeLife(t *testing.T) {
 	w := newWorld(t)
 	w.request("GET /v0/volumes/data", nil).refused(404, "NOT_FOUND", "data")

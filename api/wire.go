@@ -59,6 +59,17 @@ type Sizes struct {
 	Allocated  int64  `json:"allocated"`
 	Shared     int64  `json:"shared"`
 	Pending    string `json:"pending,omitempty"` // what growth waits for
+
+	Hydration *Hydration `json:"hydration,omitempty"` // while not all bytes lie in one place
+}
+
+// Hydration is how far a volume is that is used already while its bytes come. Sizes
+// are in bytes.
+type Hydration struct {
+	Absent       int64  `json:"absent"` // at most
+	Total        int64  `json:"total"`
+	Layers       int    `json:"layers"`
+	FailingSince string `json:"failingSince,omitempty"` // where the bytes come from does not answer
 }
 
 // Event is something that happened to a volume.
@@ -176,6 +187,13 @@ func liteBody(v engine.Volume) LiteVolume {
 	}
 }
 
+func hydrationBody(h *engine.Hydration) *Hydration {
+	if h == nil {
+		return nil
+	}
+	return &Hydration{Absent: h.Absent, Total: h.Total, Layers: h.Layers, FailingSince: optionalStamp(h.FailingSince)}
+}
+
 func sizesBody(s engine.Sizes) *Sizes {
-	return &Sizes{Wanted: s.Wanted, Device: s.Device, Filesystem: s.Filesystem, Allocated: s.Allocated, Shared: s.Shared, Pending: s.Pending}
+	return &Sizes{Wanted: s.Wanted, Device: s.Device, Filesystem: s.Filesystem, Allocated: s.Allocated, Shared: s.Shared, Pending: s.Pending, Hydration: hydrationBody(s.Hydration)}
 }

@@ -269,6 +269,28 @@ func (f *toyFS) Size(_ context.Context, path string, _ filesystem.Type) (int64, 
 	return f.sizes[path], nil
 }
 
+// IdentifyIn and the others are asked of what is layered: the image is full of it.
+func (f *toyFS) IdentifyIn(context.Context, filesystem.Image, int64, filesystem.Type, string) error {
+	return nil
+}
+
+func (f *toyFS) SizeIn(_ context.Context, image io.ReaderAt, _ filesystem.Type) (int64, error) {
+	return image.(blockdev.Bytes).Size(), nil
+}
+
+func (f *toyFS) ListDirIn(ctx context.Context, _ io.ReaderAt, t filesystem.Type, dir string) ([]filesystem.Entry, error) {
+	return f.ListDir(ctx, "", t, dir)
+}
+
+func (f *toyFS) ReadFileIn(ctx context.Context, _ io.ReaderAt, t filesystem.Type, file string, to io.Writer) error {
+	return f.ReadFile(ctx, "", t, file, to)
+}
+
+func (f *toyFS) UsageIn(ctx context.Context, image io.ReaderAt, t filesystem.Type) (filesystem.Usage, error) {
+	size, err := f.SizeIn(ctx, image, t)
+	return filesystem.Usage{Total: size, Free: size}, err
+}
+
 func (f *toyFS) SizeMounted(ctx context.Context, dir string, t filesystem.Type) (int64, error) {
 	return f.Size(ctx, "mem:"+dir, t)
 }

@@ -58,7 +58,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 		if err != nil {
 			return Attachment{}, attachError(v, err)
 		}
-		if err := e.mayLimit(v, "", target, r.ReadOnly, r.Limits); err != nil {
+		if err := e.mayLimit(v, "", e.kindAhead(ctx, v, target, r.ReadOnly), target, r.ReadOnly, r.Limits); err != nil {
 			return Attachment{}, err
 		}
 		v = v.clone()
@@ -66,7 +66,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 			return Attachment{}, err
 		}
 		recovered := r.ReadOnly && v.mayMount() == nil
-		if v, err = e.prepare(ctx, v, recovered); err != nil {
+		if v, err = e.prepareFor(ctx, v, recovered, e.needsFlat(target, r.ReadOnly)); err != nil {
 			return Attachment{}, attachError(v, err)
 		}
 		if err := e.unheld(ctx, v); err != nil {
@@ -152,6 +152,11 @@ func (v Volume) inTheWay(r AttachVolume) *Attachment {
 // pending, and, if it must be recovered, what a dirty journal has, which a
 // read-only device cannot do. It gives the volume as it is then.
 func (e *Engine) prepare(ctx context.Context, v Volume, recovered bool) (Volume, error) {
+	return e.prepareFor(ctx, v, recovered, false)
+}
+
+// prepareFor is prepare, and for who cannot use a layered image makes it flat.
+func (e *Engine) prepareFor(ctx context.Context, v Volume, recovered, flat bool) (Volume, error) {
 	if len(v.Attachments) > 0 {
 		return v, nil
 	}
@@ -165,6 +170,11 @@ func (e *Engine) prepare(ctx context.Context, v Volume, recovered bool) (Volume,
 		}
 		if v.Failure != "" {
 			return v, notReady(v)
+		}
+		if flat {
+			if err := e.flattenNow(ctx, v); err != nil {
+				return v, err
+			}
 		}
 		if !recovered {
 			return v, nil
@@ -243,30 +253,36 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 	if attacher == nil {
 		return fmt.Errorf("attachments of type %q are not configured", a.Target.Type)
 	}
-	at := *v
+	at := v.clone()
 	endpoint, err := stepOf(ctx, e, v.ID, stepOpen, func(ctx context.Context) (blockdev.Endpoint, error) {
 		if e.isRaw(a.Target) {
 			return e.endpointOf(ctx, at, a)
 		}
 		_, err := e.activate(ctx, at, a.ReadOnly)
-		return blockdev.Endpoint{}, err
+		return e.endpointNow(v.ID), err
 	})
 	if err != nil {
 		return err
+	}
+	if isSocket(endpoint.Kind) && a.Kind != endpoint.Kind {
+		if err := e.noteKind(ctx, v, id, endpoint.Kind); err != nil {
+			return err
+		}
+		a, at = *v.attachment(id), v.clone()
 	}
 	err = e.step(ctx, v.ID, stepAttach, func(ctx context.Context) error {
 		request, err := e.request(ctx, at, a)
 		if err != nil {
 			return err
 		}
-		if !a.Limits.None() && e.ownLimiter(a.Target) == nil { // before anybody can use it
+		if !a.Limits.None() && (isSocket(a.Kind) || e.ownLimiter(a.Target) == nil) { // before anybody can use it
 			if err := e.limit(ctx, at, a, a.Limits); err != nil {
 				return err
 			}
 		}
 		return attacher.Attach(ctx, request)
 	})
-	if errors.Is(err, errors.ErrUnsupported) && e.ownLimiter(a.Target) != nil {
+	if errors.Is(err, errors.ErrUnsupported) && e.ownLimiter(a.Target) != nil && !a.Limits.None() {
 		return noLimits(err)
 	}
 	if err == nil {
@@ -278,7 +294,7 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 	if a.Phase != Attached || a.Failure != "" {
 		changed := v.clone()
 		b := changed.attachment(id)
-		b.Phase, b.Failure, b.Deadline, b.RetryAt = Attached, "", time.Time{}, time.Time{}
+		b.Phase, b.Failure, b.Deadline, b.RetryAt, b.Kind = Attached, "", time.Time{}, time.Time{}, endpoint.Kind
 		if err := e.commit(ctx, changed); err != nil {
 			return err
 		}
@@ -295,6 +311,18 @@ func (e *Engine) bring(ctx context.Context, v *Volume, id string) error {
 	return nil
 }
 
+// noteKind makes durable that a sandbox gets a worker's socket, before it does: it
+// cannot go on with anything else.
+func (e *Engine) noteKind(ctx context.Context, v *Volume, id string, kind blockdev.Kind) error {
+	changed := v.clone()
+	changed.attachment(id).Kind = kind
+	if err := e.commit(ctx, changed); err != nil {
+		return err
+	}
+	*v = changed
+	return nil
+}
+
 // request is an attachment in an Attacher's words.
 func (e *Engine) request(ctx context.Context, v Volume, a Attachment) (attach.Request, error) {
 	dir, err := e.o.Stage.Mounted(ctx, v.ID)
@@ -305,10 +333,14 @@ func (e *Engine) request(ctx context.Context, v Volume, a Attachment) (attach.Re
 	if err != nil {
 		return attach.Request{}, err
 	}
-	return attach.Request{
+	r := attach.Request{
 		Volume: v.ID, Endpoint: endpoint, Mounted: dir,
 		Target: a.Target, MountPath: a.MountPath, ReadOnly: a.ReadOnly, Filesystem: v.Filesystem, Others: v.others(a), Limits: a.Limits,
-	}, nil
+	}
+	if isSocket(endpoint.Kind) { // its worker has them
+		r.Limits = blockdev.Limits{}
+	}
+	return r, nil
 }
 
 // others are the sandboxes that a volume is in besides an attachment's.

@@ -129,9 +129,7 @@ func (e *Engine) ownIdentity(ctx context.Context, v Volume, dst blockdev.ID, fai
 	if failed != nil || v.Filesystem != filesystem.Btrfs {
 		return nil
 	}
-	return e.asFile(ctx, dst, false, func(path string) error {
-		return e.o.Filesystems.Identify(ctx, path, v.Filesystem, newUUID())
-	})
+	return e.identify(ctx, dst, v.Filesystem, newUUID())
 }
 
 // cloneOnline clones a volume that is in use. A freeze that is there already does.

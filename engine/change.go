@@ -60,6 +60,10 @@ func (e *Engine) grow(ctx context.Context, v Volume) (Volume, error) {
 	if lostWrite(err) {
 		return Volume{}, err
 	}
+	if errors.Is(err, blockdev.ErrLayered) {
+		e.setPending(v.ID, pendingFlat)
+		return v, nil
+	}
 	if err != nil {
 		e.setPending(v.ID, pendingFailed)
 		e.o.Log.Warn("growth is pending", "volume", v.ID, "workspace", v.Workspace, "err", err)
@@ -75,6 +79,9 @@ func (e *Engine) grow(ctx context.Context, v Volume) (Volume, error) {
 // pendingFailed is what a user is told: the reason may show paths of the host, and
 // is in the log.
 const pendingFailed = "growing failed and is tried again: the operator's log has the reason"
+
+// pendingFlat is why the filesystem of a layered image has not grown.
+const pendingFlat = "the filesystem grows when the volume is hydrated, which goes on by itself"
 
 func (e *Engine) pendingReason(id blockdev.ID) string {
 	e.mu.Lock()
@@ -165,6 +172,7 @@ func (e *Engine) Sizes(ctx context.Context, v Volume) (Sizes, error) {
 		return s, err
 	}
 	s.Device, s.Allocated, s.Shared = info.Size, info.Allocated, info.Shared
+	s.Hydration = e.hydrationOf(ctx, info)
 	if s.Pending == "" {
 		s.Pending = v.guestGrows()
 	}

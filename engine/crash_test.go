@@ -67,7 +67,7 @@ func attachOp(name, kind, where string, readOnly bool) op {
 	switch kind {
 	case "host":
 		r.Target.Path = "/" + where
-	case "vm", "start":
+	case "vm", "start", "socket":
 		r.Target.Container = where
 	default:
 		r.Target.Container, r.MountPath = where, "/data"
@@ -146,8 +146,18 @@ func deleteOp(name string) op {
 	}
 }
 
+// A world is lived in.
+type lived struct {
+	ops func() []op
+	in  func(testing.TB) *world
+}
+
 // lives are cut one by one. Each ends with one volume, "b2" of 16 MiB, detached.
-var lives = map[string]func() []op{"life": life, "upkeep": upkeepLife, "force": forceLife, "machine": machineLife, "start": startLife, "sanitize": sanitizeLife, "snapshot": snapshotLife}
+var lives = map[string]lived{
+	"life": {life, newWorld}, "upkeep": {upkeepLife, newWorld}, "force": {forceLife, newWorld}, "machine": {machineLife, newWorld},
+	"start": {startLife, newWorld}, "sanitize": {sanitizeLife, newWorld},
+	"socket": {socketLife, newLayeredWorld}, "snapshot": {snapshotLife, newWorld},
+}
 
 // life is the whole life of volumes of each kind.
 func life() []op {
@@ -207,16 +217,16 @@ func TestEveryCrashPoint(t *testing.T) {
 	}
 }
 
-func cutLife(t *testing.T, life func() []op, cut int, power bool) {
-	w := newWorld(t)
+func cutLife(t *testing.T, life lived, cut int, power bool) {
+	w := life.in(t)
 	w.arm(cut, true)
-	done, crashedAt := w.live(t, life())
+	done, crashedAt := w.live(t, life.ops())
 	if crashedAt < 0 {
 		t.Fatal("the cut was not reached")
 	}
 	where := w.lastPoint()
 	w.restart(power)
-	ops := life()
+	ops := life.ops()
 	w.verify(t, done, ops[crashedAt], where, power)
 	w.liveOn(t, ops[crashedAt:])
 	w.verifyEnd(t)
@@ -239,10 +249,10 @@ func TestEveryErrorPoint(t *testing.T) {
 	}
 }
 
-func failOnce(t *testing.T, life func() []op, cut int) {
-	w := newWorld(t)
+func failOnce(t *testing.T, life lived, cut int) {
+	w := life.in(t)
 	w.arm(cut, false)
-	for _, o := range life() {
+	for _, o := range life.ops() {
 		for try := 0; ; try++ {
 			err := o.do(w)
 			if err == nil {
@@ -265,10 +275,10 @@ func failOnce(t *testing.T, life func() []op, cut int) {
 }
 
 // namePoints lists the side effects of an undisturbed life, in order.
-func namePoints(t *testing.T, life func() []op) []string {
-	w := newWorld(t)
+func namePoints(t *testing.T, life lived) []string {
+	w := life.in(t)
 	w.arm(0, false)
-	if _, at := w.live(t, life()); at >= 0 {
+	if _, at := w.live(t, life.ops()); at >= 0 {
 		t.Fatalf("op %d failed without a cut", at)
 	}
 	w.verifyEnd(t)
@@ -405,6 +415,9 @@ func (w *world) verifyConsistent(t *testing.T) {
 		w.verifyVolume(t, v)
 	}
 	for _, info := range images {
+		if strings.HasPrefix(string(info.ID), blockdev.PrefixSource) { // the library's
+			continue
+		}
 		if info.Draft {
 			t.Errorf("draft %s is left", info.ID)
 		}

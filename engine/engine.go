@@ -47,6 +47,7 @@ type Options struct {
 	Now           func() time.Time // nil: time.Now
 	ProbeInterval time.Duration    // between looks at sandboxes and pending work; 0: 2 s
 	MaxFreeze     time.Duration    // that a request may ask for; 0: a minute
+	FlattenWait   time.Duration    // for a layered image to become flat, until the caller is told how much is left; 0: half the StepLimit
 	StepLimit     time.Duration    // of a step of an attachment, until it is said to hang; 0: 20 s
 }
 
@@ -83,6 +84,7 @@ type Engine struct {
 	complaint map[blockdev.ID]string            // what Run last logged of a volume
 	pending   map[blockdev.ID]string            // why growth waits
 	retries   map[blockdev.ID]retry             // volumes that did not settle: when to try again
+	unflat    map[blockdev.ID]bool              // layered images that somebody waits for
 	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
 	told      map[blockdev.ID]int64             // device sizes that sandboxes know of
 	copies    map[blockdev.ID]*sanitizing       // by the volume that is made
@@ -103,6 +105,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	if o.StepLimit <= 0 {
 		o.StepLimit = defaultStep
 	}
+	if o.FlattenWait <= 0 {
+		o.FlattenWait = o.StepLimit / 2
+	}
 	if o.ProbeInterval <= 0 {
 		o.ProbeInterval = 2 * time.Second
 	}
@@ -112,7 +117,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))), snapshots: newSnapshots(),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
-		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{}, copies: map[blockdev.ID]*sanitizing{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, unflat: map[blockdev.ID]bool{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{}, copies: map[blockdev.ID]*sanitizing{},
 		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
 		trims: trims{written: map[blockdev.ID]int64{}, passed: map[blockdev.ID]time.Time{}},
 	}
@@ -348,9 +353,11 @@ func (e *Engine) CountByStatus() map[Status]int {
 func (e *Engine) ListDir(ctx context.Context, workspace, name, dir string) ([]filesystem.Entry, error) {
 	return do(ctx, e, func(ctx context.Context) ([]filesystem.Entry, error) {
 		var entries []filesystem.Entry
-		err := e.detached(ctx, workspace, name, func(path string, v Volume) error {
-			var err error
+		err := e.detached(ctx, workspace, name, func(path string, v Volume) (err error) {
 			entries, err = e.o.Filesystems.ListDir(ctx, path, v.Filesystem, dir)
+			return err
+		}, func(b blockdev.Bytes, v Volume) (err error) {
+			entries, err = e.o.Filesystems.ListDirIn(ctx, b, v.Filesystem, dir)
 			return err
 		})
 		return entries, err
@@ -362,11 +369,13 @@ func (e *Engine) ListDir(ctx context.Context, workspace, name, dir string) ([]fi
 func (e *Engine) ReadFile(ctx context.Context, workspace, name, file string, w io.Writer) error {
 	return e.detached(ctx, workspace, name, func(path string, v Volume) error {
 		return e.o.Filesystems.ReadFile(ctx, path, v.Filesystem, file, w)
+	}, func(b blockdev.Bytes, v Volume) error {
+		return e.o.Filesystems.ReadFileIn(ctx, b, v.Filesystem, file, w)
 	})
 }
 
-// detached opens the image of a volume that nobody uses, as a file, read-only.
-func (e *Engine) detached(ctx context.Context, workspace, name string, use func(path string, v Volume) error) (err error) {
+// detached reads the image of a volume that nobody uses, as asBytes.
+func (e *Engine) detached(ctx context.Context, workspace, name string, byPath func(path string, v Volume) error, byBytes func(b blockdev.Bytes, v Volume) error) (err error) {
 	v, release, err := e.lockNamed(ctx, workspace, name)
 	if err != nil {
 		return err
@@ -375,8 +384,10 @@ func (e *Engine) detached(ctx context.Context, workspace, name string, use func(
 	if err := v.mayBeRead("read its files there, or detach it"); err != nil {
 		return err
 	}
-	read := func(path string) error { return use(path, v) }
-	err = e.asFile(ctx, v.ID, true, read)
+	read := func() error {
+		return e.asBytes(ctx, v.ID, true, func(path string) error { return byPath(path, v) }, func(b blockdev.Bytes) error { return byBytes(b, v) })
+	}
+	err = read()
 	if !errors.Is(err, filesystem.ErrDirty) || v.Tainted {
 		return err
 	}
@@ -385,7 +396,7 @@ func (e *Engine) detached(ctx context.Context, workspace, name string, use func(
 	if err := errors.Join(err, e.deactivate(ctx, v)); err != nil {
 		return err
 	}
-	return e.asFile(ctx, v.ID, true, read)
+	return read()
 }
 
 // mayBeRead refuses what reads the files of a volume that is not there for that.

@@ -80,22 +80,18 @@ func (e *Engine) identifyFork(ctx context.Context, v *Volume, s Snapshot) error 
 		v.UUID = s.UUID
 		return nil
 	}
-	err := e.identify(ctx, *v)
+	err := e.identify(ctx, v.ID, v.Filesystem, v.UUID)
 	if errors.Is(err, filesystem.ErrDirty) {
+		info, err := e.o.Pool.Stat(ctx, v.ID)
+		if err != nil || info.Layers > 0 { // a mount would wait until all of it is in one place
+			v.UUID = s.UUID
+			return err
+		}
 		_, err = e.activate(ctx, *v, false)
 		if err = errors.Join(err, e.deactivate(ctx, *v)); err == nil {
-			err = e.identify(ctx, *v)
+			err = e.identify(ctx, v.ID, v.Filesystem, v.UUID)
 		}
-	}
-	if errors.Is(err, blockdev.ErrLayered) {
-		v.UUID = s.UUID
-		return nil
+		return err
 	}
 	return err
-}
-
-func (e *Engine) identify(ctx context.Context, v Volume) error {
-	return e.asFile(ctx, v.ID, false, func(path string) error {
-		return e.o.Filesystems.Identify(ctx, path, v.Filesystem, v.UUID)
-	})
 }

@@ -7,6 +7,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/serve"
 )
 
 // Limiter bounds what targets do with devices that are mounted on this host.
@@ -55,19 +56,20 @@ func (r AttachVolume) sameLimits(a Attachment) error {
 }
 
 // mayLimit checks limits that an attachment of v shall have.
-func (e *Engine) mayLimit(v Volume, id string, t attach.Target, readOnly bool, l blockdev.Limits) error {
+func (e *Engine) mayLimit(v Volume, id string, kind blockdev.Kind, t attach.Target, readOnly bool, l blockdev.Limits) error {
 	if err := checkLimits(l); err != nil {
 		return err
 	}
 	for _, other := range v.Attachments { // readers share a device; these share a cgroup as well
-		if other.ID != id && other.Target.Pid == t.Pid && other.Target.StartTime == t.StartTime && other.Limits != l {
+		same := isSocket(kind) || other.Target.Pid == t.Pid && other.Target.StartTime == t.StartTime
+		if other.ID != id && same && other.Limits != l {
 			return problem(ErrConflict, "limits", "attachment %s has the same volume in the same place with other limits: they would share one budget", other.ID)
 		}
 	}
 	if l.None() {
 		return nil
 	}
-	if _, err := e.explainLimits(t, readOnly, l); err != nil {
+	if _, err := e.explainLimits(kind, t, readOnly, l); err != nil {
 		return noLimits(err)
 	}
 	return nil
@@ -81,9 +83,14 @@ func (e *Engine) ownLimiter(t attach.Target) attach.Limiter {
 }
 
 // explainLimits tells how limits hold, errors.ErrUnsupported where they cannot.
-func (e *Engine) explainLimits(t attach.Target, readOnly bool, l blockdev.Limits) (blockdev.Enforcement, error) {
+func (e *Engine) explainLimits(kind blockdev.Kind, t attach.Target, readOnly bool, l blockdev.Limits) (blockdev.Enforcement, error) {
 	own := e.ownLimiter(t)
 	switch {
+	case isSocket(kind):
+		if _, ok := e.o.Pool.(serve.Throttler); !ok {
+			return blockdev.Enforcement{}, fmt.Errorf("what this volume's worker does is not limited: %w", errors.ErrUnsupported)
+		}
+		return blockdev.Enforcement{Mechanism: "worker"}, nil
 	case own != nil:
 		return own.Explain(t, readOnly, l)
 	case e.isRaw(t):
@@ -97,7 +104,7 @@ func (e *Engine) explainLimits(t attach.Target, readOnly bool, l blockdev.Limits
 // mayChange refuses other limits for an attachment that keeps those it came with.
 func (e *Engine) mayChange(a Attachment, l blockdev.Limits) error {
 	own := e.ownLimiter(a.Target)
-	if own == nil || a.Limits == l {
+	if own == nil || a.Limits == l || isSocket(a.Kind) {
 		return nil
 	}
 	if err := own.MayChange(a.Target); err != nil {
@@ -116,7 +123,7 @@ func (e *Engine) Enforcement(a Attachment) blockdev.Enforcement {
 	if a.Limits.None() {
 		return blockdev.Enforcement{}
 	}
-	found, err := e.explainLimits(a.Target, a.ReadOnly, a.Limits)
+	found, err := e.explainLimits(a.Kind, a.Target, a.ReadOnly, a.Limits)
 	if err != nil {
 		return blockdev.Enforcement{Mechanism: "none", Gaps: []string{err.Error()}}
 	}
@@ -141,7 +148,7 @@ func (e *Engine) SetLimits(ctx context.Context, workspace, name, id string, l bl
 		case a.Phase != Attached:
 			return Attachment{}, problem(ErrConflict, "", "attachment %s is %s: try again", a.ID, a.Phase)
 		}
-		if err := e.mayLimit(v, id, a.Target, a.ReadOnly, l); err != nil {
+		if err := e.mayLimit(v, id, a.Kind, a.Target, a.ReadOnly, l); err != nil {
 			return Attachment{}, err
 		}
 		if err := e.mayChange(*a, l); err != nil {
@@ -166,6 +173,8 @@ func (e *Engine) SetLimits(ctx context.Context, workspace, name, id string, l bl
 // lift what there was. A device that is closed has none.
 func (e *Engine) limit(ctx context.Context, v Volume, a Attachment, l blockdev.Limits) error {
 	switch own := e.ownLimiter(a.Target); {
+	case isSocket(a.Kind):
+		return e.throttle(ctx, v, l)
 	case own != nil:
 		return e.limitInside(ctx, own, v, a, l)
 	case e.o.Limiter == nil, e.isRaw(a.Target):
@@ -196,6 +205,20 @@ func (e *Engine) limitInside(ctx context.Context, own attach.Limiter, v Volume, 
 	return err
 }
 
+// throttle makes limits hold for a volume that a worker serves. Where none does nobody
+// can use it, and the next that does is told them first.
+func (e *Engine) throttle(ctx context.Context, v Volume, l blockdev.Limits) error {
+	throttler, ok := e.o.Pool.(serve.Throttler)
+	if !ok {
+		return noLimits(errors.ErrUnsupported)
+	}
+	err := throttler.Throttle(ctx, v.ID, l)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
 // deviceOf tells where the volume's open device is, "" when there is none.
 func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string, error) {
 	e.mu.Lock()
@@ -219,7 +242,7 @@ func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string,
 // that bounds itself stay until the volume has left it: a guest that does not let go
 // must not be rid of them.
 func (e *Engine) lift(ctx context.Context, v Volume, a Attachment) error {
-	if a.Limits.None() || e.ownLimiter(a.Target) != nil {
+	if a.Limits.None() || isSocket(a.Kind) || e.ownLimiter(a.Target) != nil {
 		return nil
 	}
 	return e.limit(ctx, v, a, blockdev.Limits{})

@@ -216,7 +216,7 @@ func (e *Engine) openIn(ctx context.Context, pool string, id blockdev.ID, readOn
 	if err != nil {
 		return "", nil, err
 	}
-	endpoint, err := backend.Open(ctx, id, copyWant(readOnly))
+	endpoint, err := e.openFlat(ctx, backend, id, copyWant(readOnly))
 	if err != nil {
 		return "", nil, err
 	}

@@ -27,6 +27,9 @@ func (e *Engine) rawOnly(v Volume) bool {
 func (e *Engine) countedInside(ctx context.Context, v Volume) *blockdev.Counters {
 	var sum *blockdev.Counters
 	for _, a := range v.Attachments {
+		if isSocket(a.Kind) { // the pool's worker counts
+			return nil
+		}
 		meter, ok := e.o.Attachers[a.Target.Type].(attach.Meter)
 		if !ok || a.Phase != Attached {
 			return nil
@@ -59,6 +62,22 @@ func (e *Engine) kindsFor(t attach.Target, readOnly bool) []blockdev.Kind {
 	}
 	return kinds
 }
+
+// kindsOf are the kinds of endpoint that an attachment can go on with: a sandbox that
+// has a worker's socket has nothing else, though the volume may be flat by now.
+func (e *Engine) kindsOf(a Attachment) []blockdev.Kind {
+	if isSocket(a.Kind) {
+		return []blockdev.Kind{a.Kind}
+	}
+	kinds := e.kindsFor(a.Target, a.ReadOnly)
+	if a.Kind != "" {
+		kinds = slices.DeleteFunc(kinds, isSocket)
+	}
+	return kinds
+}
+
+// isSocket reports whether a worker serves what is open so.
+func isSocket(k blockdev.Kind) bool { return k == blockdev.VhostUser || k == blockdev.NBD }
 
 // expose notes, in the write that precedes the exposure of the device, what a
 // sandbox that gets it can do: one that writes taints the volume for ever.
@@ -145,7 +164,7 @@ func (e *Engine) inform(ctx context.Context, v Volume, device int64) error {
 // for: a file's ends with the process, and a device may have grown.
 func (e *Engine) endpointOf(ctx context.Context, v Volume, a Attachment) (blockdev.Endpoint, error) {
 	if e.isRaw(a.Target) {
-		return e.open(ctx, v.ID, e.kindsFor(a.Target, a.ReadOnly), a.ReadOnly)
+		return e.open(ctx, v.ID, e.kindsOf(a), a.ReadOnly)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

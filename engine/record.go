@@ -144,6 +144,7 @@ func (e *Engine) erase(ctx context.Context, id blockdev.ID) error {
 	e.mu.Lock()
 	delete(e.pending, id)
 	delete(e.filled, id)
+	delete(e.unflat, id)
 	delete(e.told, id)
 	delete(e.retries, id)
 	delete(e.endpoints, id)

@@ -118,22 +118,29 @@ func (e *Engine) ask(ctx context.Context, v Volume) (facts, error) {
 		f.filesystem, err = e.o.Filesystems.SizeMounted(ctx, dir, v.Filesystem)
 		return f, err
 	}
-	err = e.asFile(ctx, v.ID, true, func(path string) error {
-		f.filesystem, err = e.o.Filesystems.Size(ctx, path, v.Filesystem)
+	f.filesystem, err = e.sizeUnmounted(ctx, v)
+	return f, err
+}
+
+// sizeUnmounted reads the size of a filesystem that nobody uses, in bytes.
+func (e *Engine) sizeUnmounted(ctx context.Context, v Volume) (size int64, err error) {
+	err = e.asBytes(ctx, v.ID, true, func(path string) (err error) {
+		size, err = e.o.Filesystems.Size(ctx, path, v.Filesystem)
+		return err
+	}, func(b blockdev.Bytes) (err error) {
+		size, err = e.o.Filesystems.SizeIn(ctx, b, v.Filesystem)
 		return err
 	})
-	return f, err
+	return size, err
 }
 
 // asFile opens the image as a file, or where the pool has none as a device, for as
 // long as use runs. blockdev.ErrBusy when it is open otherwise: what somebody else
 // has opened is not ours to close.
 func (e *Engine) asFile(ctx context.Context, id blockdev.ID, readOnly bool, use func(path string) error) (err error) {
-	want := blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: readOnly}
-	endpoint, err := e.o.Pool.Open(ctx, id, want)
-	if errors.Is(err, errors.ErrUnsupported) {
-		endpoint, err = e.asDevice(ctx, id, readOnly)
-	}
+	endpoint, err := e.openFile(ctx, id, readOnly, func(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
+		return e.openFlat(ctx, e.o.Pool, id, w)
+	})
 	if err != nil {
 		return err
 	}
@@ -141,7 +148,13 @@ func (e *Engine) asFile(ctx context.Context, id blockdev.ID, readOnly bool, use 
 	return use(endpoint.Path)
 }
 
-func (e *Engine) asDevice(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Endpoint, error) {
+// openFile opens the image as a file, or where the pool has none as a device that
+// nobody else has.
+func (e *Engine) openFile(ctx context.Context, id blockdev.ID, readOnly bool, open func(context.Context, blockdev.ID, blockdev.Want) (blockdev.Endpoint, error)) (blockdev.Endpoint, error) {
+	endpoint, err := open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File}, ReadOnly: readOnly})
+	if !errors.Is(err, errors.ErrUnsupported) {
+		return endpoint, err
+	}
 	info, err := e.o.Pool.Stat(ctx, id)
 	if err != nil {
 		return blockdev.Endpoint{}, err
@@ -149,7 +162,7 @@ func (e *Engine) asDevice(ctx context.Context, id blockdev.ID, readOnly bool) (b
 	if info.Open {
 		return blockdev.Endpoint{}, fmt.Errorf("%w: its device is open", blockdev.ErrBusy)
 	}
-	return e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
+	return open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
 }
 
 // allocate makes the draft, gives its filesystem an identity of its own and
@@ -197,7 +210,16 @@ func (e *Engine) hydrate(ctx context.Context, v *Volume) error {
 	if err := e.o.Library.Hydrate(ctx, v.ID, spec); err != nil {
 		return err
 	}
-	return e.identify(ctx, *v)
+	return e.identify(ctx, v.ID, v.Filesystem, v.UUID)
+}
+
+// identify gives the clean filesystem of a draft a UUID, which Publish makes durable.
+func (e *Engine) identify(ctx context.Context, id blockdev.ID, t filesystem.Type, uuid string) error {
+	return e.asBytes(ctx, id, false, func(path string) error {
+		return e.o.Filesystems.Identify(ctx, path, t, uuid)
+	}, func(b blockdev.Bytes) error {
+		return e.o.Filesystems.IdentifyIn(ctx, b, b.Size(), t, uuid)
+	})
 }
 
 // adoptImage lets the record follow a published image: its description was made
@@ -336,7 +358,7 @@ func (e *Engine) activate(ctx context.Context, v Volume, readOnly bool) (dir str
 }
 
 func (e *Engine) open(ctx context.Context, id blockdev.ID, kinds []blockdev.Kind, readOnly bool) (blockdev.Endpoint, error) {
-	endpoint, err := e.o.Pool.Open(ctx, id, blockdev.Want{Kinds: kinds, ReadOnly: readOnly})
+	endpoint, err := e.openFlat(ctx, e.o.Pool, id, blockdev.Want{Kinds: kinds, ReadOnly: readOnly})
 	if err != nil {
 		return endpoint, err
 	}
@@ -386,7 +408,7 @@ func (e *Engine) leaseOf(ctx context.Context, v Volume) (string, error) {
 		return endpoint.Lease, nil
 	}
 	var failures error
-	for _, kind := range []blockdev.Kind{blockdev.Block, blockdev.File} {
+	for _, kind := range []blockdev.Kind{blockdev.Block, blockdev.File, blockdev.VhostUser, blockdev.NBD} {
 		for _, readOnly := range []bool{false, true} {
 			endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{kind}, ReadOnly: readOnly})
 			if err == nil {

@@ -87,10 +87,11 @@ func (e *Engine) unheld(ctx context.Context, v Volume) error {
 			continue
 		}
 		users, err := stepOf(ctx, e, v.ID, stepProbe, func(ctx context.Context) (users []attach.Target, err error) {
-			return users, e.asFile(ctx, v.ID, true, func(path string) error {
+			err = e.asBytes(ctx, v.ID, true, func(path string) error {
 				users, err = witness.Users(ctx, path)
 				return err
-			})
+			}, func(blockdev.Bytes) error { return nil }) // there is no file that anybody could have opened
+			return users, err
 		})
 		if err != nil {
 			return err

@@ -21,10 +21,8 @@ func (e *Engine) askTainted(ctx context.Context, v Volume, f facts) (facts, erro
 	if !v.growsTainted() {
 		return f, nil
 	}
-	err := e.asFile(ctx, v.ID, true, func(path string) (err error) {
-		f.filesystem, err = e.o.Filesystems.Size(ctx, path, v.Filesystem)
-		return err
-	})
+	var err error
+	f.filesystem, err = e.sizeUnmounted(ctx, v)
 	if errors.Is(err, filesystem.ErrDamaged) {
 		f.strange = err.Error()
 		return f, nil

@@ -180,6 +180,12 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 			return fmt.Errorf("volume %s: move: %w", id, err)
 		}
 	}
+	if err := e.flattenOn(ctx, v); err != nil {
+		return fmt.Errorf("volume %s: flatten: %w", id, err)
+	}
+	if e.isUnflat(id) && len(v.Attachments) == 0 { // what else is to be done needs it flat
+		return nil
+	}
 	if len(v.Attachments) > 0 {
 		e.guard(v)
 		e.watchFrom(id, e.nextLook(v))
@@ -191,7 +197,11 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 	if !e.due(id) {
 		return nil
 	}
-	if err := e.settle(ctx, &v); err != nil {
+	switch err := e.settle(ctx, &v); {
+	case errors.Is(err, blockdev.ErrLayered):
+		e.setPending(id, pendingFlat)
+		return nil
+	case err != nil:
 		e.postpone(id)
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
@@ -263,6 +273,8 @@ func (e *Engine) tendAttachment(ctx context.Context, v *Volume, a Attachment) er
 		return e.stay(ctx, v, a.ID, a.Phase, err)
 	case err != nil:
 		return err // unknown: still attached
+	case isSocket(a.Kind) && state == attach.StateAttached && a.Phase == Attached:
+		return e.lookAtWorker(ctx, at, a)
 	case state == attach.StateGone:
 		return e.lost(ctx, v, a)
 	case state == attach.StateMissing && a.Phase == Attaching && e.now().After(a.Deadline):

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"sync"
 
 	"holdfast/blockdev"
@@ -15,6 +16,8 @@ type Upkeep interface {
 	// Usage reads an unmounted filesystem's numbers from its superblock;
 	// UsageMounted asks the one that is mounted at dir and never waits for a freeze.
 	Usage(ctx context.Context, path string, t filesystem.Type) (filesystem.Usage, error)
+	// UsageIn is Usage of an image that is no file of this host.
+	UsageIn(ctx context.Context, image io.ReaderAt, t filesystem.Type) (filesystem.Usage, error)
 	UsageMounted(ctx context.Context, dir string, t filesystem.Type) (filesystem.Usage, error)
 	// SyncMounted makes durable what was written, and what was removed free.
 	SyncMounted(ctx context.Context, dir string, t filesystem.Type) error
@@ -184,8 +187,11 @@ func (e *Engine) statsUnmounted(ctx context.Context, v Volume, s Stats) (Stats, 
 	}
 	defer release()
 	var usage filesystem.Usage
-	err := e.asFile(ctx, v.ID, true, func(path string) (err error) {
+	err := e.asBytes(ctx, v.ID, true, func(path string) (err error) {
 		usage, err = e.o.Filesystems.Usage(ctx, path, v.Filesystem)
+		return err
+	}, func(b blockdev.Bytes) (err error) {
+		usage, err = e.o.Filesystems.UsageIn(ctx, b, v.Filesystem)
 		return err
 	})
 	switch {

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"io"
 	"maps"
 	"strings"
 	"testing"
@@ -20,6 +21,11 @@ import (
 func (f toyFS) Usage(_ context.Context, path string, _ filesystem.Type) (filesystem.Usage, error) {
 	s, err := readToy(f.w.pool, path)
 	return filesystem.Usage{Total: s.size, Used: toyBytes, Free: s.size - toyBytes}, err
+}
+
+func (f toyFS) UsageIn(ctx context.Context, image io.ReaderAt, t filesystem.Type) (filesystem.Usage, error) {
+	size, err := f.SizeIn(ctx, image, t)
+	return filesystem.Usage{Total: size, Used: toyBytes, Free: size - toyBytes}, err
 }
 
 func (f toyFS) UsageMounted(ctx context.Context, dir string, t filesystem.Type) (filesystem.Usage, error) {
@@ -129,6 +135,12 @@ func (w *world) verifyLimits(t testing.TB, all []Volume) {
 	w.kernel.mu.Unlock()
 	for _, v := range all {
 		for _, a := range v.Attachments {
+			if isSocket(a.Kind) {
+				if s, err := w.pool.Observe(context.Background(), v.ID); err != nil || s.Limits != a.Limits {
+					t.Errorf("attachment %s to %s has limits %+v, and its worker %+v: %v", a.ID, a.Holder, a.Limits, s.Limits, err)
+				}
+				continue
+			}
 			key := "mem:" + string(v.ID) + "|" + a.Target.Container
 			if have := rules[key]; have != a.Limits {
 				t.Errorf("attachment %s to %s has limits %+v, and these hold: %+v", a.ID, a.Holder, a.Limits, have)

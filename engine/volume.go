@@ -116,7 +116,8 @@ type Attachment struct {
 	MountPath string          `json:"mountPath,omitempty"`
 	Serial    string          `json:"serial,omitempty"` // of the device, where the sandbox finds it by that
 	ReadOnly  bool            `json:"readOnly"`
-	Epoch     uint64          `json:"epoch"` // of the volume when this was made
+	Kind      blockdev.Kind   `json:"kind,omitempty"` // of the endpoint that the sandbox has; durable before it has a socket
+	Epoch     uint64          `json:"epoch"`          // of the volume when this was made
 	Phase     AttachmentPhase `json:"phase"`
 	Limits    blockdev.Limits `json:"limits,omitzero"`
 	Failure   string          `json:"failure,omitempty"` // why the last step did not go through, and what is next
@@ -143,5 +144,6 @@ type Sizes struct {
 	Filesystem int64 // 0 for filesystem "none", and where only a virtual machine may look
 	Allocated  int64
 	Shared     int64
-	Pending    string // what growth waits for, and why; empty when all three agree
+	Pending    string     // what growth waits for, and why; empty when all three agree
+	Hydration  *Hydration // nil where all bytes lie in one place
 }

@@ -57,6 +57,12 @@ type Filesystems interface {
 	// Size reads the size in bytes of an unmounted filesystem from its superblock;
 	// SizeMounted asks the one that is mounted at dir.
 	Size(ctx context.Context, path string, t filesystem.Type) (int64, error)
+	// IdentifyIn, SizeIn, ListDirIn and ReadFileIn are the same of an image that is no
+	// file of this host.
+	IdentifyIn(ctx context.Context, image filesystem.Image, size int64, t filesystem.Type, uuid string) error
+	SizeIn(ctx context.Context, image io.ReaderAt, t filesystem.Type) (int64, error)
+	ListDirIn(ctx context.Context, image io.ReaderAt, t filesystem.Type, dir string) ([]filesystem.Entry, error)
+	ReadFileIn(ctx context.Context, image io.ReaderAt, t filesystem.Type, file string, w io.Writer) error
 	SizeMounted(ctx context.Context, dir string, t filesystem.Type) (int64, error)
 	// Grow grows an unmounted filesystem to its device; the checker runs first and
 	// repairs what an interrupted growth left. filesystem.ErrNeedsMount for types

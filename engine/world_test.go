@@ -46,9 +46,14 @@ type world struct {
 	crashed bool
 }
 
-func newWorld(t testing.TB) *world {
+func newWorld(t testing.TB) *world { return newWorldIn(t, false) }
+
+// newLayeredWorld is one whose pool shares no bytes between files.
+func newLayeredWorld(t testing.TB) *world { return newWorldIn(t, true) }
+
+func newWorldIn(t testing.TB, layered bool) *world {
 	w := &world{t: t, pool: blockdevtest.NewMemory(), trimPiece: 1 << 40, clock: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}
-	w.pool.Failpoint = w.point
+	w.pool.Failpoint, w.pool.Layered = w.point, layered
 	w.kernel = &kernel{w: w, mounts: map[blockdev.ID]mount{}, visible: map[string]blockdev.ID{}, dead: map[string]bool{}, busy: map[string]bool{}, dirty: map[string]bool{}, frozen: map[string]bool{}, limits: map[string]blockdev.Limits{}, shut: map[blockdev.ID]bool{}, open: map[string]opened{}, leases: map[blockdev.ID]string{}, told: map[string]int64{}, running: map[string]int{}}
 	dir := t.TempDir()
 	var err error
@@ -73,7 +78,7 @@ func (w *world) boot() {
 	o := Options{
 		Store: w.store, SideLog: w.sideLog, Pool: w.pool, PoolName: "memory", PoolKind: "memory",
 		Library: shelves{w}, Stage: w.kernel, Filesystems: toyFS{w},
-		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}, "vm": machine{attacher{w, false}}, "start": starter{machine{attacher{w, false}}}},
+		Attachers:     map[string]attach.Attacher{"host": attacher{w, true}, "runc": attacher{w, false}, "vm": machine{attacher{w, false}}, "start": starter{machine{attacher{w, false}}}, "socket": socketMachine{machine{attacher{w, false}}}},
 		Limiter:       limiter{w},
 		Sanitizer:     toySanitizer{w},
 		Ledger:        NewLedger(LedgerOptions{Total: 64 << 30, Ratio: 1}),
@@ -184,6 +189,11 @@ func readToy(pool *blockdevtest.Memory, path string) (toySuper, error) {
 	if _, err := image.ReadAt(b, 0); err != nil && !errors.Is(err, io.EOF) {
 		return toySuper{}, err
 	}
+	return toyIn(b)
+}
+
+// toyIn is a toy filesystem's superblock in bytes.
+func toyIn(b []byte) (toySuper, error) {
 	if string(b[:8]) != toyMagic {
 		return toySuper{}, filesystem.ErrDamaged
 	}
@@ -205,6 +215,45 @@ func (f toyFS) Identify(_ context.Context, path string, _ filesystem.Type, uuid 
 func (f toyFS) Size(_ context.Context, path string, _ filesystem.Type) (int64, error) {
 	s, err := readToy(f.w.pool, path)
 	return s.size, err
+}
+
+// IdentifyIn and the others work on bytes that Access gave.
+func (f toyFS) IdentifyIn(_ context.Context, image filesystem.Image, _ int64, _ filesystem.Type, uuid string) error {
+	b := make([]byte, toyBytes)
+	if _, err := image.ReadAt(b, 0); err != nil {
+		return err
+	}
+	if _, err := toyIn(b); err != nil {
+		return err
+	}
+	clear(b[toyUUID:toyFrom])
+	copy(b[toyUUID:], uuid)
+	var err error
+	return errors.Join(f.w.effect("identify in", func() { _, err = image.WriteAt(b, 0) }), err)
+}
+
+func (f toyFS) SizeIn(_ context.Context, image io.ReaderAt, _ filesystem.Type) (int64, error) {
+	b := make([]byte, toyBytes)
+	if _, err := image.ReadAt(b, 0); err != nil {
+		return 0, err
+	}
+	s, err := toyIn(b)
+	return s.size, err
+}
+
+func (f toyFS) ListDirIn(ctx context.Context, image io.ReaderAt, t filesystem.Type, _ string) ([]filesystem.Entry, error) {
+	if _, err := f.SizeIn(ctx, image, t); err != nil {
+		return nil, err
+	}
+	return []filesystem.Entry{{Name: "file"}}, nil
+}
+
+func (f toyFS) ReadFileIn(ctx context.Context, image io.ReaderAt, t filesystem.Type, _ string, to io.Writer) error {
+	if _, err := f.SizeIn(ctx, image, t); err != nil {
+		return err
+	}
+	_, err := io.WriteString(to, "content")
+	return err
 }
 
 func (f toyFS) SizeMounted(ctx context.Context, dir string, t filesystem.Type) (int64, error) {
@@ -282,10 +331,35 @@ func (l shelves) Hydrate(ctx context.Context, dst blockdev.ID, s templates.Sourc
 	if s.Revision != "" && s.Size < demoRevision.MinimumBytes {
 		return fmt.Errorf("%w: it needs 10 MB", templates.ErrTooSmall)
 	}
+	if l.w.pool.Layered {
+		return l.cloneSource(ctx, dst, s)
+	}
+	return l.make(ctx, dst, s)
+}
+
+func (l shelves) make(ctx context.Context, dst blockdev.ID, s templates.SourceSpec) error {
 	if err := l.w.pool.Create(ctx, dst, s.Size); err != nil {
 		return err
 	}
 	return writeToy(l.w.pool, "mem:"+string(dst), s.Size, "", string(s.Revision))
+}
+
+// cloneSource makes a layered draft over a source that is made once.
+func (l shelves) cloneSource(ctx context.Context, dst blockdev.ID, s templates.SourceSpec) error {
+	src := blockdev.ID(fmt.Sprintf("%s-%026d", blockdev.PrefixSource, s.Size/filesystem.MiB*10+int64(len(s.Revision)/29)))
+	info, err := l.w.pool.Stat(ctx, src)
+	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+		return err
+	}
+	if err != nil || info.Draft {
+		if err := l.make(ctx, src, s); err != nil {
+			return err
+		}
+		if err := l.w.pool.Publish(ctx, src, []byte("source")); err != nil {
+			return err
+		}
+	}
+	return l.w.pool.Clone(ctx, dst, src, s.Size)
 }
 
 // kernel is what survives the process and not the power: mounts and sandboxes.

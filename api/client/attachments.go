@@ -16,6 +16,8 @@ type Attachment struct {
 	MountPath string    `json:"mountPath,omitempty"`
 	Serial    string    `json:"serial,omitempty"` // by which a guest finds the device: /dev/disk/by-id/virtio-SERIAL
 	ReadOnly  bool      `json:"readOnly"`
+	Kind      string    `json:"kind,omitempty"`   // of what the sandbox has: file, block, vhost-user, nbd
+	Socket    string    `json:"socket,omitempty"` // of the worker that serves it, for keys that may attach
 	Epoch     uint64    `json:"epoch,omitempty"`
 	Phase     string    `json:"phase,omitempty"`   // attaching, attached, detaching
 	Failure   string    `json:"failure,omitempty"` // why the last step did not go through, and what is next

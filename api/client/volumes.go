@@ -72,6 +72,17 @@ type Sizes struct {
 	Allocated  int64  `json:"allocated"`
 	Shared     int64  `json:"shared"`
 	Pending    string `json:"pending,omitempty"` // what growth waits for
+
+	Hydration *Hydration `json:"hydration,omitempty"` // nil: all bytes lie in one place
+}
+
+// Hydration is how far a volume is that is used already while its bytes come. Sizes
+// are in bytes.
+type Hydration struct {
+	Absent       int64     `json:"absent"` // at most
+	Total        int64     `json:"total"`
+	Layers       int       `json:"layers"`
+	FailingSince time.Time `json:"failingSince,omitzero"` // where the bytes come from does not answer
 }
 
 // VolumeEvent is something that happened to a volume.

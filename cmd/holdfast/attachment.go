@@ -153,6 +153,12 @@ func (a *app) showAttachment(at client.Attachment) error {
 			r.add("Serial", at.Serial)
 		}
 		r.add("Access", access(at.ReadOnly))
+		if at.Kind != "" {
+			r.add("Kind", at.Kind)
+		}
+		if at.Socket != "" {
+			r.add("Socket", at.Socket)
+		}
 		r.add("Phase", at.Phase)
 		limitRows(r, at)
 		if at.Remains != "" {

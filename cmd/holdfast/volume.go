@@ -273,12 +273,24 @@ func (a *app) showVolume(v client.Volume) error {
 			if s.Pending != "" {
 				r.add("Pending", s.Pending)
 			}
+			if h := s.Hydration; h != nil {
+				r.add("Hydration", hydrationText(*h))
+			}
 		}
 		r.add("Created", v.Metadata.CreatedAt)
 		for _, e := range v.Events {
 			r.add("Event", cell(e.Time)+" "+e.Type+" "+e.Status+": "+e.Message)
 		}
 	})
+}
+
+// hydrationText says how much of a volume is not in its place yet.
+func hydrationText(h client.Hydration) string {
+	text := fmt.Sprintf("%s of %s left", bytesize.Human(h.Absent), bytesize.Human(h.Total))
+	if !h.FailingSince.IsZero() {
+		text += ", failing since " + cell(h.FailingSince)
+	}
+	return text
 }
 
 func joinLabels(l map[string]string) string {

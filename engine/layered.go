@@ -1,0 +1,238 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/serve"
+)
+
+// A layered image's bytes lie in layers and in a base, perhaps far away: see
+// blockdev.Flattener. It is a volume like any other, usable at once. What only a file
+// or a block device can do waits for it to become one: for FlattenWait at most, then
+// the caller is told how much is left, and Run goes on with it.
+
+// flattenSlice is how long Run works on one image before whoever waits for its volume
+// has a turn.
+const flattenSlice = 2 * time.Second
+
+// openFlat opens an image in a backend, made flat first where the kinds need that.
+// blockdev.ErrLayered, as a Problem, when that takes longer than it may.
+func (e *Engine) openFlat(ctx context.Context, backend blockdev.Backend, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
+	endpoint, err := backend.Open(ctx, id, w)
+	if !errors.Is(err, blockdev.ErrLayered) {
+		return endpoint, err
+	}
+	if err := e.flatten(ctx, backend, id, e.o.FlattenWait); err != nil {
+		return endpoint, err
+	}
+	return backend.Open(ctx, id, w)
+}
+
+// flatten makes an image flat, within a time; the volume's lock is held. What is left
+// then is Run's.
+func (e *Engine) flatten(ctx context.Context, backend blockdev.Backend, id blockdev.ID, within time.Duration) error {
+	flattener, ok := backend.(blockdev.Flattener)
+	if !ok {
+		return blockdev.ErrLayered
+	}
+	bounded, cancel := context.WithTimeout(ctx, within)
+	defer cancel()
+	err := e.timed("flatten", func() error { return flattener.Flatten(bounded, id) })
+	if err == nil {
+		e.setUnflat(id, false)
+		return nil
+	}
+	if bounded.Err() == nil || ctx.Err() != nil || lostWrite(err) {
+		return err
+	}
+	e.setUnflat(id, true)
+	e.watch(id)
+	e.wake()
+	return e.hydrating(ctx, backend, id, err)
+}
+
+// hydrating tells a user how far an image is.
+func (e *Engine) hydrating(ctx context.Context, backend blockdev.Backend, id blockdev.ID, cause error) error {
+	info, err := backend.Stat(ctx, id)
+	if err != nil {
+		return errors.Join(cause, err)
+	}
+	name := string(id)
+	if v, ok := e.catalog.get(id); ok {
+		name = v.Name
+	}
+	return &Problem{Kind: blockdev.ErrLayered, Err: cause, Message: fmt.Sprintf(
+		"volume %q is being hydrated, and this needs all of it in one place: about %d of %d MB are left. That goes on by itself: try again later",
+		name, mibUp(info.Absent), mibUp(info.Size))}
+}
+
+// needsFlat reports whether an attachment cannot use a layered image.
+func (e *Engine) needsFlat(t attach.Target, readOnly bool) bool {
+	return !e.isRaw(t) || !slices.ContainsFunc(e.kindsFor(t, readOnly), isSocket)
+}
+
+// flattenNow makes a volume flat that nobody has open.
+func (e *Engine) flattenNow(ctx context.Context, v Volume) error {
+	info, err := e.o.Pool.Stat(ctx, v.ID)
+	if err != nil || info.Layers == 0 {
+		return err
+	}
+	return e.flatten(ctx, e.o.Pool, v.ID, e.o.FlattenWait)
+}
+
+// kindAhead is the kind of endpoint that an attachment will get, "" where that is not
+// known.
+func (e *Engine) kindAhead(ctx context.Context, v Volume, t attach.Target, readOnly bool) blockdev.Kind {
+	if len(v.Attachments) > 0 { // it shares their opening
+		return v.Attachments[0].Kind
+	}
+	if !e.isRaw(t) {
+		return ""
+	}
+	info, err := e.o.Pool.Stat(ctx, v.ID)
+	for _, k := range e.kindsFor(t, readOnly) {
+		if err == nil && (info.Layers == 0 || isSocket(k)) {
+			return k
+		}
+	}
+	return ""
+}
+
+// endpointNow is the opening of a volume, as it is remembered.
+func (e *Engine) endpointNow(id blockdev.ID) blockdev.Endpoint {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.endpoints[id]
+}
+
+// Socket is where a worker serves an attachment's volume on this host, "" for one that
+// has no socket.
+func (e *Engine) Socket(v Volume, a Attachment) string {
+	if !isSocket(a.Kind) || a.Phase != Attached {
+		return ""
+	}
+	return e.endpointNow(v.ID).Path
+}
+
+func mibUp(bytes int64) int64 { return (bytes + filesystem.MiB - 1) / filesystem.MiB }
+
+// flattenOn goes on with an image that somebody waits for.
+func (e *Engine) flattenOn(ctx context.Context, v Volume) error {
+	if !e.isUnflat(v.ID) || len(v.Attachments) > 0 { // of one that is open its worker does it
+		return nil
+	}
+	err := e.flatten(ctx, e.o.Pool, v.ID, min(flattenSlice, e.o.FlattenWait))
+	switch {
+	case errors.Is(err, blockdev.ErrLayered):
+		return nil
+	case errors.Is(err, blockdev.ErrNotFound):
+		e.setUnflat(v.ID, false)
+		return nil
+	}
+	return err
+}
+
+func (e *Engine) isUnflat(id blockdev.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.unflat[id]
+}
+
+func (e *Engine) setUnflat(id blockdev.ID, waits bool) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if waits {
+		e.unflat[id] = true
+	} else {
+		delete(e.unflat, id)
+	}
+}
+
+// asBytes looks at an image that nobody has open, or changes a few bytes of it,
+// wherever they lie: byPath where it is a file or a device, byBytes where it is
+// layered.
+func (e *Engine) asBytes(ctx context.Context, id blockdev.ID, readOnly bool, byPath func(path string) error, byBytes func(b blockdev.Bytes) error) (err error) {
+	accessor, ok := e.o.Pool.(blockdev.Accessor)
+	if !ok {
+		return e.asFile(ctx, id, readOnly, byPath)
+	}
+	endpoint, err := e.openFile(ctx, id, readOnly, e.o.Pool.Open)
+	if errors.Is(err, blockdev.ErrLayered) {
+		b, err := accessor.Access(ctx, id, readOnly)
+		if err != nil {
+			return err
+		}
+		err = byBytes(b)
+		if err == nil && !readOnly {
+			err = b.Sync()
+		}
+		return errors.Join(err, b.Close())
+	}
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, e.o.Pool.Close(ctx, id, endpoint.Lease)) }()
+	return byPath(endpoint.Path)
+}
+
+// lookAtWorker gives the limits of an attachment to the worker that serves it, where
+// that is another one by now, and logs what it complains of.
+func (e *Engine) lookAtWorker(ctx context.Context, v Volume, a Attachment) error {
+	observer, ok := e.o.Pool.(serve.Observer)
+	if !ok {
+		return nil
+	}
+	s, err := stepOf(ctx, e, v.ID, stepProbe, func(ctx context.Context) (serve.Service, error) { return observer.Observe(ctx, v.ID) })
+	switch {
+	case hangs(err) != nil || errors.Is(err, blockdev.ErrNotFound): // the next look finds another one
+		return nil
+	case err != nil:
+		return err
+	case s.Failed != "":
+		e.complain(v.ID, fmt.Errorf("its worker acknowledges no write any more: %s", s.Failed))
+	case s.Layers != nil && s.Layers.Reason != "":
+		e.complain(v.ID, fmt.Errorf("what it is made of does not answer since %s: %s", s.Layers.FailingSince, s.Layers.Reason))
+	}
+	if s.Limits == a.Limits {
+		return nil
+	}
+	return e.throttle(ctx, v, a.Limits)
+}
+
+// Hydration is how far a volume is whose bytes do not lie in one place yet. It is used
+// like any other meanwhile.
+type Hydration struct {
+	Absent int64 // bytes that have yet to be brought there, at most
+	Total  int64 // of the volume, bytes
+	Layers int
+	// FailingSince is when where they come from began to fail, which readers of what is
+	// absent wait out; Reason is why, in an operator's words.
+	FailingSince time.Time
+	Reason       string
+}
+
+// hydrationOf tells how far an image is; nil for a flat one.
+func (e *Engine) hydrationOf(ctx context.Context, info blockdev.Info) *Hydration {
+	if info.Layers == 0 {
+		return nil
+	}
+	h := &Hydration{Absent: info.Absent, Total: info.Size, Layers: info.Layers}
+	observer, ok := e.o.Pool.(serve.Observer)
+	if !ok || !info.Open {
+		return h
+	}
+	ctx, cancel := context.WithTimeout(ctx, statTime)
+	defer cancel()
+	s, err := observer.Observe(ctx, info.ID)
+	if err == nil && s.Layers != nil {
+		h.FailingSince, h.Reason = s.Layers.FailingSince, s.Layers.Reason
+	}
+	return h
+}
