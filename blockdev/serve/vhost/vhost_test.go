@@ -273,6 +273,23 @@ func TestRandomRequestsAgainstAModel(t *testing.T) {
 	}
 }
 
+// endWithParent lets no server outlive a test that is cut.
+var endWithParent = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+
+// connectWhenThere connects to a server that is starting.
+func connectWhenThere(t testing.TB, f *frontend.Frontend, socket string) {
+	t.Helper()
+	for {
+		err := f.Connect(socket)
+		if err == nil {
+			return
+		}
+		if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Fatal(err)
+		}
+	}
+}
+
 // TestKilledServerLosesNothing: the server is killed under full load and another
 // takes over; each request is answered once, and the image is what was written.
 func TestKilledServerLosesNothing(t *testing.T) {
@@ -281,12 +298,7 @@ func TestKilledServerLosesNothing(t *testing.T) {
 	var server *exec.Cmd
 	start := func() {
 		_ = os.Remove(socket)
-		server = exec.Command("/proc/self/exe")
-		server.Env = append(os.Environ(), servedImage+"="+image, servedSocket+"="+socket)
-		server.Stderr = os.Stderr
-		if err := server.Start(); err != nil {
-			t.Fatal(err)
-		}
+		server = startServer(t, image, socket)
 	}
 	kill := func() {
 		_ = server.Process.Kill()
@@ -299,18 +311,7 @@ func TestKilledServerLosesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	connect := func() {
-		for {
-			err := f.Connect(socket)
-			if err == nil {
-				return
-			}
-			if !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Fatal(err)
-			}
-		}
-	}
-	connect()
+	connectWhenThere(t, f, socket)
 	m := newModel(t, 32)
 	next, kills := 50, 0
 	m.load(f.Queues[0], 3000, func(done int) {
@@ -320,7 +321,7 @@ func TestKilledServerLosesNothing(t *testing.T) {
 		next, kills = done+150, kills+1
 		kill()
 		start()
-		connect()
+		connectWhenThere(t, f, socket)
 	})
 	m.check(image)
 	if kills < 10 {
