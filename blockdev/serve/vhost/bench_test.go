@@ -18,7 +18,6 @@ func startServer(t testing.TB, image, socket string) *exec.Cmd {
 	t.Helper()
 	server := exec.Command("/proc/self/exe")
 	server.Env = append(os.Environ(), servedImage+"="+image, servedSocket+"="+socket)
-	server.Stderr = os.Stderr
 	server.SysProcAttr = endWithParent
 	if err := server.Start(); err != nil {
 		t.Fatal(err)

@@ -18,7 +18,7 @@ import (
 func TestHostileRings(t *testing.T) {
 	image := newImage(t)
 	_, socket := served(t, image, os.O_RDWR, vhost.Options{Serial: serial})
-	const next, write, indirect = 1, 2, 4
+
 	for name, spoil := range map[string]func(q *frontend.Queue){
 		"head out of range":     func(q *frontend.Queue) { q.PutHead(60000) },
 		"circle":                func(q *frontend.Queue) { q.Descriptor(0, 0, 64, next, 0); q.PutHead(0) },

@@ -79,6 +79,16 @@ func New(o Options) (*Frontend, error) {
 // Memory is the guest's memory, for who wants to do what no guest should.
 func (f *Frontend) Memory() []byte { return f.memory }
 
+// MemoryFile gives the file of the guest's memory, another opening of it.
+func (f *Frontend) MemoryFile() (*os.File, error) {
+	fd, err := syscall.Dup(int(f.file.Fd()))
+	if err != nil {
+		return nil, os.NewSyscallError("dup", err)
+	}
+	syscall.CloseOnExec(fd)
+	return os.NewFile(uintptr(fd), "guest"), nil
+}
+
 // Close hangs up and gives the memory back.
 func (f *Frontend) Close() error {
 	f.Hangup()
