@@ -30,7 +30,7 @@ e2e       330  disk   -      ^holdfast/cmd/
 endef
 export LAYERS
 
-.PHONY: help setup build test test-vm lint demo demo-vm bench clean
+.PHONY: help setup build test test-vm lint demo demo-vm bench bench-io clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 10
@@ -70,6 +70,12 @@ bench: build ## measure what is claimed; writes a report
 	@$(SUDO) bin/holdfast bench templates --out docs
 	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench vm --out docs
 	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench lvm --out docs
+
+bench-io: build ## measure the I/O path beside its peers; writes docs/performance.md's tables and charts
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench io --missed-ok --out docs
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench overlay --missed-ok --out docs
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench worker --missed-ok --out docs
+	@$(SUDO) bin/holdfast bench page docs
 
 clean: ## remove what was built
 	rm -rf bin .cache/bin
