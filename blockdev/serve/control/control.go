@@ -148,7 +148,8 @@ func (s *Starter) find(ctx context.Context, id blockdev.ID) (*Worker, error) {
 	return w, nil
 }
 
-// List names all images that have a worker.
+// List names all images that have a worker, also one that does not answer in time or
+// speaks another version: Find tells that.
 func (s *Starter) List(ctx context.Context) ([]blockdev.ID, error) {
 	entries, err := os.ReadDir(s.o.Dir)
 	if err != nil {
@@ -160,11 +161,14 @@ func (s *Starter) List(ctx context.Context) ([]blockdev.ID, error) {
 		if !id.Valid() {
 			continue
 		}
-		switch _, err := s.find(ctx, id); {
-		case err == nil:
+		one, cancel := context.WithTimeout(ctx, wire.Patience)
+		_, err := s.find(one, id)
+		cancel()
+		if ctx.Err() != nil {
+			return nil, blockdev.Op("control.List", id, context.Cause(ctx))
+		}
+		if !errors.Is(err, blockdev.ErrNotFound) {
 			ids = append(ids, id)
-		case !errors.Is(err, blockdev.ErrNotFound):
-			return nil, blockdev.Op("control.List", id, err)
 		}
 	}
 	return ids, nil
