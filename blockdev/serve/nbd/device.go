@@ -42,8 +42,8 @@ type Lender interface {
 	// Begin gives the file in which a range may be read at the device's own offsets,
 	// until End is called; false where ReadAt is the way. It never waits.
 	Begin(off, length int64) (data overlay.File, ok bool)
-	// End ends what Begin has begun; wrote is false.
-	End(wrote bool)
+	// End ends what Begin has begun.
+	End()
 	// BeginWrite is Begin for a write, until EndWrite is called with what it gave, and
 	// whether all was written.
 	BeginWrite(off, length int64) (data overlay.File, first, ok bool)

@@ -507,7 +507,7 @@ func (l *loop) giveBack(s *slot, done bool) {
 	}
 	s.lent = false
 	if lender := l.export.served.lender; s.kind == cmdRead {
-		lender.End(false)
+		lender.End()
 	} else {
 		lender.EndWrite(int64(s.offset), int64(s.length), s.first, done)
 	}

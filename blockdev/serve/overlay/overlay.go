@@ -374,31 +374,48 @@ func (v *Overlay) punch(r run) error {
 	return nil
 }
 
-// Begin gives the file and the right to read, or to write, a range directly at the
-// volume's offsets, without this package, until End is called; ok is false where
-// the top layer does not hold all of it, or the stack is about to change: then
-// ReadAt and WriteAt are the way. It never waits.
+// Begin gives the file and the right to read a range directly at the volume's
+// offsets, without this package, until End is called; ok is false where not all of it
+// is in one file, or the stack is about to change: then ReadAt is the way. It never
+// waits.
 func (v *Overlay) Begin(off, n int64) (data File, ok bool) {
 	if n <= 0 || v.within(off, n) != nil || v.failed.Load() != nil || !v.gate.TryRLock() {
 		return nil, false
 	}
-	top := v.stack[0]
-	if !top.holds(off/BlockSize, (off+n-1)/BlockSize+1) {
+	if data = v.holder(off, n); data == nil {
 		v.gate.RUnlock()
 		return nil, false
 	}
-	return top.Data, true
+	return data, true
 }
 
-// End ends what Begin has begun; wrote says that bytes were written.
-func (v *Overlay) End(wrote bool) {
-	if wrote {
-		v.stack[0].dirty.Store(true)
+// holder is the file that a whole range is read from, that of a layer or of a base on
+// this host; nil where there are several.
+func (v *Overlay) holder(off, n int64) File {
+	r := blocksAround(off, n)
+	for _, l := range v.stack {
+		held, to := l.run(r.first, r.end)
+		switch {
+		case to < r.end:
+			return nil
+		case held:
+			return l.Data
+		}
 	}
-	v.gate.RUnlock()
+	image, ok := v.base.(*Image)
+	if !ok || off+n > image.size {
+		return nil
+	}
+	if fn := v.miss.Load(); fn != nil {
+		(*fn)(off, n)
+	}
+	return OSFile{image.f}
 }
 
-// BeginWrite is Begin for a write. It also gives whole blocks that the top layer does
+// End ends what Begin has begun.
+func (v *Overlay) End() { v.gate.RUnlock() }
+
+// BeginWrite is Begin for a write, in the top layer's file. It also gives whole blocks that the top layer does
 // not hold yet (first): they are its own when EndWrite says that all was written.
 func (v *Overlay) BeginWrite(off, n int64) (data File, first, ok bool) {
 	if n <= 0 || v.within(off, n) != nil || v.failed.Load() != nil || !v.gate.TryRLock() {

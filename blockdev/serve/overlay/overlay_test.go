@@ -515,7 +515,7 @@ func TestWriterBeatsHydration(t *testing.T) {
 	l.m.same(t, l.v)
 }
 
-// TestDirect: what the top holds can be had without the overlay.
+// TestDirect: what is in one file can be had without the overlay.
 func TestDirect(t *testing.T) {
 	l := newLife(t, someBase(rand.New(rand.NewPCG(1, 4)), 10), 16*block)
 	if _, ok := l.v.Begin(0, block); ok {
@@ -524,20 +524,36 @@ func TestDirect(t *testing.T) {
 	p := bytes.Repeat([]byte{7}, 2*block)
 	_, err := l.v.WriteAt(p, block)
 	must(t, err)
-	f, ok := l.v.Begin(block+sector, block)
-	if !ok {
+	f, first, ok := l.v.BeginWrite(block+sector, block)
+	if !ok || first {
 		t.Fatal("blocks of the top cannot be had directly")
 	}
 	_, err = f.WriteAt(bytes.Repeat([]byte{8}, block), block+sector)
-	l.v.End(true)
+	l.v.EndWrite(block+sector, block, first, err == nil)
 	must(t, err)
+	if _, ok := l.v.Begin(2*block, 2*block); ok {
+		t.Error("the top's and the base's are had from one file")
+	}
 	copy(p[sector:], bytes.Repeat([]byte{8}, block))
 	l.m.wrote(p, block)
 	must(t, l.v.Sync())
 	l.m.flush()
 	must(t, l.seal())
-	if _, ok := l.v.Begin(block, block); ok {
-		t.Error("a block of a sealed layer is had directly")
+	f, ok = l.v.Begin(block+sector, block)
+	if !ok {
+		t.Fatal("blocks of a sealed layer cannot be had directly")
+	}
+	got := make([]byte, block)
+	_, err = f.ReadAt(got, block+sector)
+	l.v.End()
+	must(t, err)
+	if !bytes.Equal(got, bytes.Repeat([]byte{8}, block)) {
+		t.Error("a sealed layer's are not what was written")
+	}
+	if _, first, ok := l.v.BeginWrite(block, block); !ok || !first {
+		t.Error("a block of a sealed layer is not new to the top")
+	} else {
+		l.v.EndWrite(block, block, first, false)
 	}
 	l.d.restart(rand.New(rand.NewPCG(2, 4)))
 	l.open()

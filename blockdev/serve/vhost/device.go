@@ -37,12 +37,15 @@ type Device interface {
 // Lender is a Device whose files a server may use directly.
 type Lender interface {
 	Device
-	// Begin gives the file in which a range may be read and written at the device's
-	// own offsets, until End is called; false where ReadAt and WriteAt are the way. It
-	// never waits.
+	// Begin gives the file in which a range may be read at the device's own offsets,
+	// until End is called; false where ReadAt is the way. It never waits.
 	Begin(off, length int64) (data overlay.File, ok bool)
-	// End ends what Begin has begun; wrote says that bytes were written.
-	End(wrote bool)
+	// End ends what Begin has begun.
+	End()
+	// BeginWrite is Begin for a write, until EndWrite is called with what it gave, and
+	// whether all was written.
+	BeginWrite(off, length int64) (data overlay.File, first, ok bool)
+	EndWrite(off, length int64, first, wrote bool)
 }
 
 // Fetcher is a Device that has some of its bytes far away.

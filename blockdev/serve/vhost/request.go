@@ -43,6 +43,7 @@ type request struct {
 	busy    bool
 	hole    bool // zeroes by a hole, please
 	lent    bool // goes directly to a file that a device has lent
+	first   bool // as BeginWrite said
 	kind    uint32
 	way     int // of its data
 	offset  int64
@@ -297,16 +298,35 @@ func (l *loop) lend(r *request) bool {
 	if d.lender == nil || !data {
 		return false
 	}
-	f, ok := d.lender.Begin(r.offset, r.length)
+	var f overlay.File
+	var ok bool
+	if r.kind == kindIn {
+		f, ok = d.lender.Begin(r.offset, r.length)
+	} else {
+		f, r.first, ok = d.lender.BeginWrite(r.offset, r.length)
+	}
 	if !ok {
 		return false
 	}
-	if r.fd, ok = l.numberOfLent(f); !ok {
-		d.lender.End(false)
-		return false
-	}
 	r.lent, r.served = true, d
-	return true
+	if r.fd, ok = l.numberOfLent(f); !ok {
+		r.giveBack(false)
+	}
+	return ok
+}
+
+// giveBack ends the use of a file that was lent; done says that all was read or
+// written.
+func (r *request) giveBack(done bool) {
+	if !r.lent {
+		return
+	}
+	r.lent = false
+	if r.kind == kindIn {
+		r.served.lender.End()
+		return
+	}
+	r.served.lender.EndWrite(r.offset-(r.length-r.left), r.length, r.first, done)
 }
 
 // numberOfLent gives the number of a file that was lent, which mostly is the last
@@ -431,10 +451,8 @@ func (l *loop) complete(r *request, res int32) {
 // finish ends a request that was performed, counts it and answers it.
 func (l *loop) finish(r *request, err error) {
 	l.inflight--
-	if r.lent {
-		r.served.lender.End(r.kind == kindOut)
-	}
-	r.lent, r.served, r.err = false, nil, nil
+	r.giveBack(err == nil)
+	r.served, r.err = nil, nil
 	if err == nil && r.kind != kindIn {
 		err = l.server.flusher.failure() // no success after a failed sync
 	}

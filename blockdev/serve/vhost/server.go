@@ -188,7 +188,10 @@ func (s *Server) Close() error {
 	if s.session == nil {
 		return nil
 	}
-	return s.session.conn.CloseRead()
+	if err := s.session.conn.CloseRead(); !errors.Is(err, net.ErrClosed) {
+		return err
+	}
+	return nil // it has just ended by itself
 }
 
 // Failed is why no write is acknowledged any more: a flush failed

@@ -255,3 +255,11 @@ func (c *covering) Begin(off, n int64) (overlay.File, bool) {
 	}
 	return c.Overlay.Begin(off, n)
 }
+
+// BeginWrite is Begin for a write.
+func (c *covering) BeginWrite(off, n int64) (data overlay.File, first, ok bool) {
+	if c.failure() != nil {
+		return nil, false, false
+	}
+	return c.Overlay.BeginWrite(off, n)
+}
