@@ -156,7 +156,7 @@ type lived struct {
 var lives = map[string]lived{
 	"life": {life, newWorld}, "upkeep": {upkeepLife, newWorld}, "force": {forceLife, newWorld}, "machine": {machineLife, newWorld},
 	"start": {startLife, newWorld}, "sanitize": {sanitizeLife, newWorld},
-	"socket": {socketLife, newLayeredWorld}, "snapshot": {snapshotLife, newWorld},
+	"socket": {socketLife, newLayeredWorld}, "snapshot": {snapshotLife, newWorld}, "layers": {layersLife, newLayeredWorld},
 }
 
 // life is the whole life of volumes of each kind.

@@ -117,6 +117,29 @@ func snapshotLife() []op {
 	}
 }
 
+// layersLife is the same where the pool shares no bytes between files: snapshots are
+// layers, of a volume that nobody uses and of one that a worker serves.
+func layersLife() []op {
+	return []op{
+		createOp("b2", "demo", "ext4", 16),
+		writeOp("b2", "one"),
+		snapshotOp("b2", "s1", "one", CrashConsistent),
+		forkOp("same", "b2/s1", 16),
+		forkOp("larger", "b2/s1", 32), // its filesystem grows
+		attachOp("b2", "socket", "machine", false),
+		writeOp("b2", "two"),
+		snapshotOp("b2", "s2", "two", CrashConsistent),
+		writeOp("b2", "three"),
+		forkOp("tainted", "b2/s2", 16),
+		unsnapOp("b2", "s1"),
+		detachOp("b2", "machine"),
+		deleteOp("same"),
+		deleteOp("larger"),
+		unsnapOp("b2", "s2"),
+		deleteOp("tainted"),
+	}
+}
+
 // verifyKept checks that acknowledged snapshots are there, and hold what they must.
 func (w *world) verifyKept(t *testing.T, m, after *model, where string, during op) {
 	t.Helper()

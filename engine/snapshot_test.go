@@ -315,6 +315,24 @@ func TestSnapshotInAPoolWithoutReflink(t *testing.T) {
 	}
 }
 
+// TestForkInLayers: it is usable at once, and is made flat for who needs that.
+func TestForkInLayers(t *testing.T) {
+	w := newLayeredWorld(t)
+	w.mustDo(createOp("a", "", "ext4", 16), writeOp("a", "held"))
+	w.snap("a", "s")
+	w.mustDo(writeOp("a", "later"), forkOp("f", "a/s", 16))
+	f := w.volume("f")
+	info, err := w.pool.Stat(context.Background(), f.ID)
+	if err != nil || info.Layers == 0 || w.marked(t, f.ID) != "held" || f.UUID == w.volume("a").UUID {
+		t.Errorf("%+v, %+v, %v", f, info, err)
+	}
+	w.mustDo(attachOp("f", "host", "dir", false))
+	if info, err := w.pool.Stat(context.Background(), f.ID); err != nil || info.Layers != 0 || w.marked(t, f.ID) != "held" {
+		t.Errorf("attached to the host: %+v, %v", info, err)
+	}
+	w.verifyConsistent(t)
+}
+
 func TestSnapshotOnce(t *testing.T) {
 	w := newWorld(t)
 	ctx := context.Background()
