@@ -293,7 +293,11 @@ func (n *node) setTenancy() {
 func TestMetrics(t *testing.T) {
 	n := newNode(t)
 	n.create("a", client.VolumeSpec{Size: 8})
-	_, err := n.Volume(t.Context(), "nothing")
+	_, err := n.CreateSnapshot(t.Context(), "a", client.NewSnapshot{Name: "s"}, "")
+	must(t, err)
+	_, err = n.DeleteSnapshot(t.Context(), "a", "s") // gives back what was promised to it
+	must(t, err)
+	_, err = n.Volume(t.Context(), "nothing")
 	if !client.IsNotFound(err) {
 		t.Fatal(err)
 	}
@@ -309,6 +313,7 @@ func TestMetrics(t *testing.T) {
 		`holdfast_pool_provisioned_bytes{pool="default"} 8.388608e+06`,
 		`holdfast_action_duration_seconds_count{action="allocate",outcome="ok"} 1`,
 		`holdfast_http_errors_total{error="NOT_FOUND"} 1`,
+		`holdfast_snapshots 0`, `holdfast_snapshot_promised_bytes 0`, `holdfast_action_duration_seconds_count{action="snapshot",outcome="ok"} 1`,
 		`holdfast_healthy 1`, `holdfast_scrape_errors 0`, `holdfast_attachments{type="runc"} 0`,
 		`holdfast_metadata_commit_duration_seconds_count `, `holdfast_build_info{`, `process_resident_memory_bytes `, `go_goroutines `,
 	} {
