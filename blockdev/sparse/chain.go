@@ -34,6 +34,8 @@ type chain struct {
 	Layers   []string `json:"layers"`             // the top first; each is two files
 	Base     string   `json:"base,omitempty"`     // "" for none
 	BaseSize int64    `json:"baseSize,omitempty"` // bytes
+	// Origin is the image whose bytes the base has, "" for an own one. It may be gone.
+	Origin blockdev.ID `json:"origin,omitempty"`
 }
 
 // partForm is the form of what may be named in a chain: nothing that leads out of
@@ -83,6 +85,8 @@ func (c *chain) check() error {
 		return errors.New("it has a part twice")
 	case (c.Base == "") != (c.BaseSize == 0) || c.BaseSize < 0:
 		return fmt.Errorf("a base %q of %d bytes", c.Base, c.BaseSize)
+	case c.Origin != "" && !c.Origin.Valid():
+		return fmt.Errorf("its base was made from %q", c.Origin)
 	}
 	for _, name := range names {
 		if !partForm.MatchString(name) {

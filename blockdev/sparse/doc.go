@@ -10,6 +10,8 @@
 //	images/ID/layer-X.data      a layer's bytes, at the image's own offsets, and
 //	images/ID/layer-X.map       which of its blocks count: see serve/overlay
 //	images/ID/base-X            a file that nobody writes, below all layers
+//	images/ID/trace.json        what those that have this image as their base want of
+//	                            it first; may be missing
 //	images/ID/description.json  says what the image is; checksummed
 //	images/ID/lock              held while the image is open: by this process, or by
 //	                            the worker that serves it; what it says is of its opening
@@ -21,8 +23,8 @@
 // # Layered images
 //
 // chain.json is an envelope of "ID/chain.json" around JSON: version (1), layers (their
-// names, the top first), base (its name, absent for none), baseSize (bytes). As long
-// as it is there it decides what the image reads as, and what else lies in the
+// names, the top first), base (its name, absent for none), baseSize (bytes), origin
+// (ID of the image that the base was, absent for an own one). As long as it is there it decides what the image reads as, and what else lies in the
 // directory (an image, a part that it does not name) is what a crash left, and goes.
 // A name is layer- or base- and 16 random hex digits, so no two parts have the same
 // one; all lie in the image's own directory. What several images read from are hard

@@ -59,7 +59,7 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 	if err := p.roomForDraft(ctx, dst, size); err != nil {
 		return err
 	}
-	return p.cloneLayered(dst, size, p.image(src), imageFile, &chain{Base: newPart("base"), BaseSize: status.Size})
+	return p.cloneLayered(dst, size, p.image(src), imageFile, &chain{Base: newPart("base"), BaseSize: status.Size, Origin: src})
 }
 
 func largeEnough(src blockdev.ID, has, size int64) error {

@@ -235,7 +235,7 @@ func (p *Pool) recordAbsorbed(ctx context.Context, w *control.Worker, id blockde
 
 // start opens all files and has a worker serve them.
 func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, lock *os.File) (_ *control.Worker, err error) {
-	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly}
+	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c)}
 	if spec.Size, err = p.sizeOf(id, dir); err != nil {
 		return nil, err
 	}
@@ -300,6 +300,9 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) erro
 	}
 	if err != nil {
 		return err
+	}
+	if w != nil {
+		p.keepTrace(ctx, id, w)
 	}
 	return p.endServed(ctx, id, o, w)
 }
