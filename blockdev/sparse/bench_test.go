@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -127,4 +128,48 @@ func BenchmarkCreateBy32(b *testing.B) {
 		}
 	})
 	b.ReportMetric(float64(n.Load())/time.Since(start).Seconds(), "creates/s")
+}
+
+// BenchmarkSnapshotFragmented takes snapshots of an image of 1 GiB in 75,000 pieces, on
+// a filesystem with reflink.
+func BenchmarkSnapshotFragmented(b *testing.B) {
+	blockdevtest.Require(b, blockdevtest.ReflinkPool)
+	p, err := Open(b.Context(), filepath.Join(blockdevtest.ReflinkDir(b, blockdevtest.Size(4<<30)), "pool"), Options{Rate: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer p.Shutdown()
+	p.layers = true
+	vol := blockdevtest.NewID(blockdev.PrefixVolume)
+	if err := errors.Join(p.Create(b.Context(), vol, 1<<30), p.Publish(b.Context(), vol, nil)); err != nil {
+		b.Fatal(err)
+	}
+	f, err := os.OpenFile(filepath.Join(p.image(vol), imageFile), os.O_RDWR, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	for i := range int64(75_000) { // a hole behind each block
+		if _, err := f.WriteAt(make([]byte, 4096), i*12288); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := errors.Join(f.Sync(), f.Close()); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		b.StopTimer()
+		access, err := p.Access(b.Context(), vol, false) // so that there is something to seal
+		if err == nil {
+			_, err = access.WriteAt([]byte{1}, 0)
+			err = errors.Join(err, access.Sync(), access.Close())
+		}
+		snap := blockdevtest.NewID(blockdev.PrefixSnapshot)
+		b.StartTimer()
+		_, snapErr := p.Snapshot(b.Context(), snap, vol)
+		b.StopTimer()
+		if err := errors.Join(err, snapErr, p.Flatten(b.Context(), vol), p.Remove(b.Context(), snap)); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+	}
 }

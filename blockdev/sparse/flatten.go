@@ -259,6 +259,9 @@ func (p *Pool) flattenIdle(ctx context.Context, id blockdev.ID) error {
 		return nil
 	}
 	defer done()
+	if p.known(id).served() {
+		return yielded(work, p.mergeServed(work, id, p.image(id)))
+	}
 	return yielded(work, p.flattenIn(work, id, p.image(id), false, p.pace(work)))
 }
 

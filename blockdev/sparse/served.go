@@ -254,9 +254,7 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 		spec.Flat = open(imageFile, accessMode(o.readOnly)|syscall.O_DIRECT)
 	} else {
 		for i, name := range c.Layers {
-			// A layer below may be merged into as long as nobody else reads from it.
-			own := i == 0 || p.ownLayer(dir, name)
-			flag := accessMode(o.readOnly || !own)
+			flag := accessMode(o.readOnly || i > 0)
 			spec.Layers = append(spec.Layers, control.Layer{Data: open(name+dataSuffix, flag|syscall.O_DIRECT), Map: open(name+mapSuffix, flag)})
 		}
 		if c.Base != "" {
@@ -489,4 +487,39 @@ func (p *Pool) servedCounters(ctx context.Context, id blockdev.ID) (blockdev.Cou
 	c.Discards, c.DiscardBytes = c.Discards+zeroes, c.DiscardBytes+bytes
 	c.Flushes, _ = of(meter.Flush)
 	return c, nil
+}
+
+// mergeMost bounds how many bytes a merge under the hands of clients may have to copy:
+// it is not cut short, and who wants the image waits for it.
+const mergeMost = 256 << 20
+
+// mergeServed has a worker merge into the top what lies below it and no snapshot needs
+// any more, so that a volume whose snapshots come and go keeps a short chain: a snapshot
+// has all that lies below its first layer, so what is the volume's alone lies on top.
+// What the base has the worker brings up by itself.
+func (p *Pool) mergeServed(ctx context.Context, id blockdev.ID, dir string) error {
+	for ctx.Err() == nil {
+		c, err := readChain(id, dir)
+		if err != nil || c == nil || len(c.Layers) < 2 || p.known(id).readOnly || !p.ownLayer(dir, c.Layers[1]) {
+			return err
+		}
+		status, err := sys.StatusAt(dir + "/" + c.Layers[1] + dataSuffix)
+		if err != nil || status.Allocated > mergeMost {
+			return err
+		}
+		w, err := p.worker(ctx, id)
+		if errors.Is(err, blockdev.ErrNotFound) {
+			return nil // it has died; whoever opens the image again starts another
+		}
+		if err == nil {
+			err = p.at("merge.absorb")
+		}
+		if err == nil {
+			err = w.Absorb(context.WithoutCancel(ctx), 0, func() error { return p.dropLayer(id, dir, c, 1) })
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -355,3 +355,65 @@ func TestLeaseOfAnEarlierOpening(t *testing.T) {
 		t.Errorf("severed: %+v, %v", info, err)
 	}
 }
+
+// TestServedChainStaysShort: layers that no snapshot needs any more are merged while
+// the volume is in use.
+func TestServedChainStaysShort(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	ctx := t.Context()
+	m, workers := servedModel(t, nil)
+	src, vol := blockdevtest.NewID(blockdev.PrefixSource), blockdevtest.NewID(blockdev.PrefixVolume)
+	if err := errors.Join(m.create(src), m.write(src, 1, 0, 1, 2, 40), m.fork(vol, src, modelSize)); err != nil {
+		t.Fatal(err)
+	}
+	m.kept.close()
+	p, err := Open(ctx, m.kept.dir, Options{Workers: workers, Rate: 1 << 30})
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.reflinks = false
+	m.kept.pool, m.pool = p, p
+	e, err := p.Open(ctx, vol, blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := blockdevtest.DialNBD(t, e.Path)
+	var snaps []blockdev.ID
+	for i := range byte(4) {
+		if err := m.put(client, vol, 10+i, int64(i), int64(i)+1, 40); err != nil {
+			t.Fatal(err)
+		}
+		snaps = append(snaps, blockdevtest.NewID(blockdev.PrefixSnapshot))
+		if err := m.snapshot(snaps[i], vol); err != nil {
+			t.Fatal(err)
+		}
+	}
+	kept := snaps[1]
+	for _, id := range snaps {
+		if id == kept {
+			continue
+		}
+		if err := m.remove(id); err != nil {
+			t.Fatal(err)
+		}
+	}
+	await(t, "the chain is short", func() bool {
+		info, err := p.Stat(ctx, vol)
+		return err == nil && info.Layers == 3 // its top, and the two that a snapshot has
+	})
+	if err := m.put(client, vol, 20, 2, 41); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.remove(kept); err != nil {
+		t.Fatal(err)
+	}
+	await(t, "the chain is shortest", func() bool {
+		info, err := p.Stat(ctx, vol)
+		return err == nil && info.Layers == 1
+	})
+	if err := errors.Join(client.Close(), p.Close(ctx, vol, e.Lease)); err != nil {
+		t.Fatal(err)
+	}
+	m.check("at the end", "", "")
+}

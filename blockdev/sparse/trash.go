@@ -51,6 +51,9 @@ func (p *Pool) emptyTrash(ctx context.Context) error {
 		}
 		errs = append(errs, os.RemoveAll(p.path(trashDir, entry.Name())))
 	}
+	if len(entries) > 0 {
+		p.wakeBackground() // the layers of a snapshot may be another's alone now
+	}
 	return errors.Join(errs...)
 }
 
