@@ -57,6 +57,8 @@ type Config struct {
 	QemuAIO       string // "auto", "io_uring", "native", "threads"
 	TenantsAttach bool   // with --dev always
 
+	Worker string // program; "": beside this one; "none"
+
 	Cage       string // "required", "off"
 	CageWarm   int
 	CageMemory int64
@@ -158,6 +160,7 @@ func (c *Config) settings() []setting {
 		{"firecracker_io_engine", "how Firecracker does a volume's I/O: Sync, or Async (io_uring)", choiceValue{&c.FirecrackerIO, []string{firecracker.Sync, firecracker.Async}}},
 		{"qemu_aio", "how QEMU does a volume's I/O: io_uring, native, threads, or auto: the first of them that it has", choiceValue{&c.QemuAIO, qemu.AIOs()}},
 		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
+		{"worker", "program that serves volumes over sockets, one process for each (default: holdfast-blockd beside holdfastd, if it is there; \"none\": no workers)", textValue{&c.Worker}},
 		{"cage", "where filesystem tools read what tenants have written: in a cage (runc, user namespaces), or, off, as root on this host", choiceValue{&c.Cage, []string{cageRequired, cageOff}}},
 		{"cage_warm", "cages that wait ready: a grow that finds none waits for one to be made", intValue{&c.CageWarm}},
 		{"cage_memory", "most memory for the tools in one cage", sizeValue{&c.CageMemory}},
@@ -353,6 +356,9 @@ func (c *Config) check() []error {
 	}
 	if c.PoolSize != 0 && c.PoolSize < 300<<20 {
 		bad("pool_size: must be at least 300MiB")
+	}
+	if c.Worker != "" && c.Worker != workerNone && (!filepath.IsAbs(c.Worker) || filepath.Clean(c.Worker) != c.Worker) {
+		bad("worker: %q must be an absolute, clean path, or %q", c.Worker, workerNone)
 	}
 	if c.CageMemory < 64<<20 {
 		bad("cage_memory: must be at least 64MiB")

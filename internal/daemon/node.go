@@ -53,7 +53,8 @@ type node struct {
 	pools      *pools.Set
 	others     []*otherPool
 	poolDir    string
-	runDir     string // of sandboxes, in memory
+	workers    sparse.Workers // nil: this host has none
+	runDir     string         // of sandboxes, in memory
 	store      *metadata.Store
 	side       *metadata.SideLog
 	auth       *auth.Auth
@@ -148,7 +149,7 @@ func (n *node) open(ctx context.Context) error {
 }
 
 func (n *node) checkHost(ctx context.Context) error {
-	n.checks = append(preflight.Host(ctx), cageCheck(n.c))
+	n.checks = append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c))
 	logChecks(n.log, n.checks)
 	if failed := preflight.Failed(n.checks); len(failed) > 0 {
 		return fmt.Errorf("%w: %s: %s; %s", ErrHost, failed[0].Name, failed[0].Consequence, failed[0].Fix)
@@ -168,15 +169,18 @@ func (n *node) openPool(ctx context.Context) error {
 	}
 	n.poolDir = place.Dir
 	n.log.Info("pool", "dir", place.Dir, "mode", place.Mode, "image", place.Image, "size", place.Size)
-	if place.Mode == sparse.Copy {
-		n.log.Warn("the pool cannot share bytes: each volume copies what its template holds")
-	}
 	id, err := n.hostID()
 	if err != nil {
 		return err
 	}
+	if n.workers, err = n.openWorkers(id); err != nil {
+		return err
+	}
+	if place.Mode == sparse.Copy && n.workers == nil {
+		n.log.Warn("the pool cannot share bytes: each volume copies what its template holds")
+	}
 	n.runDir = filepath.Join(n.c.SandboxRunDir, id)
-	if n.pool, err = sparse.Open(ctx, place.Dir, sparse.Options{Host: id, Log: n.log}); err != nil {
+	if n.pool, err = sparse.Open(ctx, place.Dir, sparse.Options{Host: id, Log: n.log, Workers: n.workers}); err != nil {
 		return err
 	}
 	n.later("pool", func() error { n.pool.Shutdown(); return nil })
@@ -409,7 +413,7 @@ func (n *node) healthy(context.Context) error {
 
 // doctor looks again at everything that can change while the daemon runs.
 func (n *node) doctor(ctx context.Context) []preflight.Check {
-	checks := append(preflight.Host(ctx), cageCheck(n.c))
+	checks := append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c))
 	checks = append(checks, preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
 	return append(append(checks, n.checkPoolsNow(ctx)...), n.checkTemplates())
 }

@@ -129,13 +129,15 @@ func (n *node) openOther(ctx context.Context, spec poolSpec, host string) (block
 	}
 	place, err := sparse.Prepare(ctx, spec.at, sparse.Reflink, 0)
 	if errors.Is(err, errors.ErrUnsupported) || errors.Is(err, blockdev.ErrInvalid) { // it cannot, or could not when it was made
-		n.log.Warn("the pool cannot share bytes: each volume copies what its template holds", "pool", spec.name)
+		if n.workers == nil {
+			n.log.Warn("the pool cannot share bytes: each volume copies what its template holds", "pool", spec.name)
+		}
 		place, err = sparse.Prepare(ctx, spec.at, sparse.Copy, 0)
 	}
 	if err != nil {
 		return nil, err
 	}
-	p, err := sparse.Open(ctx, place.Dir, sparse.Options{Host: host, Log: n.log})
+	p, err := sparse.Open(ctx, place.Dir, sparse.Options{Host: host, Log: n.log, Workers: n.workers})
 	if err != nil {
 		return nil, err
 	}

@@ -41,6 +41,9 @@ func Uninstall(ctx context.Context, c Config, errOut io.Writer) (err error) {
 		return err
 	}
 	if id, err := os.ReadFile(n.at.host()); err == nil {
+		if err := removeWorkers(ctx, strings.TrimSpace(string(id))); err != nil {
+			return err
+		}
 		if err := sandbox.Teardown(ctx, filepath.Join(c.SandboxRunDir, strings.TrimSpace(string(id)))); err != nil {
 			return err
 		}

@@ -1,0 +1,141 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/control"
+	"holdfast/blockdev/sparse"
+	"holdfast/internal/preflight"
+)
+
+const (
+	// workerNone is the value of the setting worker for a host without workers.
+	workerNone = "none"
+	workerName = "holdfast-blockd"
+	// Each worker has a user and group of its own, below those that sandboxes get.
+	workerUsers, firstWorkerUser = 1 << 16, 0x6fff0000
+)
+
+// workerProgram is the program that serves a volume, "" where the host has none.
+func workerProgram(c Config) (string, error) {
+	switch c.Worker {
+	case workerNone:
+		return "", nil
+	case "":
+		self, err := os.Executable()
+		if err != nil {
+			return "", err
+		}
+		beside := filepath.Join(filepath.Dir(self), workerName)
+		if _, err := os.Stat(beside); err != nil {
+			return "", nil //nolint:nilerr // it is not installed: workerCheck says what that means
+		}
+		return beside, nil
+	}
+	if _, err := os.Stat(c.Worker); err != nil {
+		return "", fmt.Errorf("%w: worker: %w", ErrHost, err)
+	}
+	return c.Worker, nil
+}
+
+// workersOf is what starts workers and finds those of earlier daemons.
+func workersOf(program, host string, log *os.File) (*control.Starter, error) {
+	if err := errors.Join(os.MkdirAll(runDir, 0o711), os.Chmod(runDir, 0o711)); err != nil { //nolint:gosec // see runDir
+		return nil, err
+	}
+	name := host[:min(12, len(host))]
+	return control.New(control.Options{
+		Program: program, Dir: filepath.Join(runDir, "serve-"+name), Cgroup: "holdfast-serve-" + name,
+		User: firstWorkerUser, Group: firstWorkerUser, Users: workerUsers, Log: log,
+	})
+}
+
+// openWorkers makes ready what serves volumes over sockets. What workers say is kept
+// beside their sockets until the next boot.
+func (n *node) openWorkers(host string) (sparse.Workers, error) {
+	program, err := workerProgram(n.c)
+	if err != nil || program == "" {
+		return nil, err
+	}
+	if err := os.MkdirAll(runDir, 0o711); err != nil { //nolint:gosec // see runDir
+		return nil, err
+	}
+	log, err := os.OpenFile(filepath.Join(runDir, "serve-"+host[:min(12, len(host))]+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	n.later("log of the workers", log.Close)
+	workers, err := workersOf(program, host, log)
+	if err != nil {
+		return nil, err
+	}
+	n.log.Info("workers", "program", program)
+	return workers, nil
+}
+
+// removeWorkers ends what an ended daemon has left, flushed. blockdev.ErrBusy while
+// somebody uses a volume by one.
+func removeWorkers(ctx context.Context, host string) error {
+	workers, err := workersOf("", host, nil)
+	if err != nil {
+		return err
+	}
+	ids, err := workers.List(ctx)
+	if err != nil {
+		return err
+	}
+	for _, id := range ids {
+		if err := endWorker(ctx, workers, id); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func endWorker(ctx context.Context, workers *control.Starter, id blockdev.ID) error {
+	w, err := workers.Find(ctx, id)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	s, err := w.Status(ctx)
+	switch {
+	case errors.Is(err, blockdev.ErrNotFound):
+		return nil
+	case err != nil:
+		return err
+	case s.Clients > 0:
+		return fmt.Errorf("%w: process %d serves volume %s to %d clients", blockdev.ErrBusy, s.Pid, id, s.Clients)
+	}
+	return w.Stop(ctx)
+}
+
+// workerCheck says whether volumes can be served over sockets.
+func workerCheck(c Config) preflight.Check {
+	check := preflight.Check{Name: "worker", Status: preflight.OK}
+	program, err := workerProgram(c)
+	switch {
+	case c.Worker == workerNone:
+		check.Status, check.Found = preflight.Warn, "none"
+	case err != nil:
+		check.Status, check.Found = preflight.Fail, strings.TrimPrefix(err.Error(), ErrHost.Error()+": ")
+		check.Consequence, check.Fix = "the daemon does not start", "install it there, or leave the setting worker out"
+		return check
+	case program == "":
+		check.Status, check.Found = preflight.Warn, workerName+" is not installed beside holdfastd"
+	default:
+		check.Found = program
+		return check
+	}
+	check.Consequence = "no volume is exported or served over vhost-user, and a pool that cannot share bytes copies what a template holds at each create"
+	check.Fix = "install " + workerName + " beside holdfastd, or name it with the setting worker"
+	return check
+}
