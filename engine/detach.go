@@ -119,7 +119,15 @@ func (e *Engine) leaveSandbox(ctx context.Context, v Volume, a Attachment, lazy 
 	return e.step(ctx, v.ID, stepDetach, func(ctx context.Context) error {
 		request, err := e.request(ctx, v, a)
 		if err != nil {
-			return err
+			if !e.isRaw(a.Target) || a.Kind != "" && !isSocket(a.Kind) || lostWrite(err) || ctx.Err() != nil {
+				return err
+			}
+			// A worker that cannot be started keeps no volume where it is.
+			e.o.Log.Warn("a volume is detached that cannot be opened", "volume", v.ID, "attachment", a.ID, "err", err)
+			request = attach.Request{
+				Volume: v.ID, Endpoint: blockdev.Endpoint{Kind: a.Kind, ReadOnly: a.ReadOnly}, Target: a.Target, MountPath: a.MountPath,
+				ReadOnly: a.ReadOnly, Filesystem: v.Filesystem, Others: v.others(a),
+			}
 		}
 		request.Lazy = lazy
 		return attacher.Detach(ctx, request)

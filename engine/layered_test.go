@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/blockdevtest"
 )
 
 // socketMachine is a machine that takes a worker's socket as well.
@@ -140,4 +142,28 @@ func sizesOf(t *testing.T, w *world, v Volume) Sizes {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// noOpen is a pool whose workers do not start.
+type noOpen struct{ *blockdevtest.Memory }
+
+func (noOpen) Open(context.Context, blockdev.ID, blockdev.Want) (blockdev.Endpoint, error) {
+	return blockdev.Endpoint{}, errors.New("the worker does not start")
+}
+
+// TestDetachWithoutWorker: an attachment whose worker cannot be started is taken back,
+// and leaves nothing.
+func TestDetachWithoutWorker(t *testing.T) {
+	w := newLayeredWorld(t)
+	do1(t, w, createOp("v", "demo:1", "ext4", 20))
+	good := w.engine.o.Pool
+	w.engine.o.Pool = noOpen{w.pool}
+	if err := attachOp("v", "socket", "box", false).do(w); err == nil {
+		t.Fatal("attached without a worker")
+	}
+	if v := layeredVolume(t, w, "v"); len(v.Attachments) != 0 {
+		t.Errorf("%+v is left", v.Attachments)
+	}
+	w.engine.o.Pool = good
+	do1(t, w, attachOp("v", "socket", "box", false), detachOp("v", "box"))
 }
