@@ -77,7 +77,7 @@ func TestQuickRun(t *testing.T) {
 	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS, blockdevtest.Runc)
 	blockdevtest.LeakCheck(t)
 	bin := filepath.Join(t.TempDir(), "holdfastd")
-	build := exec.Command("go", "build", "-o", bin, "holdfast/cmd/holdfastd")
+	build := exec.Command("go", "build", "-o", filepath.Dir(bin)+"/", "holdfast/cmd/holdfastd", "holdfast/cmd/holdfast-blockd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
@@ -98,8 +98,8 @@ func TestQuickRun(t *testing.T) {
 			p := Pushes{Setting: Setting{Daemon: bin, Dir: dir, Rounds: 1, Quick: true, Log: t.Output()}}
 			return p.Run(t.Context())
 		}},
-		"overlay": {8, func(dir string) (Report, error) {
-			o := Overlay{Setting: Setting{Dir: dir, Quick: true, Log: t.Output()}}
+		"overlay": {11, func(dir string) (Report, error) {
+			o := Overlay{Setting: Setting{Dir: dir, Quick: true, Log: t.Output()}, Blockd: filepath.Join(filepath.Dir(bin), "holdfast-blockd")}
 			return o.Run(t.Context())
 		}},
 	} {

@@ -24,10 +24,11 @@ import (
 
 // Overlay measures copy-on-write in layers beside a plain file on the same
 // filesystem (XFS in an image), one request at a time past the page cache, and
-// beside the filesystem's own clones. It runs in this process: what a server of a
-// volume adds is not in it.
+// beside the filesystem's own clones. The mechanism is measured in this process, then
+// what a guest gets of a worker.
 type Overlay struct {
-	Setting // Rounds: 0: 15
+	Setting        // Rounds: 0: 15
+	Blockd  string // the worker's program; "": the one beside this program
 
 	at     string   // the filesystem
 	plain  *os.File // O_DIRECT, written
@@ -70,7 +71,7 @@ func (o *Overlay) Run(ctx context.Context) (_ Report, err error) {
 		return o.report, err
 	}
 	defer func() { err = errors.Join(err, o.unmount(context.WithoutCancel(ctx))) }()
-	for _, part := range []func(context.Context) error{o.requests, o.seals, o.stalls, o.farAway} {
+	for _, part := range []func(context.Context) error{o.requests, o.seals, o.stalls, o.servedStalls, o.farAway} {
 		if err := part(ctx); err != nil {
 			return o.report, err
 		}
@@ -417,17 +418,18 @@ func (o *Overlay) farAway(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	store := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		http.ServeContent(w, r, "image", time.Time{}, bytes.NewReader(image))
 	}), ReadHeaderTimeout: time.Minute}
-	go func() { _ = store.Serve(listener) }() // until it is closed
-	defer func() { _ = store.Close() }()      // it was only read from
+	go func() { _ = server.Serve(listener) }() // until it is closed
+	defer func() { _ = server.Close() }()      // it was only read from
 	fetch := overlay.HTTPFetch(http.DefaultClient, "http://"+listener.Addr().String()+"/")
 	chunks := overlay.Chunks{Size: o.size(), Chunk: farChunk}
 	for off := int64(0); off < o.size(); off += farChunk {
 		chunks.Digests = append(chunks.Digests, sha256.Sum256(image[off:off+farChunk]))
 	}
-	return errors.Join(o.hydrate(ctx, chunks, fetch), o.misses(ctx, chunks, fetch))
+	here := store{"http://" + listener.Addr().String() + "/", chunks, fetch}
+	return errors.Join(o.hydrate(ctx, chunks, fetch), o.misses(ctx, chunks, fetch), o.servedHydration(ctx, here), o.servedMisses(ctx, here))
 }
 
 func (o *Overlay) hydrate(ctx context.Context, chunks overlay.Chunks, fetch overlay.Fetch) error {
