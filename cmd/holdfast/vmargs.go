@@ -54,6 +54,7 @@ func (a *app) vmArgsCommand() *cobra.Command {
 	f.StringVar(&at.Target.VMM, "vmm", "qemu", "what runs the machine: qemu, firecracker, cloud-hypervisor or kata")
 	f.StringVar(&at.Holder, "holder", "", "who uses it: sandbox:NAME or agent:NAME (default: sandbox:VOLUME)")
 	f.StringVar(&at.Target.Socket, "vm-socket", "", "where the machine's monitor (QMP) or API will listen, below an allowed prefix: it is told of growth there")
+	f.StringVar(&at.Target.Transport, "transport", "", "vhost-user: by a worker's socket, for a machine of qemu or cloud-hypervisor whose memory is shared")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as attachment delete --force does")
 	f.BoolVar(&ephemeral, "ephemeral", false, "make the volume, and delete it when the machine ends or the volume is detached")

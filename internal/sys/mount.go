@@ -323,6 +323,9 @@ func mountID(f *os.File, openProc func(path string) (*os.File, error)) (id uint6
 // IsBlock reports whether it is a block device's node.
 func (p Place) IsBlock() bool { return p.Mode&unix.S_IFMT == unix.S_IFBLK }
 
+// IsSocket reports whether it is a socket, or the file of one.
+func (p Place) IsSocket() bool { return p.Mode&unix.S_IFMT == unix.S_IFSOCK }
+
 // PlaceOf asks about f.
 func PlaceOf(f *os.File) (Place, error) {
 	var p Place

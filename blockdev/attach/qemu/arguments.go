@@ -14,8 +14,17 @@ import (
 // monitor of the machine can be told of a growth (Attacher.Resized) and of other limits
 // (Attacher.Limit).
 //
+// A volume that a worker serves needs memory that is shared, besides. It gets one queue,
+// which every worker has.
+//
 // The image is read and written by threads, which every QEMU has.
 func Arguments(r attach.Request) []string {
+	if r.Endpoint.Kind == blockdev.VhostUser {
+		return []string{
+			"-chardev", "socket,id=" + lineName(r.Volume) + ",path=" + strings.ReplaceAll(r.Endpoint.Path, ",", ",,") + ",server=off,reconnect=1",
+			"-device", "vhost-user-blk-pci,id=" + deviceName(r.Volume) + ",chardev=" + lineName(r.Volume) + ",num-queues=1",
+		}
+	}
 	driver := "file"
 	if r.Endpoint.Kind == blockdev.Block {
 		driver = "host_device"

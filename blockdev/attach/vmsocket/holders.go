@@ -23,7 +23,7 @@ const (
 )
 
 // Holders finds the processes of this host, this one apart, that have a file or
-// device open: each as a target with pid, start time and boot. Not found are those
+// device open, or are connected to the socket that a file is: each as a target with pid, start time and boot. Not found are those
 // that this process may not ask (of other rights or namespaces), what only maps it, a
 // kernel's own opening, and what was handed to io_uring and closed: none found is no
 // proof.
@@ -73,7 +73,7 @@ func everybody() ([]int, error) {
 
 // holders looks once, at some processes.
 func (d *Door) holders(file string, among func() ([]int, error)) ([]attach.Target, error) {
-	want, err := sys.PlaceBehind(file)
+	want, err := wanted(file)
 	if err != nil {
 		return nil, err
 	}
@@ -97,8 +97,18 @@ func (d *Door) holders(file string, among func() ([]int, error)) ([]attach.Targe
 	return found, nil
 }
 
+// wanted tells an opening of a file from others.
+func wanted(file string) (func(sys.Place) bool, error) {
+	place, err := sys.PlaceBehind(file)
+	if err != nil || !place.IsSocket() {
+		return func(other sys.Place) bool { return same(place, other) }, err
+	}
+	peers, err := sys.SocketPeers(place)
+	return func(other sys.Place) bool { return other.IsSocket() && peers[other.Inode] }, err
+}
+
 // pin holds on to a process and looks again, so that it is the one that was seen.
-func (d *Door) pin(pid int, want sys.Place) (attach.Target, error) {
+func (d *Door) pin(pid int, want func(sys.Place) bool) (attach.Target, error) {
 	p, err := openProcess(pid)
 	if err != nil {
 		return attach.Target{}, err
@@ -116,7 +126,7 @@ func (d *Door) pin(pid int, want sys.Place) (attach.Target, error) {
 
 // holdsPlace reports whether a process has a place open. blockdev.ErrGone when it
 // ended meanwhile.
-func holdsPlace(pid int, want sys.Place) (bool, error) {
+func holdsPlace(pid int, want func(sys.Place) bool) (bool, error) {
 	dir := "/proc/" + strconv.Itoa(pid) + "/fd"
 	fds, err := os.Open(dir)
 	if err == nil {
@@ -132,7 +142,7 @@ func holdsPlace(pid int, want sys.Place) (bool, error) {
 	return false, err
 }
 
-func holdsAmong(dir string, names []string, want sys.Place) (bool, error) {
+func holdsAmong(dir string, names []string, want func(sys.Place) bool) (bool, error) {
 	for _, name := range names {
 		place, err := sys.PlaceBehind(dir + "/" + name)
 		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) { // closed since
@@ -141,7 +151,7 @@ func holdsAmong(dir string, names []string, want sys.Place) (bool, error) {
 		if err != nil {
 			return false, err
 		}
-		if same(want, place) {
+		if want(place) {
 			return true, nil
 		}
 	}

@@ -14,6 +14,9 @@
 // found it is remembered by pid, start time and boot, its end is told by a pidfd and
 // ends the attachment, and Fence kills it and nothing else.
 //
+// A target that wants it gets the socket of the volume's worker, of which the same
+// holds: who is connected to it has the volume.
+//
 // A volume has left when its link is gone and, after that, nobody has the image open:
 // for a file the kernel proves it (a lease, which counts every opening), for a device
 // the pool does when it closes it; processes are asked so that the answer names them.

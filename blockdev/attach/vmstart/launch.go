@@ -54,8 +54,11 @@ func (a *Attacher) launch(r attach.Request, t filesystem.Type) (attach.Launch, e
 		return attach.Launch{}, err
 	}
 	r.Endpoint.Kind, r.Endpoint.Path = blockdev.File, r.Target.Path
-	if place.IsBlock() {
+	switch {
+	case place.IsBlock():
 		r.Endpoint.Kind = blockdev.Block
+	case place.IsSocket():
+		r.Endpoint.Kind = blockdev.VhostUser
 	}
 	l, err := tell(a.o, r, t)
 	l.Path, l.Pid = r.Target.Path, r.Target.Pid

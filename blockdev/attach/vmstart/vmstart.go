@@ -15,6 +15,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/attach/cloudhypervisor"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/vmsocket"
 	"holdfast/internal/sys"
@@ -42,6 +43,7 @@ var (
 	_ attach.Attacher = (*Attacher)(nil)
 	_ attach.Finder   = (*Attacher)(nil)
 	_ attach.Picky    = (*Attacher)(nil)
+	_ attach.Chooser  = (*Attacher)(nil)
 	_ attach.Witness  = (*Attacher)(nil)
 	_ attach.Launcher = (*Attacher)(nil)
 	_ attach.Resizer  = (*Attacher)(nil)
@@ -72,6 +74,15 @@ func (a *Attacher) NeedsOf(t attach.Target) attach.Needs {
 	return needs
 }
 
+// KindsFor implements attach.Chooser: a worker where the target wants one, for nobody
+// knows yet whether the machine will share its memory. None else: see NeedsOf.
+func (a *Attacher) KindsFor(t attach.Target) []blockdev.Kind {
+	if t.Transport == "" {
+		return nil
+	}
+	return vmsocket.KindsFor(t)
+}
+
 // Serial implements attach.Named, as all that plug volumes into machines.
 func (a *Attacher) Serial(id blockdev.ID) string { return qemu.Serial(id) }
 
@@ -79,6 +90,7 @@ func (a *Attacher) Serial(id blockdev.ID) string { return qemu.Serial(id) }
 func (a *Attacher) Resolve(_ context.Context, t attach.Target, mountPath string) (attach.Target, error) {
 	err := a.check(t, mountPath)
 	t.Path = filepath.Join(a.o.Dir, strings.ToLower(rand.Text()))
+	t.Shared = false
 	return t, blockdev.Op("vmstart.Resolve", "", err)
 }
 
@@ -87,6 +99,8 @@ func (a *Attacher) check(t attach.Target, mountPath string) error {
 	switch {
 	case vmms[t.VMM] == nil:
 		rule = "target.vmm must be one of: " + strings.Join(slices.Sorted(maps.Keys(vmms)), ", ")
+	case t.Transport != "" && (t.Transport != string(blockdev.VhostUser) || t.VMM != qemu.Type && t.VMM != cloudhypervisor.Type):
+		rule = fmt.Sprintf("target.transport is %q or nothing, for machines of QEMU and Cloud Hypervisor", blockdev.VhostUser)
 	case t.Path != "" || t.Container != "" || t.Root != "":
 		rule = "a vm target has a vmm, and perhaps a socket, only"
 	case mountPath != "":
