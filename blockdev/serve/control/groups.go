@@ -1,6 +1,7 @@
 package control
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -9,8 +10,11 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/control/wire"
 	"holdfast/internal/sys"
 )
 
@@ -96,13 +100,51 @@ func (g group) hold(pid int, kind blockdev.Kind, memory int64) error {
 	return nil
 }
 
-// remove takes the groups away, whose process has ended. Not there is success.
-func (g group) remove() error {
+// remove takes the groups away. A process that is ending holds them a moment longer
+// than its sockets: it is waited for. Not there is success.
+func (g group) remove(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, wire.Patience)
+	defer cancel()
 	var errs []error
 	for _, dir := range g.dirs {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, removeGroup(ctx, dir))
 	}
 	return errors.Join(errs...)
+}
+
+// retryRemove is how long a group may look empty and be in use.
+const retryRemove = time.Millisecond
+
+func removeGroup(ctx context.Context, dir string) error {
+	for {
+		err := os.Remove(dir)
+		if err == nil || errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if !errors.Is(err, syscall.EBUSY) || ctx.Err() != nil {
+			return err
+		}
+		awaitGroup(ctx, dir)
+		select {
+		case <-ctx.Done():
+		case <-time.After(retryRemove):
+		}
+	}
+}
+
+// awaitGroup waits for the end of the processes in a group.
+func awaitGroup(ctx context.Context, dir string) {
+	text, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs")) // gone: nobody to wait for
+	for line := range strings.FieldsSeq(string(text)) {
+		pid, err := strconv.Atoi(line)
+		if err != nil {
+			continue
+		}
+		pidfd, err := sys.OpenPidfd(pid)
+		if err != nil {
+			continue // it has ended
+		}
+		_ = sys.AwaitEnd(ctx, pidfd) // what is still there is seen by the next try
+		pidfd.Close()
+	}
 }

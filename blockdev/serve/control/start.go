@@ -37,18 +37,18 @@ func (s *Starter) serve(ctx context.Context, spec Spec) (*Worker, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	if err := s.clear(spec.ID); err != nil {
+	if err := s.clear(ctx, spec.ID); err != nil {
 		return nil, err
 	}
 	if err := s.start(ctx, spec); err != nil {
-		return nil, errors.Join(err, s.clear(spec.ID))
+		return nil, errors.Join(err, s.clear(context.WithoutCancel(ctx), spec.ID))
 	}
 	return s.find(ctx, spec.ID)
 }
 
 // clear takes away what a worker that has ended has left.
-func (s *Starter) clear(id blockdev.ID) error {
-	return errors.Join(os.RemoveAll(filepath.Join(s.o.Dir, string(id))), s.groups(id).remove())
+func (s *Starter) clear(ctx context.Context, id blockdev.ID) error {
+	return errors.Join(os.RemoveAll(filepath.Join(s.o.Dir, string(id))), s.groups(id).remove(ctx))
 }
 
 // start starts a process, hands it the volume and returns when it serves.

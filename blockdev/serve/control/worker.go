@@ -118,7 +118,7 @@ func (w *Worker) Kill(ctx context.Context) error {
 func (w *Worker) end(ctx context.Context, how func(pidfd *os.File) error) error {
 	pidfd, err := w.hold(ctx)
 	if errors.Is(err, blockdev.ErrNotFound) {
-		return w.s.clear(w.id)
+		return w.s.clear(ctx, w.id)
 	}
 	if err != nil {
 		return err
@@ -131,7 +131,7 @@ func (w *Worker) end(ctx context.Context, how func(pidfd *os.File) error) error 
 	if err := sys.AwaitEnd(ctx, pidfd); err != nil {
 		return fmt.Errorf("the worker does not end: %w", errors.Join(asked, err))
 	}
-	return errors.Join(asked, w.s.clear(w.id))
+	return errors.Join(asked, w.s.clear(ctx, w.id))
 }
 
 // hold opens the worker's process. That it is this one is proven by its answering
