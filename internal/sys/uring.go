@@ -25,7 +25,18 @@ const (
 
 	uringFeatSingleMmap = 1 << 0
 	uringFeatNoDrop     = 1 << 1
+	uringFeatExtArg     = 1 << 8  // waits that end by themselves
+	uringFeatRsrcTags   = 1 << 10 // of the kernel that first had polls that last
+	uringFeatures       = uringFeatSingleMmap | uringFeatNoDrop | uringFeatExtArg | uringFeatRsrcTags
 )
+
+// uringSetups are what to ask a kernel for, the best first: an older one refuses what
+// it does not know (6.1, 5.18).
+var uringSetups = []uint32{
+	uringSetupCQSize | uringSetupSubmitAll | uringSetupSingleIssuer | uringSetupDeferTaskrun,
+	uringSetupCQSize | uringSetupSubmitAll,
+	uringSetupCQSize,
+}
 
 // UringEntry is one submission: struct io_uring_sqe.
 type UringEntry struct {
@@ -82,11 +93,18 @@ type uringWait struct {
 
 // NewUring makes a ring for so many submissions, a power of two, and twice as many
 // completions at once, used by the calling thread only (the goroutine is locked to
-// it). errors.ErrUnsupported where the kernel has none that is new enough (6.1) or
+// it). errors.ErrUnsupported where the kernel has none that is new enough (5.13) or
 // forbids it.
-func NewUring(entries uint32) (*Uring, error) {
-	p := uringParams{flags: uringSetupCQSize | uringSetupSubmitAll | uringSetupSingleIssuer | uringSetupDeferTaskrun, cqEntries: 2 * entries}
-	fd, _, errno := unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
+func NewUring(entries uint32) (*Uring, error) { return newUring(entries, uringSetups) }
+
+func newUring(entries uint32, setups []uint32) (*Uring, error) {
+	var p uringParams
+	var fd uintptr
+	errno := unix.EINVAL
+	for n := 0; n < len(setups) && errno == unix.EINVAL; n++ {
+		p = uringParams{flags: setups[n], cqEntries: 2 * entries}
+		fd, _, errno = unix.Syscall(unix.SYS_IO_URING_SETUP, uintptr(entries), uintptr(unsafe.Pointer(&p)), 0)
+	}
 	if errno != 0 {
 		err := os.NewSyscallError("io_uring_setup", errno)
 		if errno == unix.ENOSYS || errno == unix.EINVAL || errno == unix.EPERM {
@@ -96,7 +114,7 @@ func NewUring(entries uint32) (*Uring, error) {
 	}
 	r := &Uring{fd: int(fd)}
 	unix.CloseOnExec(r.fd)
-	if p.features&uringFeatSingleMmap == 0 || p.features&uringFeatNoDrop == 0 {
+	if p.features&uringFeatures != uringFeatures {
 		return nil, errors.Join(errors.ErrUnsupported, errors.New("io_uring lacks features"), r.Close())
 	}
 	if err := r.mapQueues(&p); err != nil {
