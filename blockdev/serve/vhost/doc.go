@@ -30,6 +30,18 @@
 // forgets what it could not write, so a second one would lie. Short reads and
 // writes are continued, and fail when nothing moves.
 //
+// # Order in memory
+//
+// Guest and loop share indices of 16 bits, for which Go has no atomics: they are plain
+// accesses, each of which the processor does as one, kept in order by fence, an atomic
+// store that is followed by an atomic load. Go's memory model says nothing about
+// memory that another program writes; what holds are the instructions. On amd64 the
+// store is an XCHG, a full barrier; the tests and a real guest run there. On arm64 it
+// is STLR and the load LDAR, which keep what is before the one before what is behind
+// the other, loads behind stores included: that is by the architecture's rules, it
+// builds, and it was not run. The ring with the kernel has indices of 32 bits and
+// needs a load that acquires and a store that releases, which Go's atomics are.
+//
 // # Restart
 //
 // The VMM keeps a piece of memory (the inflight region) in which a loop notes each

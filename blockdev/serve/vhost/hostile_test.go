@@ -116,36 +116,61 @@ func TestHostileMessages(t *testing.T) {
 }
 
 // FuzzRing gives the server a queue of any content, which changes while it is read.
-// Whatever it is, the server lives.
+// Whatever it is, the server lives, be it one that uses its device by the ring or by
+// helpers.
 func FuzzRing(f *testing.F) {
-	image := newImage(f)
-	_, socket := served(f, image, os.O_RDWR, vhost.Options{Serial: serial})
+	_, ring := served(f, newImage(f), os.O_RDWR, vhost.Options{Serial: serial})
+	_, helped := serving(f, plain{newOverlay(f, "")}, vhost.Options{Serial: serial})
+	_, lent := serving(f, newOverlay(f, newImage(f)), vhost.Options{Serial: serial})
 	f.Add(make([]byte, 64), uint16(0))
 	f.Add([]byte{0, 0x20, 0, 0, 1, 0, 0, 0, 16, 0, 0, 0, 1, 0, 1, 0, 0, 0x30, 0, 0, 1, 0, 0, 0, 1, 0, 0, 0, 2, 0, 0, 0}, uint16(0))
+	f.Add(sensible(), uint16(0))
 	f.Fuzz(func(t *testing.T, table []byte, head uint16) {
-		fe, err := frontend.New(frontend.Options{})
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer fe.Close()
-		if err := fe.Connect(socket); err != nil {
-			t.Fatal(err)
-		}
-		q := fe.Queues[0]
-		copy(fe.Memory(), table[:min(len(table), block)])
-		q.PutHead(head % 8)
-		q.PutHead((head + 1) % 8)
-		if err := errors.Join(q.Show(), q.Kick()); err != nil {
-			t.Fatal(err)
-		}
-		for n := range table[:min(len(table), block)] {
-			fe.Memory()[n] ^= byte(head)
-		}
-		q.Seen()
-		if _, err := fe.StopQueue(0); err != nil {
-			t.Fatalf("the server is gone: %v", err)
+		for _, socket := range []string{ring, helped, lent} {
+			tryRing(t, socket, table[:min(len(table), block)], head)
 		}
 	})
+}
+
+// sensible is the beginning of a table with a read, for a fuzzer to start from: its
+// header and its data are of zeroes.
+func sensible() []byte {
+	b := make([]byte, 0, 48)
+	for n, d := range []struct {
+		length uint32
+		flags  uint16
+	}{{16, 1}, {block, 3}, {1, 2}} {
+		b = binary.LittleEndian.AppendUint64(b, 1<<32+0x4000)
+		b = binary.LittleEndian.AppendUint32(b, d.length)
+		b = binary.LittleEndian.AppendUint16(binary.LittleEndian.AppendUint16(b, d.flags), uint16(n+1))
+	}
+	return b
+}
+
+func tryRing(t *testing.T, socket string, table []byte, head uint16) {
+	t.Helper()
+	fe, err := frontend.New(frontend.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fe.Close()
+	if err := fe.Connect(socket); err != nil {
+		t.Fatal(err)
+	}
+	q := fe.Queues[0]
+	copy(fe.Memory(), table)
+	q.PutHead(head % 8)
+	q.PutHead((head + 1) % 8)
+	if err := errors.Join(q.Show(), q.Kick()); err != nil {
+		t.Fatal(err)
+	}
+	for n := range table {
+		fe.Memory()[n] ^= byte(head)
+	}
+	q.Seen()
+	if _, err := fe.StopQueue(0); err != nil {
+		t.Fatalf("the server is gone: %v", err)
+	}
 }
 
 // FuzzMessages says anything to the server, which then serves somebody else.
