@@ -142,12 +142,12 @@ func (o *Overlay) servedMisses(ctx context.Context, s store) error {
 	defer drop()
 	var ours, beside []uint32
 	chunk := make([]byte, farChunk)
-	err = o.serveLayer(ctx, "served-misses", spec, func(w *control.Worker) error {
+	err = o.serveLayer(ctx, "served-misses", spec, func(w *control.Worker) (err error) {
 		l, err := newVhostLoad(w.Socket(), ioJob{name: "misses", reads: 100, random: true, once: true, block: overlayBlock, depth: 1})
 		if err != nil {
 			return err
 		}
-		defer l.f.Close()
+		defer func() { err = errors.Join(err, l.f.Close()) }()
 		defer context.AfterFunc(ctx, l.q.Abandon)()
 		// A step of a chunk and more: each read is of another chunk than those before it.
 		l.stride = coprime(l.blocks/(farChunk/overlayBlock)) * (farChunk / overlayBlock)
