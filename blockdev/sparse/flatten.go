@@ -197,6 +197,17 @@ func (f pacedFile) ReadAt(b []byte, off int64) (int, error) {
 	return n, err
 }
 
+// Written tells a layer whose map is loose what was written.
+func (f pacedFile) Written(off, end int64, fn func(from, to int64)) error {
+	if w, ok := f.File.(overlay.Witness); ok {
+		return w.Written(off, end, fn)
+	}
+	return errors.ErrUnsupported
+}
+
+// Witnesses: nothing is written through it.
+func (f pacedFile) Witnesses() bool { return false }
+
 func (p *pacedFiles) count(n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -143,6 +143,8 @@ const (
 	fiemapSync   = 0x1        // flush the file first
 	extentLast   = 0x1
 	extentShared = 0x2000
+	// Allocated and never written.
+	extentUnwritten = 0x800
 	// Not allocated yet, encoded, not aligned or inside of metadata.
 	extentNowhere = 0x2 | 0x4 | 0x8 | 0x100 | 0x200
 )
@@ -205,6 +207,30 @@ func EachMapped(f *os.File, fn func(MappedExtent) error) error {
 			start = extent.logical + extent.length
 		}
 	}
+}
+
+// EachWritten calls fn with the ranges between off and end of f that were written, in
+// order; space that is only allocated is none of them. f is flushed first.
+// errors.ErrUnsupported where the filesystem has no FIEMAP.
+func EachWritten(f *os.File, off, end int64, fn func(from, to int64)) error {
+	request := &fiemapRequest{}
+	for off < end {
+		*request = fiemapRequest{start: uint64(off), length: uint64(end - off), flags: fiemapSync, count: fiemapBatch}
+		if err := fiemap(f, request); err != nil || request.mapped == 0 {
+			return err
+		}
+		for _, extent := range request.extents[:request.mapped] {
+			from, to := max(off, int64(extent.logical)), min(end, int64(extent.logical+extent.length))
+			if extent.flags&extentUnwritten == 0 && from < to {
+				fn(from, to)
+			}
+			if extent.flags&extentLast != 0 {
+				return nil
+			}
+			off = to
+		}
+	}
+	return nil
 }
 
 func fiemap(f *os.File, request *fiemapRequest) error {

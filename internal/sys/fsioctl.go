@@ -47,6 +47,15 @@ func FilesystemMagic(f *os.File) (int64, error) {
 	return st.Type, os.NewSyscallError("fstatfs", err)
 }
 
+// FilesystemBlock tells the block, in bytes, of the mounted filesystem that f is on.
+func FilesystemBlock(f *os.File) (int64, error) {
+	var st unix.Statfs_t
+	err := control(f, func(fd uintptr) error {
+		return retry(func() error { return unix.Fstatfs(int(fd), &st) })
+	})
+	return st.Bsize, os.NewSyscallError("fstatfs", err)
+}
+
 // FilesystemUsage is what statfs(2) tells of a mounted filesystem.
 type FilesystemUsage struct {
 	Total, Free, Available int64 // bytes; Available leaves out what is reserved

@@ -92,6 +92,21 @@ func (b *bitmap) all(first, end int64) bool {
 	return held
 }
 
+// exceeds reports whether some block of [first, end) is set here and not in other.
+func (b *bitmap) exceeds(other *bitmap, first, end int64) (found bool) {
+	b.words(first, end, func(at, w int64, m uint32) bool {
+		if l := b.leaves[at].Load(); l != nil {
+			set := atomic.LoadUint32(&l.words[w]) & m
+			if l := other.leaves[at].Load(); l != nil {
+				set &^= atomic.LoadUint32(&l.words[w])
+			}
+			found = set != 0
+		}
+		return !found
+	})
+	return found
+}
+
 // run tells whether block first is set, and where below end the first block is
 // that is not like it.
 func (b *bitmap) run(first, end int64) (set bool, to int64) {

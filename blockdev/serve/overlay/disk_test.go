@@ -3,7 +3,9 @@ package overlay_test
 import (
 	"errors"
 	"io"
+	"maps"
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"holdfast/blockdev/serve/overlay"
@@ -20,6 +22,8 @@ type disk struct {
 	cutAt int // the one before which the power goes; 0: never
 	fail  int // the one that fails, once
 	cut   bool
+
+	witness bool // the holes of layers' data tell what was written, as in overlay.Witness
 }
 
 const sector = 512
@@ -30,7 +34,16 @@ type diskFile struct {
 	cached  []byte
 	dirty   map[int64]bool // sectors
 	before  func()         // if set, called once before the next write or sync
+
+	// Of a witness: by block, whether it is data now, and what it has been since the
+	// last sync of its file; the first is what is durable.
+	witness bool
+	data    map[int64]bool
+	past    map[int64][]blockState
 }
+
+// blockState is a block at the moment at which it became data, or a hole (nil).
+type blockState []byte
 
 // interrupt lets a test happen in the middle of something.
 func (f *diskFile) interrupt() {
@@ -41,12 +54,16 @@ func (f *diskFile) interrupt() {
 }
 
 func (d *disk) file() *diskFile {
-	f := &diskFile{d: d, dirty: map[int64]bool{}}
+	f := &diskFile{d: d, dirty: map[int64]bool{}, data: map[int64]bool{}, past: map[int64][]blockState{}}
 	d.files = append(d.files, f)
 	return f
 }
 
-func (d *disk) layer() overlay.Files { return overlay.Files{Data: d.file(), Map: d.file()} }
+func (d *disk) layer() overlay.Files {
+	data := d.file()
+	data.witness = d.witness
+	return overlay.Files{Data: data, Map: d.file()}
+}
 
 var errBroken = errors.New("the disk is broken")
 
@@ -78,9 +95,64 @@ func (d *disk) restart(r *rand.Rand) {
 				copy(f.durable[from:to], f.cached[from:to])
 			}
 		}
+		for _, b := range slices.Sorted(maps.Keys(f.past)) {
+			f.settleBlock(b, r)
+		}
 		f.cached = append([]byte(nil), f.durable...)
-		f.dirty = map[int64]bool{}
+		f.dirty, f.past = map[int64]bool{}, map[int64][]blockState{}
 	}
+}
+
+// settleBlock decides which of the states of a witness's block the journal has kept:
+// of data all that was there when it became data, and any later sector or not.
+func (f *diskFile) settleBlock(b int64, r *rand.Rand) {
+	n := r.IntN(len(f.past[b]))
+	durable, state := f.durable[b*block:(b+1)*block], f.past[b][n]
+	f.data[b] = state != nil
+	if state == nil {
+		clear(durable)
+		return
+	}
+	for s := 0; s < block; s += sector {
+		if n < len(f.past[b])-1 || r.IntN(2) == 0 {
+			copy(durable[s:s+sector], state[s:s+sector])
+		} else {
+			copy(durable[s:s+sector], f.cached[b*block+int64(s):])
+		}
+	}
+}
+
+// become notes that a block is data or a hole from now on.
+func (f *diskFile) become(b int64, data bool) {
+	if f.data[b] == data {
+		return
+	}
+	if len(f.past[b]) == 0 {
+		f.past[b] = []blockState{f.state(b, f.durable)}
+	}
+	f.data[b] = data
+	f.past[b] = append(f.past[b], f.state(b, f.cached))
+}
+
+func (f *diskFile) state(b int64, from []byte) blockState {
+	if !f.data[b] {
+		return nil
+	}
+	return slices.Clone(from[b*block : (b+1)*block])
+}
+
+// Witnesses and Written implement overlay.Witness.
+func (f *diskFile) Witnesses() bool { return f.witness }
+
+func (f *diskFile) Written(off, end int64, fn func(from, to int64)) error {
+	f.d.mu.Lock()
+	blocks := slices.Sorted(maps.Keys(f.data))
+	blocks = slices.DeleteFunc(blocks, func(b int64) bool { return !f.data[b] || b*block < off || b*block >= end })
+	f.d.mu.Unlock()
+	for _, b := range blocks {
+		fn(b*block, (b+1)*block)
+	}
+	return nil
 }
 
 func (f *diskFile) ReadAt(p []byte, off int64) (int, error) {
@@ -105,6 +177,9 @@ func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
 	defer f.d.mu.Unlock()
 	// A write that is cut has got half-way, as far as the cache goes.
 	half := len(p) / 2 / sector * sector
+	if f.witness { // a block that was not written whole stays what it was
+		half = max(0, int((off+int64(half))/block*block-off))
+	}
 	if err := f.d.effect(); err != nil {
 		f.put(p[:half], off)
 		return half, err
@@ -114,6 +189,9 @@ func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
 }
 
 func (f *diskFile) put(p []byte, off int64) {
+	if len(p) == 0 {
+		return
+	}
 	if end := off + int64(len(p)); end > int64(len(f.cached)) {
 		f.cached = append(f.cached, make([]byte, end-int64(len(f.cached)))...)
 	}
@@ -121,10 +199,32 @@ func (f *diskFile) put(p []byte, off int64) {
 	for s := off / sector; s < (off+int64(len(p))+sector-1)/sector; s++ {
 		f.dirty[s] = true
 	}
+	for b := off / block; f.witness && b*block < off+int64(len(p)); b++ {
+		f.become(b, true)
+	}
 }
 
 func (f *diskFile) Punch(off, n int64) error {
+	if f.witness {
+		return f.punch(off, n)
+	}
 	_, err := f.WriteAt(make([]byte, n), off)
+	return err
+}
+
+func (f *diskFile) punch(off, n int64) error {
+	f.interrupt()
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	err := f.d.effect()
+	end := off + n
+	if err != nil {
+		end = off + n/2/block*block // it has got half-way
+	}
+	for b := off / block; (b+1)*block <= end; b++ {
+		f.become(b, false)
+		clear(f.cached[b*block : (b+1)*block])
+	}
 	return err
 }
 
@@ -149,6 +249,6 @@ func (f *diskFile) Sync() error {
 		return err
 	}
 	f.durable = append(f.durable[:0], f.cached...)
-	f.dirty = map[int64]bool{}
+	f.dirty, f.past = map[int64]bool{}, map[int64][]blockState{}
 	return nil
 }

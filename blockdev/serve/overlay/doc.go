@@ -14,13 +14,17 @@
 // # Order
 //
 // What the map says may lag behind the data and never leads it. A first write of a
-// block goes to the data; Sync makes the data durable, then writes the bits of
-// those blocks whose writes had ended before, then makes the map durable. Those
-// that come meanwhile share the next one. So after a crash each block reads as
-// what was flushed last or as something that was written later, never as a hole, a
-// stale block of the base over a newer write, or what an earlier owner of the
-// space left there. A write of blocks that the top layer holds already touches no
-// map, and its flush is one sync of the data.
+// block goes to the data. Where the data's file is a Witness, Sync makes the data
+// durable, and that is all: the file's own extents tell which blocks were written,
+// and the map, marked loose, catches up later. Elsewhere, and for blocks that are
+// held as holes, Sync then writes the bits of those blocks whose writes had ended
+// before, and makes the map durable. Those that come meanwhile share the next one.
+// A block that only the data tells of is put into the map before it is discarded.
+//
+// So after a crash each block reads as what was flushed last or as something that was
+// written later, never as a hole, a stale block of the base over a newer write, or
+// what an earlier owner of the space left there. A write of blocks that the top layer
+// holds already touches no map, and its flush is one sync of the data.
 //
 // After a failed sync nothing is acknowledged any more: every write and Sync
 // answers blockdev.ErrFailed until the volume is opened again.

@@ -43,6 +43,28 @@ func (f OSFile) Extent(off, limit int64) (length int64, hole bool, err error) {
 	return extent.At(f.File, off, limit)
 }
 
+// Witnesses implements Witness. ext4 and XFS turn a hole that is written past the page
+// cache into data when the write is complete, block by block, and their journals keep
+// that order (docs/decisions). Where their blocks are not ours a part would count
+// for the whole.
+func (f OSFile) Witnesses() bool {
+	direct, err := sys.DirectAlignment(f.File)
+	if err != nil || direct == 0 {
+		return false
+	}
+	kind, err := sys.FilesystemMagic(f.File)
+	if err != nil || kind != sys.MagicExt4 && kind != sys.MagicXFS {
+		return false
+	}
+	block, err := sys.FilesystemBlock(f.File)
+	return err == nil && block == BlockSize
+}
+
+// Written implements Witness.
+func (f OSFile) Written(off, end int64, fn func(from, to int64)) error {
+	return sys.EachWritten(f.File, off, end, fn)
+}
+
 func noSpace(err error) error {
 	if sys.IsNoSpace(err) {
 		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)

@@ -227,7 +227,7 @@ func (v *Overlay) zeroMissing(r run) error {
 		if err := top.Data.Punch(missing.first*BlockSize, (missing.end-missing.first)*BlockSize); err != nil {
 			return err
 		}
-		top.mark(missing.first, missing.end)
+		top.markHoles(missing.first, missing.end)
 		return nil
 	})
 }

@@ -22,6 +22,17 @@ type File interface {
 	Truncate(size int64) error
 }
 
+// Witness is a File that tells by itself which blocks were written, whatever happens.
+type Witness interface {
+	File
+	// Witnesses tells whether a block of this file is a hole until a write of all of it
+	// is complete, and still is after a crash, and is none any more when Sync returns.
+	Witnesses() bool
+	// Written calls fn with the ranges between off and end, in bytes, that are no holes,
+	// in order. It does not depend on Witnesses.
+	Written(off, end int64, fn func(from, to int64)) error
+}
+
 // Files are those of one layer.
 type Files struct{ Data, Map File }
 
@@ -46,7 +57,7 @@ func create(f Files, size int64) error {
 	if err := errors.Join(f.Data.Truncate(size), f.Map.Truncate(MapSize(size))); err != nil {
 		return err
 	}
-	if err := writeWhole(f.Map, header(size), 0); err != nil {
+	if err := writeWhole(f.Map, header(size, false), 0); err != nil {
 		return err
 	}
 	if err := errors.Join(f.Data.Sync(), f.Map.Sync()); err != nil {
@@ -65,29 +76,67 @@ func checkSize(size int64) error {
 // layer is one layer of the stack.
 type layer struct {
 	Files
-	size  int64
-	valid *bitmap // blocks that are read from here
+	size    int64
+	valid   *bitmap // blocks that are read from here
+	witness bool    // the data tells by itself what was written
 
-	commits   sync.Mutex // one at a time
-	committed *bitmap    // blocks that the map file says are here, or is about to; under commits
+	commits   sync.Mutex // one at a time; guards what follows
+	committed *bitmap    // blocks that the map file says are here, or is about to
+	behind    bool       // the map file lacks some of committed: a write of it failed
+	loose     bool       // the map file says that it may lack blocks that the data has
+	settled   []run      // durable in the data, not in the map
 
 	mu      sync.Mutex
 	pending []run // written since the last commit began, in the order of their ends
+	holes   bool  // some of pending is held as a hole: only the map can tell
 	dirty   atomic.Bool
 }
+
+// settledMost bounds the runs of blocks that only the data tells of: what is to be
+// found again when a layer is opened after a crash.
+const settledMost = 4096
 
 // run is the blocks from first to below end.
 type run struct{ first, end int64 }
 
-func openLayer(f Files) (*layer, error) {
-	valid, size, err := loadMap(f.Map)
+// openLayer opens a layer; of one that is to be the top nothing may be in the data
+// that is not held when the map becomes loose.
+func openLayer(f Files, top bool) (*layer, error) {
+	m, err := loadMap(f.Map)
 	if err != nil {
 		return nil, err
 	}
-	if err := checkSize(size); err != nil {
+	if err := checkSize(m.size); err != nil {
 		return nil, fmt.Errorf("%w: %w", blockdev.ErrCorrupt, err)
 	}
-	return &layer{Files: f, size: size, valid: valid, committed: valid.clone()}, nil
+	l := &layer{Files: f, size: m.size, valid: m.bits, committed: m.bits.clone(), loose: m.loose}
+	if w, ok := f.Data.(Witness); ok {
+		l.witness = w.Witnesses()
+	}
+	if l.loose || top && l.witness {
+		if err := l.adopt(run{0, blocksOf(l.size)}); err != nil {
+			return nil, err
+		}
+	}
+	if l.loose {
+		l.settled, l.pending = l.pending, nil
+		l.dirty.Store(false)
+	}
+	return l, nil
+}
+
+// adopt makes blocks valid that the data has and the map lacks.
+func (l *layer) adopt(r run) error {
+	w, ok := l.Data.(Witness)
+	if !ok {
+		return fmt.Errorf("%w: the map needs a file that tells what was written", blockdev.ErrInvalid)
+	}
+	return w.Written(r.first*BlockSize, min(r.end*BlockSize, l.size), func(from, to int64) {
+		_ = l.fill(run{(from + BlockSize - 1) / BlockSize, to / BlockSize}, func(missing run) error {
+			l.mark(missing.first, missing.end)
+			return nil
+		})
+	})
 }
 
 // holds reports whether all of [first, end) is read from here.
@@ -109,44 +158,62 @@ func (l *layer) run(first, end int64) (held bool, to int64) {
 }
 
 // mark makes blocks valid whose bytes have been written.
-func (l *layer) mark(first, end int64) {
+func (l *layer) mark(first, end int64) { l.note(first, end, false) }
+
+// markHoles makes blocks valid that are holes.
+func (l *layer) markHoles(first, end int64) { l.note(first, end, true) }
+
+func (l *layer) note(first, end int64, holes bool) {
 	l.mu.Lock()
 	if n := len(l.pending); n > 0 && l.pending[n-1].end == first {
 		l.pending[n-1].end = end
 	} else {
 		l.pending = append(l.pending, run{first, end})
 	}
+	l.holes = l.holes || holes
 	l.mu.Unlock()
 	l.valid.set(first, end)
 	l.dirty.Store(true)
 }
 
 // take begins a commit: what it gives has been written before.
-func (l *layer) take() []run {
+func (l *layer) take() (runs []run, holes bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	runs := l.pending
-	l.pending = nil
-	return runs
+	runs, holes = l.pending, l.holes
+	l.pending, l.holes = nil, false
+	return runs, holes
 }
 
 func (l *layer) putBack(runs []run) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.pending = append(runs, l.pending...)
+	l.pending, l.holes = append(runs, l.pending...), true
+	l.dirty.Store(true)
 }
 
-// commit makes all durable that was written before it began: the data, then the
-// map of its new blocks. blockdev.ErrFailed after a failed sync; any other error
-// leaves what was to be written for the next commit.
-func (l *layer) commit() error {
+// commit makes all durable that was written before it began. Where the data is a
+// witness of it, that is one sync of the data; the map follows later, or when whole
+// is asked for. blockdev.ErrFailed after a failed sync; any other error leaves what
+// was to be written for the next commit.
+func (l *layer) commit(whole bool) error {
 	l.commits.Lock()
 	defer l.commits.Unlock()
+	return l.commitLocked(whole)
+}
+
+func (l *layer) commitLocked(whole bool) error {
 	l.dirty.Store(false) // a write that ends from here on sets it again
-	runs := l.take()
-	if err := l.Data.Sync(); err != nil {
-		return fmt.Errorf("%w: data: %w", blockdev.ErrFailed, err)
+	runs, holes := l.take()
+	enough := len(runs) == 0 || l.witness && !holes && len(runs)+len(l.settled) <= settledMost
+	if enough && !whole && !l.behind {
+		return l.settle(runs)
 	}
+	if err := l.syncData(); err != nil {
+		return err
+	}
+	runs = append(l.settled, runs...)
+	l.settled = nil
 	if len(runs) == 0 {
 		return nil
 	}
@@ -158,14 +225,80 @@ func (l *layer) commit() error {
 		}
 	}
 	if err := l.committed.writeLeaves(l.Map, leaves); err != nil {
+		l.behind = true
 		l.putBack(runs)
-		l.dirty.Store(true)
 		return fmt.Errorf("map: %w", err)
 	}
+	l.behind = false
+	return l.syncMap()
+}
+
+// settle makes the data durable that these runs were written to.
+func (l *layer) settle(runs []run) error {
+	if len(runs) > 0 {
+		if err := l.loosen(true); err != nil {
+			l.putBack(runs)
+			return err
+		}
+	}
+	if err := l.syncData(); err != nil {
+		return err
+	}
+	l.settled = append(l.settled, runs...)
+	return nil
+}
+
+// loosen has the map file say whether it may lack blocks that the data has.
+func (l *layer) loosen(loose bool) error {
+	if l.loose == loose {
+		return nil
+	}
+	if err := writeWhole(l.Map, header(l.size, loose), 0); err != nil {
+		return fmt.Errorf("map: %w", err)
+	}
+	if err := l.syncMap(); err != nil {
+		return err
+	}
+	l.loose = loose
+	return nil
+}
+
+// tighten makes the map whole and has it say so. Nobody writes meanwhile.
+func (l *layer) tighten() error {
+	l.commits.Lock()
+	defer l.commits.Unlock()
+	if !l.loose && !l.dirty.Load() {
+		return nil
+	}
+	if err := l.commitLocked(true); err != nil {
+		return err
+	}
+	return l.loosen(false)
+}
+
+func (l *layer) syncData() error {
+	if err := l.Data.Sync(); err != nil {
+		return fmt.Errorf("%w: data: %w", blockdev.ErrFailed, err)
+	}
+	return nil
+}
+
+func (l *layer) syncMap() error {
 	if err := l.Map.Sync(); err != nil {
 		return fmt.Errorf("%w: map: %w", blockdev.ErrFailed, err)
 	}
 	return nil
+}
+
+// secure makes the map say which blocks of a run are held, before they become holes,
+// of which the data tells nothing. The caller has the run locked alone.
+func (l *layer) secure(r run) error {
+	l.commits.Lock()
+	defer l.commits.Unlock()
+	if !l.witness && !l.loose || !l.behind && !l.valid.exceeds(l.committed, r.first, r.end) {
+		return nil
+	}
+	return l.commitLocked(true)
 }
 
 // grow makes the layer larger. The caller is alone.
@@ -176,7 +309,7 @@ func (l *layer) grow(size int64) error {
 	if err := l.Data.Sync(); err != nil {
 		return fmt.Errorf("%w: data: %w", blockdev.ErrFailed, err)
 	}
-	if err := writeWhole(l.Map, header(size), 0); err != nil {
+	if err := writeWhole(l.Map, header(size, l.loose), 0); err != nil {
 		return err
 	}
 	if err := l.Map.Sync(); err != nil {

@@ -17,11 +17,15 @@ import (
 // bit of the first word, and the CRC-32C of these 508 bytes. A sector of zeroes, or
 // one that the file does not reach, holds no bit. Bits are only ever set, so a map
 // that was written in part is an older one in part, never a wrong one.
+//
+// A map of version 2 is loose: the layer also holds each block that is no hole in its
+// data. It is one of version 1 again once it has caught up.
 const (
 	sectorSize   = 512
 	checksumSize = 4
 	mapMagic     = "HFOVMAP\x00"
 	mapVersion   = 1
+	looseVersion = 2
 
 	// maxSize bounds what a header can make us allocate: 2^62 is far above the
 	// largest volume, 64 TiB, whose pointers take 33 MiB.
@@ -39,69 +43,83 @@ func intact(sector []byte) bool {
 }
 
 // header is sector 0: the magic, the version, the block size, the volume's size.
-func header(size int64) []byte {
+func header(size int64, loose bool) []byte {
 	sector := make([]byte, sectorSize)
 	copy(sector, mapMagic)
 	binary.LittleEndian.PutUint32(sector[8:], mapVersion)
+	if loose {
+		binary.LittleEndian.PutUint32(sector[8:], looseVersion)
+	}
 	binary.LittleEndian.PutUint32(sector[12:], BlockSize)
 	binary.LittleEndian.PutUint64(sector[16:], uint64(size)) //nolint:gosec // sizes are positive
 	seal(sector)
 	return sector
 }
 
-func parseHeader(sector []byte) (size int64, err error) {
+func parseHeader(sector []byte) (size int64, loose bool, err error) {
+	version := binary.LittleEndian.Uint32(sector[8:])
 	switch {
 	case string(sector[:8]) != mapMagic || !intact(sector):
-		return 0, fmt.Errorf("%w: the map has no valid header", blockdev.ErrCorrupt)
-	case binary.LittleEndian.Uint32(sector[8:]) != mapVersion:
-		return 0, fmt.Errorf("%w: map of version %d, this program knows %d", blockdev.ErrCorrupt, binary.LittleEndian.Uint32(sector[8:]), mapVersion)
+		return 0, false, fmt.Errorf("%w: the map has no valid header", blockdev.ErrCorrupt)
+	case version != mapVersion && version != looseVersion:
+		return 0, false, fmt.Errorf("%w: map of version %d, this program knows %d", blockdev.ErrCorrupt, version, looseVersion)
 	case binary.LittleEndian.Uint32(sector[12:]) != BlockSize:
-		return 0, fmt.Errorf("%w: map of blocks of %d bytes", blockdev.ErrCorrupt, binary.LittleEndian.Uint32(sector[12:]))
+		return 0, false, fmt.Errorf("%w: map of blocks of %d bytes", blockdev.ErrCorrupt, binary.LittleEndian.Uint32(sector[12:]))
 	}
 	large := binary.LittleEndian.Uint64(sector[16:])
 	if large == 0 || large > maxSize || large%sectorSize != 0 {
-		return 0, fmt.Errorf("%w: map of a volume of %d bytes", blockdev.ErrCorrupt, large)
+		return 0, false, fmt.Errorf("%w: map of a volume of %d bytes", blockdev.ErrCorrupt, large)
 	}
-	return int64(large), nil
+	return int64(large), version == looseVersion, nil
 }
 
 func sectorAt(leaf int64) int64 { return (1 + leaf) * sectorSize }
 
-// loadMap reads a map and the size of the volume that it is of.
-func loadMap(f File) (*bitmap, int64, error) {
+// loadedMap is what a map file tells.
+type loadedMap struct {
+	bits  *bitmap
+	size  int64 // of the volume, bytes
+	loose bool
+}
+
+func loadMap(f File) (m loadedMap, err error) {
 	sector := make([]byte, sectorSize)
 	if err := readWhole(f, sector, 0); err != nil {
-		return nil, 0, err
+		return m, err
 	}
-	size, err := parseHeader(sector)
-	if err != nil {
-		return nil, 0, err
+	if m.size, m.loose, err = parseHeader(sector); err != nil {
+		return m, err
 	}
-	b := newBitmap(blocksOf(size))
+	m.bits = newBitmap(blocksOf(m.size))
 	const atOnce = 256
 	buf := make([]byte, atOnce*sectorSize)
-	for i := int64(0); i < int64(len(b.leaves)); i += atOnce {
-		n := min(atOnce, int64(len(b.leaves))-i)
+	for i := int64(0); i < int64(len(m.bits.leaves)); i += atOnce {
+		n := min(atOnce, int64(len(m.bits.leaves))-i)
 		if err := readWhole(f, buf[:n*sectorSize], sectorAt(i)); err != nil {
-			return nil, 0, err
+			return m, err
 		}
 		for j := range n {
-			if err := b.load(i+j, buf[j*sectorSize:(j+1)*sectorSize]); err != nil {
-				return nil, 0, err
+			if err := m.bits.load(i+j, buf[j*sectorSize:(j+1)*sectorSize]); err != nil {
+				return m, err
 			}
 		}
 	}
-	return b, size, nil
+	return m, nil
 }
 
 // Survey tells of the layer with this map the size of its volume and how much of it
-// the layer holds, both in bytes. blockdev.ErrCorrupt for a map that is none.
+// the layer holds, both in bytes; of a layer that was not closed it may hold more, and
+// something if anything. blockdev.ErrCorrupt for a map that is none.
 func Survey(f File) (size, held int64, err error) {
-	b, size, err := loadMap(f)
+	m, err := loadMap(f)
 	if err != nil {
 		return 0, 0, blockdev.Op("overlay.Survey", "", err)
 	}
-	return size, min(size, b.count.Load()*BlockSize), nil
+	held = m.bits.count.Load() * BlockSize
+	if m.loose {
+		held = max(held, BlockSize)
+	}
+	return m.size, min(m.size, held), nil
 }
 
 // SizeOf tells the size of the volume that this map is of, in bytes.
@@ -111,7 +129,7 @@ func SizeOf(f File) (int64, error) {
 	err := readWhole(f, sector, 0)
 	var size int64
 	if err == nil {
-		size, err = parseHeader(sector)
+		size, _, err = parseHeader(sector)
 	}
 	return size, blockdev.Op("overlay.SizeOf", "", err)
 }

@@ -54,7 +54,7 @@ func open(layers []Files, base Source) (*Overlay, error) {
 	}
 	v := &Overlay{base: base}
 	for i, f := range layers {
-		l, err := openLayer(f)
+		l, err := openLayer(f, i == 0)
 		if err != nil {
 			return nil, fmt.Errorf("layer %d: %w", i, err)
 		}
@@ -263,22 +263,31 @@ func (v *Overlay) firstWrite(p []byte, off int64) error {
 	if first.in && !top.holds(r.first, r.first+1) {
 		from = min((r.first+1)*BlockSize, end)
 		if err := v.fillUp(&first, p[:from-off], off); err != nil {
-			return err
+			return v.wroteSome(top, r, err)
 		}
 	}
 	if last.in && !top.holds(last.block, r.end) {
 		to = last.block * BlockSize
 		if err := v.fillUp(&last, p[to-off:], to); err != nil {
-			return err
+			return v.wroteSome(top, r, err)
 		}
 	}
 	if from < to {
 		if err := writeWhole(top.Data, p[from-off:to-off], from); err != nil {
-			return err
+			return v.wroteSome(top, r, err)
 		}
 	}
 	top.mark(r.first, r.end)
 	return nil
+}
+
+// wroteSome is the end of a write that failed: what a witness has of it would come up
+// after a crash, so it is held from now on.
+func (v *Overlay) wroteSome(top *layer, r run, err error) error {
+	if lost := top.adopt(r); lost != nil && top.witness {
+		return v.inspect(fmt.Errorf("%w: %w, and what there is now cannot be told: %w", blockdev.ErrFailed, err, lost))
+	}
+	return err
 }
 
 // edge is a block that is written in part.
@@ -367,11 +376,17 @@ func (v *Overlay) punch(r run) error {
 	defer v.gate.RUnlock()
 	defer v.chunks.lock(r, true)()
 	top := v.stack[0]
+	if err := v.inspect(top.secure(r)); err != nil {
+		return err
+	}
 	if err := top.Data.Punch(r.first*BlockSize, (r.end-r.first)*BlockSize); err != nil {
 		return fmt.Errorf("punch: %w", err)
 	}
-	top.mark(r.first, r.end)
-	return nil
+	top.dirty.Store(true)
+	return top.fill(r, func(missing run) error {
+		top.markHoles(missing.first, missing.end)
+		return nil
+	})
 }
 
 // Begin gives the file and the right to read a range directly at the volume's
@@ -440,12 +455,17 @@ func (v *Overlay) EndWrite(off, n int64, first, wrote bool) {
 		r := blocksAround(off, n)
 		if wrote {
 			top.mark(r.first, r.end)
+		} else {
+			_ = v.wroteSome(top, r, errNotAll) // the caller has the error
 		}
 		v.chunks.unshare(r)
 	}
 	top.dirty.Store(true)
 	v.gate.RUnlock()
 }
+
+// errNotAll is a write of which only the caller of EndWrite knows more.
+var errNotAll = errors.New("not all was written")
 
 // Sync is a flush: everything whose write had ended before is durable. Those that
 // come while one is under way share the next one.
@@ -464,7 +484,7 @@ func (v *Overlay) flush() error {
 		if i > 0 && !l.dirty.Load() {
 			continue
 		}
-		if err := v.inspect(l.commit()); err != nil {
+		if err := v.inspect(l.commit(false)); err != nil {
 			return err
 		}
 	}
@@ -472,6 +492,17 @@ func (v *Overlay) flush() error {
 		<-b.done
 	}
 	return v.Failed()
+}
+
+// Close is a Sync after which the maps tell all by themselves, so that the next Open has
+// nothing to look for. Nobody may use the volume meanwhile or afterwards. The files
+// stay the caller's. A volume that is not closed loses nothing.
+func (v *Overlay) Close() error {
+	err := v.flush()
+	if err == nil {
+		err = v.inspect(v.stack[0].tighten())
+	}
+	return blockdev.Op("overlay.Close", "", err)
 }
 
 // Grow makes the volume size bytes large, a multiple of BlockSize; it never

@@ -129,8 +129,10 @@ type life struct {
 	snaps map[int][]byte  // what the layers below the top read as, by how many there are
 }
 
-func newLife(t *testing.T, base memory, size int64) *life {
-	l := &life{t: t, d: &disk{}, base: base, m: newModel(base, size), snaps: map[int][]byte{}}
+func newLife(t *testing.T, base memory, size int64) *life { return newLifeOn(t, &disk{}, base, size) }
+
+func newLifeOn(t *testing.T, d *disk, base memory, size int64) *life {
+	l := &life{t: t, d: d, base: base, m: newModel(base, size), snaps: map[int][]byte{}}
 	top := l.d.layer()
 	must(t, overlay.Create(top, size))
 	l.stack = []overlay.Files{top}
@@ -261,12 +263,12 @@ const steps = 40
 
 // TestEveryCut cuts the power before each side effect of many lives.
 func TestEveryCut(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(12) {
 		t.Run(fmt.Sprint(seed), func(t *testing.T) {
 			t.Parallel()
 			for cut := 1; ; cut++ {
 				r := rand.New(rand.NewPCG(seed, 1))
-				l := newLife(t, someBase(r, 10), 16*block)
+				l := newLifeOn(t, &disk{witness: seed%2 == 1}, someBase(r, 10), 16*block)
 				l.d.cutAt = l.d.ops + cut
 				var err error
 				for n := 0; n < steps && err == nil; n++ {
@@ -302,10 +304,10 @@ func TestEveryCut(t *testing.T) {
 // TestEveryFailure has each side effect fail once. Whatever was answered with
 // success holds, and after a failed sync nothing is.
 func TestEveryFailure(t *testing.T) {
-	for seed := range uint64(6) {
+	for seed := range uint64(10) {
 		for fail := 1; ; fail++ {
 			r := rand.New(rand.NewPCG(seed, 2))
-			l := newLife(t, someBase(r, 10), 16*block)
+			l := newLifeOn(t, &disk{witness: seed%2 == 1}, someBase(r, 10), 16*block)
 			l.d.fail = l.d.ops + fail
 			var err error
 			n := 0
@@ -577,4 +579,12 @@ func TestDamage(t *testing.T) {
 		}
 		m.cached[at] ^= 0x10
 	}
+}
+
+func (m *model) copied() *model {
+	c := &model{now: slices.Clone(m.now), flushed: slices.Clone(m.flushed), later: map[int64][][]byte{}}
+	for at, writes := range m.later {
+		c.later[at] = slices.Clone(writes)
+	}
+	return c
 }

@@ -32,10 +32,10 @@ func (v *Overlay) SealHeld(next Files, record func() error) (held time.Duration,
 func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err error) {
 	v.seals.Lock()
 	defer v.seals.Unlock()
-	if err := v.flush(); err != nil { // so that little is left to do afterwards
+	if err := errors.Join(v.flush(), v.inspect(v.stack[0].commit(true))); err != nil { // so that little is left to do afterwards
 		return 0, err
 	}
-	top, err := openLayer(next)
+	top, err := openLayer(next, true)
 	if err != nil {
 		return 0, err
 	}
@@ -50,8 +50,14 @@ func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err
 	if err != nil {
 		return held, err
 	}
-	for _, l := range old {
-		if err := v.inspect(l.commit()); err != nil {
+	for i, l := range old {
+		var err error
+		if i == 0 {
+			err = l.tighten() // nobody writes to it any more
+		} else if l.dirty.Load() {
+			err = l.commit(true)
+		}
+		if v.inspect(err) != nil {
 			return held, v.unrecorded(err)
 		}
 	}
@@ -61,14 +67,14 @@ func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err
 	return held, nil
 }
 
-// swap puts a layer on top and gives those below that have something to flush.
+// swap puts a layer on top and gives those below.
 func (v *Overlay) swap(top *layer, pending *barrier) ([]*layer, error) {
 	v.gate.Lock()
 	defer v.gate.Unlock()
 	if top.size != v.Size() || top.valid.count.Load() != 0 {
 		return nil, fmt.Errorf("%w: a new layer of %d bytes with %d blocks for a volume of %d", blockdev.ErrInvalid, top.size, top.valid.count.Load(), v.Size())
 	}
-	old := slices.DeleteFunc(slices.Clone(v.stack), func(l *layer) bool { return !l.dirty.Load() })
+	old := slices.Clone(v.stack)
 	v.barrier.Store(pending)
 	v.stack = slices.Insert(v.stack, 0, top)
 	return old, nil
@@ -111,7 +117,7 @@ func (v *Overlay) absorb(ctx context.Context, i int, record func() error) error 
 		}
 		first = to
 	}
-	if err := v.inspect(upper.commit()); err != nil {
+	if err := v.inspect(upper.commit(true)); err != nil {
 		return err
 	}
 	if err := record(); err != nil {
@@ -169,9 +175,9 @@ func (l *layer) copyIn(r run, p []byte) error {
 		if err != nil {
 			return err
 		}
+		l.note(r.first+first, r.first+to, zero)
 		first = to
 	}
-	l.mark(r.first, r.end)
 	return nil
 }
 

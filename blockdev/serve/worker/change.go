@@ -256,7 +256,7 @@ func (c *covering) Begin(off, n int64) (overlay.File, bool) {
 	return c.Overlay.Begin(off, n)
 }
 
-// BeginWrite is Begin for a write.
+// BeginWrite lends nothing of a volume that has failed.
 func (c *covering) BeginWrite(off, n int64) (data overlay.File, first, ok bool) {
 	if c.failure() != nil {
 		return nil, false, false

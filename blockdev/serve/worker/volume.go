@@ -214,8 +214,10 @@ func (w *volume) close() error {
 	err := w.failure()
 	switch {
 	case err != nil || w.words.ReadOnly && w.layers == nil:
-	case w.layers != nil:
+	case w.layers != nil && w.words.ReadOnly:
 		err = w.layers.Sync()
+	case w.layers != nil:
+		err = w.layers.Close()
 	default:
 		if err = sys.SyncData(w.flat); err != nil {
 			err = fmt.Errorf("%w: %w", blockdev.ErrFailed, err)

@@ -1,0 +1,276 @@
+package overlay_test
+
+import (
+	"bytes"
+	"errors"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"syscall"
+	"testing"
+
+	"holdfast/blockdev/serve/overlay"
+	"holdfast/internal/powercut"
+	"holdfast/internal/sys"
+)
+
+// TestOneSync: a flush of first writes is one sync of the data where that is a
+// witness, two of both files elsewhere, and a discard makes it both once.
+func TestOneSync(t *testing.T) {
+	for _, witness := range []bool{true, false} {
+		l := newLifeOn(t, &disk{witness: witness}, someBase(rand.New(rand.NewPCG(2, 2)), 10), 64*block)
+		cost := func(do func() error) int {
+			t.Helper()
+			must(t, do())
+			before := l.d.ops
+			must(t, l.v.Sync())
+			return l.d.ops - before
+		}
+		write := func(b int64) func() error {
+			return func() error {
+				_, err := l.v.WriteAt(bytes.Repeat([]byte{1}, block), b*block)
+				return err
+			}
+		}
+		cost(write(1)) // the map is loose from now on
+		want := 3      // data, a sector of the map, map
+		if witness {
+			want = 1
+		}
+		if got := cost(write(3)); got != want {
+			t.Errorf("witness %v: a flush of a first write has %d side effects", witness, got)
+		}
+		if got := cost(write(3)); got != 1 {
+			t.Errorf("witness %v: a flush of a rewrite has %d side effects", witness, got)
+		}
+		if got := cost(func() error { return l.v.Discard(20*block, block) }); got != 3 {
+			t.Errorf("witness %v: a flush of a discard has %d side effects", witness, got)
+		}
+		must(t, l.v.Close())
+		if _, held, err := overlay.Survey(l.stack[0].Map); err != nil || held != 3*block {
+			t.Errorf("witness %v: closed its map tells of %d bytes, %v", witness, held, err)
+		}
+	}
+}
+
+// TestSealIsConstant: what a seal does does not depend on how much there is, in how
+// many pieces.
+func TestSealIsConstant(t *testing.T) {
+	ops := map[int64]int{}
+	for _, pieces := range []int64{10, 5000} {
+		const leaf = 4064 * block
+		l := newLifeOn(t, &disk{witness: true}, nil, 3*leaf)
+		for i := range pieces {
+			_, err := l.v.WriteAt(bytes.Repeat([]byte{1}, block), 2*i*block)
+			must(t, err)
+		}
+		must(t, l.v.Close()) // nothing is left to do
+		_, err := l.v.WriteAt(bytes.Repeat([]byte{1}, block), 3*leaf-block)
+		must(t, errors.Join(err, l.v.Sync()))
+		_, err = l.v.WriteAt(bytes.Repeat([]byte{1}, block), 3*leaf-2*block)
+		must(t, err)
+		top := l.d.layer()
+		must(t, overlay.Create(top, l.v.Size()))
+		before := l.d.ops
+		must(t, l.v.Seal(top, func() error { return nil }))
+		ops[pieces] = l.d.ops - before
+	}
+	if ops[10] != ops[5000] || ops[10] > 10 {
+		t.Errorf("side effects by pieces: %v", ops)
+	}
+}
+
+// TestWitnesses: ext4 and XFS tell what was written past the page cache, also beside
+// space that is only allocated, and are believed; what goes through the cache, or
+// lies on another filesystem, is not.
+func TestWitnesses(t *testing.T) {
+	f := files(t, "top", syscall.O_DIRECT).Data.(overlay.OSFile)
+	kind, err := sys.FilesystemMagic(f.File)
+	must(t, err)
+	if !f.Witnesses() {
+		t.Skipf("the tests' directory is on a filesystem of type %#x", kind)
+	}
+	if files(t, "cached", 0).Data.(overlay.OSFile).Witnesses() {
+		t.Error("a file that is written through the page cache is a witness")
+	}
+	must(t, f.Truncate(1<<30))
+	must(t, sys.Allocate(f.File, 512<<20, 1<<20))
+	want := map[int64]bool{}
+	p := directBuffer(block)
+	for _, b := range []int64{0, 2, 1000, 512<<20/block + 7, 1<<30/block - 1} {
+		fill(rand.New(rand.NewPCG(1, 1)), p)
+		_, err := f.WriteAt(p, b*block)
+		must(t, err)
+		want[b] = true
+	}
+	_, err = f.ReadAt(directBuffer(1<<20), 512<<20)
+	must(t, err)
+	must(t, f.Written(0, 1<<30, func(from, to int64) {
+		for ; from < to; from += block {
+			if !want[from/block] {
+				t.Errorf("block %d was not written", from/block)
+			}
+			delete(want, from/block)
+		}
+	}))
+	if len(want) > 0 {
+		t.Errorf("blocks that were written and are not told: %v", want)
+	}
+	memory := t.TempDir()
+	must(t, syscall.Mount("none", memory, "tmpfs", 0, "size=1m"))
+	defer func() { must(t, syscall.Unmount(memory, syscall.MNT_DETACH)) }()
+	m, err := os.OpenFile(filepath.Join(memory, "top"), os.O_RDWR|os.O_CREATE|syscall.O_DIRECT, 0o600)
+	must(t, err)
+	defer m.Close()
+	if (overlay.OSFile{File: m}).Witnesses() {
+		t.Error("a file in memory is a witness")
+	}
+}
+
+// TestWitnessPowerCut writes, flushes and discards on XFS while the power is cut
+// under it: what was flushed by each moment is there, and no block of the base over
+// it.
+func TestWitnessPowerCut(t *testing.T) {
+	const blocks = 2048
+	rig := powercut.Start(t, 512<<20)
+	open := func(dir string) overlay.Files {
+		var made [2]*os.File
+		for i, name := range []string{"data", "map"} {
+			f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|syscall.O_DIRECT*(1-i), 0o600)
+			must(t, err)
+			made[i] = f
+		}
+		return overlay.Files{Data: overlay.OSFile{File: made[0]}, Map: overlay.OSFile{File: made[1]}}
+	}
+	shut := func(f overlay.Files) {
+		must(t, errors.Join(f.Data.(overlay.OSFile).Close(), f.Map.(overlay.OSFile).Close()))
+	}
+	r := rand.New(rand.NewPCG(4, 7))
+	base := someBase(r, blocks)
+	top := open(rig.Dir)
+	must(t, overlay.Create(top, blocks*block))
+	dir, err := os.Open(rig.Dir)
+	must(t, err)
+	must(t, errors.Join(dir.Sync(), dir.Close()))
+	v, err := overlay.Open([]overlay.Files{top}, base)
+	must(t, err)
+	m := newModel(base, blocks*block)
+	type ack struct {
+		at    powercut.Moment
+		state model
+	}
+	acks := []ack{{at: rig.Mark(), state: *m.copied()}}
+	p := directBuffer(8 * block)
+	for range 60 {
+		for range 1 + r.IntN(12) {
+			n := (1 + r.Int64N(8)) * block
+			off := r.Int64N(blocks-n/block) * block
+			if r.IntN(8) == 0 {
+				must(t, v.Discard(off, n))
+				m.wrote(make([]byte, n), off)
+				continue
+			}
+			fill(r, p[:n])
+			_, err := v.WriteAt(p[:n], off)
+			must(t, err)
+			m.wrote(p[:n], off)
+		}
+		acks[len(acks)-1].state = *m.copied() // with all that may have happened until the next flush
+		must(t, v.Sync())
+		m.flush()
+		acks = append(acks, ack{at: rig.Mark(), state: *m.copied()})
+	}
+	shut(top)
+	rig.Stop(t)
+	for i, at := range rig.Moments(acks[0].at, acks[len(acks)-1].at, 24, 5) {
+		then := acks[0].state
+		for _, a := range acks {
+			if a.at <= at {
+				then = a.state
+			}
+		}
+		rebuilt := rig.Rebuild(t, at, uint64(i))
+		f := open(rebuilt)
+		v, err := overlay.Open([]overlay.Files{f}, base)
+		must(t, err)
+		then.check(t, v)
+		shut(f)
+		rig.Discard(t, rebuilt)
+	}
+}
+
+// TestDiscardAfterOneSync: what only the data told of, flushed, does not become the
+// base's again when it is discarded, wherever the power is cut.
+func TestDiscardAfterOneSync(t *testing.T) {
+	p := bytes.Repeat([]byte{9}, block)
+	for cut := 1; ; cut++ {
+		l := newLifeOn(t, &disk{witness: true}, bytes.Repeat([]byte{3}, 16*block), 16*block)
+		_, err := l.v.WriteAt(p, 5*block)
+		must(t, err)
+		l.m.wrote(p, 5*block)
+		must(t, l.v.Sync())
+		l.m.flush()
+		l.d.cutAt = l.d.ops + cut
+		l.m.tried(make([]byte, block), 5*block)
+		if err = l.v.Discard(5*block, block); err == nil {
+			clear(l.m.now[5*block : 6*block])
+			if err = l.v.Sync(); err == nil {
+				l.m.flush()
+			}
+		}
+		uncut := err == nil
+		l.d.restart(rand.New(rand.NewPCG(1, uint64(cut))))
+		l.open()
+		l.m.check(t, l.v)
+		if uncut {
+			return
+		}
+	}
+}
+
+// TestLooseMap: whoever opens a layer that was not closed finds what only its data
+// tells of, through files that are no witnesses as well, and below a top.
+func TestLooseMap(t *testing.T) {
+	l := newLifeOn(t, &disk{witness: true}, bytes.Repeat([]byte{3}, 16*block), 16*block)
+	p := bytes.Repeat([]byte{9}, block)
+	_, err := l.v.WriteAt(p, 5*block)
+	must(t, errors.Join(err, l.v.Sync()))
+	l.m.wrote(p, 5*block)
+	top := l.d.layer()
+	must(t, overlay.Create(top, 16*block))
+	if _, held, err := overlay.Survey(l.stack[0].Map); err != nil || held == 0 {
+		t.Errorf("its map tells of %d bytes, %v", held, err)
+	}
+	l.stack[0].Data.(*diskFile).witness = false
+	l.open()
+	l.m.same(t, l.v)
+	below, err := overlay.Open([]overlay.Files{top, l.stack[0]}, l.base)
+	must(t, err)
+	l.m.same(t, below)
+	must(t, l.v.Close())
+	l.stack[0].Data.(*diskFile).data = nil // the map tells all
+	l.open()
+	l.m.same(t, l.v)
+	mute := struct{ overlay.File }{l.stack[0].Data}
+	if _, err := overlay.Open([]overlay.Files{{Data: mute, Map: l.stack[0].Map}}, l.base); err != nil {
+		t.Errorf("a layer that was closed, in a file that tells nothing: %v", err)
+	}
+}
+
+// TestUnfinishedWriteStays: what a write that never ended has left in a layer is there
+// from the next opening on, or never: not first later, after a crash.
+func TestUnfinishedWriteStays(t *testing.T) {
+	l := newLifeOn(t, &disk{witness: true}, bytes.Repeat([]byte{3}, 16*block), 16*block)
+	p := bytes.Repeat([]byte{9}, block)
+	_, err := l.stack[0].Data.WriteAt(p, 7*block)
+	must(t, errors.Join(err, l.stack[0].Data.Sync()))
+	l.open()
+	_, err = l.v.ReadAt(l.m.now, 0)
+	must(t, err)
+	_, err = l.v.WriteAt(p, block)
+	must(t, errors.Join(err, l.v.Sync()))
+	l.m.wrote(p, block)
+	l.d.restart(rand.New(rand.NewPCG(1, 1)))
+	l.open()
+	l.m.same(t, l.v)
+}
