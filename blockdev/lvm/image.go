@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strconv"
+	"time"
 
 	"holdfast/blockdev"
 )
@@ -150,6 +151,26 @@ func (p *Pool) clone(ctx context.Context, dst, src blockdev.ID, size int64) erro
 		}
 		return p.extend(ctx, name, size)
 	})
+}
+
+// Snapshot implements blockdev.Snapshotter: a thin snapshot, for which the device, if
+// it is active, is suspended a moment, with all that was flushed in it.
+func (p *Pool) Snapshot(ctx context.Context, snap, of blockdev.ID) (held time.Duration, err error) {
+	held, err = p.snapshot(ctx, snap, of)
+	return held, blockdev.Op("lvm.Snapshot", snap, err)
+}
+
+func (p *Pool) snapshot(ctx context.Context, snap, of blockdev.ID) (held time.Duration, err error) {
+	if err := check(ctx, snap, of); err != nil {
+		return 0, err
+	}
+	from, err := p.find(ctx, of)
+	if err != nil {
+		return 0, fmt.Errorf("source %s: %w", of, err)
+	}
+	begin := time.Now()
+	err = p.clone(ctx, snap, of, from.size)
+	return time.Since(begin), err
 }
 
 func (p *Pool) extend(ctx context.Context, name string, size int64) error {

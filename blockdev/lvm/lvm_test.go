@@ -111,7 +111,7 @@ func TestBackend(t *testing.T) {
 		return blockdevtest.Place{
 			Open:   func(t *testing.T) blockdev.Backend { return p.open(t) },
 			Damage: func(t *testing.T, id blockdev.ID) { damage(t, p.pool, id) },
-			Kinds:  []blockdev.Kind{blockdev.Block}, Grain: 1 << 20, Slow: true, Clones: true,
+			Kinds:  []blockdev.Kind{blockdev.Block}, Grain: 1 << 20, Slow: true, Clones: true, Snapshots: true,
 		}
 	})
 }

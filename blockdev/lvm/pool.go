@@ -84,8 +84,9 @@ type Pool struct {
 }
 
 var (
-	_ blockdev.Backend = (*Pool)(nil)
-	_ blockdev.Cloner  = (*Pool)(nil)
+	_ blockdev.Backend     = (*Pool)(nil)
+	_ blockdev.Cloner      = (*Pool)(nil)
+	_ blockdev.Snapshotter = (*Pool)(nil)
 
 	_ blockdev.HealthReporter = (*Pool)(nil)
 )
