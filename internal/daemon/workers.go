@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -44,14 +45,17 @@ func workerProgram(c Config) (string, error) {
 	return c.Worker, nil
 }
 
+// workersDir is where the workers of a host's daemon have their sockets; what they
+// say is in a file of this name with ".log" behind it.
+func workersDir(host string) string { return filepath.Join(runDir, "serve-"+host[:min(12, len(host))]) }
+
 // workersOf is what starts workers and finds those of earlier daemons.
 func workersOf(program, host string, log *os.File) (*control.Starter, error) {
 	if err := errors.Join(os.MkdirAll(runDir, 0o711), os.Chmod(runDir, 0o711)); err != nil { //nolint:gosec // see runDir
 		return nil, err
 	}
-	name := host[:min(12, len(host))]
 	return control.New(control.Options{
-		Program: program, Dir: filepath.Join(runDir, "serve-"+name), Cgroup: "holdfast-serve-" + name,
+		Program: program, Dir: workersDir(host), Cgroup: "holdfast-" + filepath.Base(workersDir(host)),
 		User: firstWorkerUser, Group: firstWorkerUser, Users: workerUsers, Log: log,
 	})
 }
@@ -66,7 +70,7 @@ func (n *node) openWorkers(host string) (sparse.Workers, error) {
 	if err := os.MkdirAll(runDir, 0o711); err != nil { //nolint:gosec // see runDir
 		return nil, err
 	}
-	log, err := os.OpenFile(filepath.Join(runDir, "serve-"+host[:min(12, len(host))]+".log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(workersDir(host)+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +83,7 @@ func (n *node) openWorkers(host string) (sparse.Workers, error) {
 	return workers, nil
 }
 
-// removeWorkers ends what an ended daemon has left, flushed. blockdev.ErrBusy while
+// removeWorkers ends what an ended daemon has left, flushed, and takes its directory. blockdev.ErrBusy while
 // somebody uses a volume by one.
 func removeWorkers(ctx context.Context, host string) error {
 	workers, err := workersOf("", host, nil)
@@ -92,6 +96,11 @@ func removeWorkers(ctx context.Context, host string) error {
 	}
 	for _, id := range ids {
 		if err := endWorker(ctx, workers, id); err != nil {
+			return err
+		}
+	}
+	for _, left := range []string{workersDir(host), workersDir(host) + ".log"} {
+		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
 	}

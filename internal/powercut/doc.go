@@ -6,7 +6,7 @@
 //
 // A loop device lies over a file that qemu-storage-daemon exports by FUSE. In
 // between, its blklogwrites node records every write, discard and flush in the
-// order in which they were done. On the loop device is an XFS filesystem with
+// order in which they were done. On the loop device is an ext4, or an XFS with
 // reflink, mounted at Rig.Dir: the test works there and notes, with Mark, the
 // moment of each acknowledgement. After Stop, Rebuild makes the disk as it was
 // at any moment, mounts it elsewhere (which recovers the filesystem's journal),

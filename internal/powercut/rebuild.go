@@ -81,7 +81,7 @@ func (r *Rig) rebuild(image, dir string, at Moment, seed uint64) error {
 	if r.cuts[dir], err = loopOver(image); err != nil {
 		return err
 	}
-	return mount(r.cuts[dir], dir)
+	return r.mountAt(r.cuts[dir], dir)
 }
 
 // base is the disk with the first entries of the log done: what many moments

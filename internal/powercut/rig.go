@@ -30,7 +30,9 @@ type Rig struct {
 	Dir string // the mounted filesystem, until Stop
 
 	size    int64
-	home    string // the rig's own files
+	make    []string // makes the filesystem, before the disk's name
+	mount   []string // mounts it, before the device
+	home    string   // the rig's own files
 	log     *os.File
 	device  string // loop device under Dir; "" when stopped
 	pid     int    // of the storage daemon
@@ -49,8 +51,31 @@ type Moment int64
 // sparse). Everything is taken down when the test ends.
 func Start(t testing.TB, size int64) *Rig {
 	t.Helper()
-	blockdevtest.Require(t, blockdevtest.PowerCut, blockdevtest.XFS)
-	r := &Rig{size: size, home: t.TempDir(), cuts: map[string]string{}}
+	blockdevtest.Require(t, blockdevtest.XFS)
+	return start(t, &Rig{
+		size: size,
+		make: []string{"mkfs.xfs", "-q", "-m", "reflink=1,rmapbt=1"},
+		// Also beside another with the same UUID.
+		mount: []string{"mount", "-t", "xfs", "-o", "nouuid"},
+	})
+}
+
+// StartExt4 is Start with an ext4.
+func StartExt4(t testing.TB, size int64) *Rig {
+	t.Helper()
+	blockdevtest.Require(t, blockdevtest.Ext4)
+	return start(t, &Rig{
+		size: size,
+		// What the kernel would initialise later would be in the log.
+		make:  []string{"mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0"},
+		mount: []string{"mount", "-t", "ext4"},
+	})
+}
+
+func start(t testing.TB, r *Rig) *Rig {
+	t.Helper()
+	blockdevtest.Require(t, blockdevtest.PowerCut)
+	r.home, r.cuts = t.TempDir(), map[string]string{}
 	r.Dir = r.path("live")
 	if err := r.start(); err != nil {
 		t.Fatal(errors.Join(fmt.Errorf("power-cut rig: %w", err), r.stop()))
@@ -75,7 +100,7 @@ func (r *Rig) start() error {
 	if err := makeFile(r.path("disk"), r.size); err != nil {
 		return err
 	}
-	if err := command("mkfs.xfs", "-q", "-m", "reflink=1,rmapbt=1", r.path("disk")); err != nil {
+	if err := command(append(slices.Clone(r.make), r.path("disk"))...); err != nil {
 		return err
 	}
 	if err := command("cp", "--sparse=always", r.path("disk"), r.path("pristine")); err != nil {
@@ -96,7 +121,7 @@ func (r *Rig) start() error {
 	if r.device, err = loopOver(r.path("export")); err != nil {
 		return err
 	}
-	return mount(r.device, r.Dir)
+	return r.mountAt(r.device, r.Dir)
 }
 
 // startDaemon starts the process that serves the disk and logs what is done to
@@ -270,12 +295,11 @@ func loopOver(file string) (string, error) {
 	return device, err
 }
 
-// mount mounts an XFS filesystem, also beside another with the same UUID.
-func mount(device, dir string) error {
+func (r *Rig) mountAt(device, dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	return command("mount", "-t", "xfs", "-o", "nouuid", device, dir)
+	return command(append(slices.Clone(r.mount), device, dir)...)
 }
 
 // unmount waits for a mount that a process just ended still holds.

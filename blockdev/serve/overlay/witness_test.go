@@ -127,12 +127,17 @@ func TestWitnesses(t *testing.T) {
 	}
 }
 
-// TestWitnessPowerCut writes, flushes and discards on XFS while the power is cut
-// under it: what was flushed by each moment is there, and no block of the base over
-// it.
+// TestWitnessPowerCut writes, flushes and discards on XFS and on ext4 while the power
+// is cut under it: what was flushed by each moment is there, and no block of the base
+// over it.
 func TestWitnessPowerCut(t *testing.T) {
+	for name, start := range map[string]func(testing.TB, int64) *powercut.Rig{"xfs": powercut.Start, "ext4": powercut.StartExt4} {
+		t.Run(name, func(t *testing.T) { cutWitness(t, start(t, 512<<20)) })
+	}
+}
+
+func cutWitness(t *testing.T, rig *powercut.Rig) {
 	const blocks = 2048
-	rig := powercut.Start(t, 512<<20)
 	open := func(dir string) overlay.Files {
 		var made [2]*os.File
 		for i, name := range []string{"data", "map"} {
@@ -148,6 +153,9 @@ func TestWitnessPowerCut(t *testing.T) {
 	r := rand.New(rand.NewPCG(4, 7))
 	base := someBase(r, blocks)
 	top := open(rig.Dir)
+	if !top.Data.(overlay.OSFile).Witnesses() {
+		t.Fatal("the rig's filesystem is no witness: nothing of this would be tried")
+	}
 	must(t, overlay.Create(top, blocks*block))
 	dir, err := os.Open(rig.Dir)
 	must(t, err)

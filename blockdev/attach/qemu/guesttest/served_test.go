@@ -166,7 +166,7 @@ func TestServedWhileItHydrates(t *testing.T) {
 	}
 	write(t, guest, "/mnt")
 	through(t, guest, func() {
-		must(t, w.Stop(t.Context()))
+		must(t, w.Kill(t.Context()))
 		v.Hydrate = true
 		w, _ = d.serve(t, v)
 	})
