@@ -190,6 +190,9 @@ func (e *Engine) lookAtWorker(ctx context.Context, v Volume, a Attachment) error
 		return nil
 	}
 	s, err := stepOf(ctx, e, v.ID, stepProbe, func(ctx context.Context) (serve.Service, error) { return observer.Observe(ctx, v.ID) })
+	if err == nil {
+		e.guardWorker(v)
+	}
 	switch {
 	case hangs(err) != nil || errors.Is(err, blockdev.ErrNotFound): // the next look finds another one
 		return nil

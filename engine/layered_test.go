@@ -126,6 +126,49 @@ func TestWorkerDies(t *testing.T) {
 	}
 }
 
+// TestTheEndOfAWorkerIsAnEvent: no look from time to time is needed, and a worker that
+// ends as soon as it has begun is left to one.
+func TestTheEndOfAWorkerIsAnEvent(t *testing.T) {
+	w := newLayeredWorld(t)
+	w.engine.o.ProbeInterval = time.Hour
+	w.engine.briefly = 0
+	do1(t, w, createOp("v", "demo:1", "ext4", 20), limitedOp("v", "socket", "box"))
+	v := layeredVolume(t, w, "v")
+	ctx, cancel := context.WithCancel(context.Background())
+	ran := make(chan error, 1)
+	go func() { ran <- w.engine.Run(ctx) }()
+	for range 3 { // the next one is waited for as well
+		if err := w.pool.Die(v.ID); err != nil {
+			t.Fatal(err)
+		}
+		deadline := time.Now().Add(10 * time.Second)
+		for {
+			if _, err := w.pool.Observe(ctx, v.ID); err == nil && w.engine.keeps(v.ID) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatal("nobody noticed")
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	cancel()
+	if err := <-ran; err != nil {
+		t.Error(err)
+	}
+	do1(t, w, detachOp("v", "box"))
+	if w.engine.keeps(v.ID) {
+		t.Error("the worker of a volume that is detached is waited for")
+	}
+}
+
+// keeps reports whether somebody waits for the end of a volume's worker.
+func (e *Engine) keeps(id blockdev.ID) bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.keepers[id] != nil
+}
+
 func layeredVolume(t *testing.T, w *world, name string) Volume {
 	t.Helper()
 	v, err := w.engine.Volume(space, name)

@@ -3,9 +3,12 @@ package engine
 import (
 	"context"
 	"maps"
+	"slices"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
+	"holdfast/blockdev/serve"
 )
 
 // sentry waits for the end of one sandbox, for the volumes that are in it.
@@ -16,6 +19,7 @@ type sentry struct {
 
 // guard lets Run know at once when a sandbox of the volume's attachments ends.
 func (e *Engine) guard(v Volume) {
+	e.guardWorker(v)
 	for _, a := range v.Attachments {
 		watcher, ok := e.o.Attachers[a.Target.Type].(attach.Sentry)
 		if !ok || a.Phase == Detaching || e.notStarted(a) {
@@ -66,6 +70,10 @@ func (e *Engine) unguard(v Volume, t attach.Target) {
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if k := e.keepers[v.ID]; k != nil && len(v.Attachments) == 0 {
+		delete(e.keepers, v.ID)
+		k.stop()
+	}
 	s := e.sentries[t]
 	if s == nil {
 		return
@@ -74,5 +82,51 @@ func (e *Engine) unguard(v Volume, t attach.Target) {
 	if len(s.volumes) == 0 {
 		delete(e.sentries, t)
 		s.stop()
+	}
+}
+
+// keeper waits for the end of a volume's worker.
+type keeper struct{ stop context.CancelFunc }
+
+// briefly is how long a worker lives at least that is started again as soon as it has
+// ended: others wait for the next look.
+const briefly = time.Second
+
+// guardWorker lets Run know at once when the worker of a volume ends that is in use:
+// its clients wait for the next one.
+func (e *Engine) guardWorker(v Volume) {
+	sentry, ok := e.o.Pool.(serve.Sentry)
+	if !ok || !slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return isSocket(a.Kind) && a.Phase == Attached }) {
+		return
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if e.keepers[v.ID] != nil {
+		return
+	}
+	ctx, stop := context.WithCancel(e.ctx)
+	k := &keeper{stop}
+	e.keepers[v.ID] = k
+	go e.keepWorker(ctx, sentry, v.ID, k)
+}
+
+func (e *Engine) keepWorker(ctx context.Context, sentry serve.Sentry, id blockdev.ID, k *keeper) {
+	begin := time.Now()
+	err := sentry.AwaitEnd(ctx, id)
+	called := ctx.Err() != nil
+	k.stop()
+	e.mu.Lock()
+	if e.keepers[id] == k {
+		delete(e.keepers, id)
+	}
+	e.mu.Unlock()
+	switch {
+	case called:
+	case err != nil: // the next look at the volume makes another one
+		e.o.Log.Warn("the end of a worker cannot be waited for: it is asked from time to time", "volume", id, "err", err)
+	case time.Since(begin) >= e.briefly:
+		e.o.Log.Warn("the worker of a volume has ended", "volume", id)
+		e.watch(id)
+		e.wake()
 	}
 }

@@ -76,9 +76,18 @@ type memoryOpening struct {
 	endpoint  blockdev.Endpoint
 	limits    blockdev.Limits // of a worker
 	dead      bool            // the worker is
+	ended     chan struct{}   // closed with the worker's end; nil: nobody waits
 	held      int             // consumers that keep the device in use
 	inherited bool            // made before the last restart
 	counters  blockdev.Counters
+}
+
+// end tells who waits for the worker's end.
+func (o *memoryOpening) end() {
+	if o != nil && o.ended != nil {
+		close(o.ended)
+		o.ended = nil
+	}
 }
 
 // idle reports whether only a dead process made this and nothing uses it.
@@ -98,6 +107,7 @@ var (
 	_ blockdev.Accessor    = (*Memory)(nil)
 	_ serve.Observer       = (*Memory)(nil)
 	_ serve.Throttler      = (*Memory)(nil)
+	_ serve.Sentry         = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.
@@ -405,6 +415,7 @@ func (m *Memory) close(ctx context.Context, id blockdev.ID, lease string) error 
 		if image.opening != nil && image.opening.held > 0 {
 			return blockdev.ErrBusy
 		}
+		image.opening.end()
 		image.opening = nil
 		return nil
 	})
@@ -431,7 +442,7 @@ func (m *Memory) sever(ctx context.Context, id blockdev.ID) error {
 	if err != nil || !open {
 		return err
 	}
-	return m.effect("sever", func() error { image.opening = nil; return nil })
+	return m.effect("sever", func() error { image.opening.end(); image.opening = nil; return nil })
 }
 
 // Remove implements blockdev.Backend. Space is given back at once.

@@ -187,6 +187,27 @@ func (m *Memory) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.L
 	return blockdev.Op("memory.Throttle", id, err)
 }
 
+// AwaitEnd implements serve.Sentry. The end of the backend's process ends no worker.
+func (m *Memory) AwaitEnd(ctx context.Context, id blockdev.ID) error {
+	m.mu.Lock()
+	image, err := m.served(id)
+	if err != nil {
+		m.mu.Unlock()
+		return nil
+	}
+	if image.opening.ended == nil {
+		image.opening.ended = make(chan struct{})
+	}
+	ended := image.opening.ended
+	m.mu.Unlock()
+	select {
+	case <-ended:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
 // Die has the worker of an image die. Its opening stays, and Open starts it again.
 func (m *Memory) Die(id blockdev.ID) error {
 	m.mu.Lock()
@@ -194,6 +215,7 @@ func (m *Memory) Die(id blockdev.ID) error {
 	image, err := m.served(id)
 	if err == nil {
 		image.opening.dead, image.opening.limits = true, blockdev.Limits{}
+		image.opening.end()
 	}
 	return blockdev.Op("memory.Die", id, err)
 }

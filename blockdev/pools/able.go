@@ -115,6 +115,15 @@ func (s *Set) Observe(ctx context.Context, id blockdev.ID) (service serve.Servic
 	return service, noWorker("pools.Observe", id, err)
 }
 
+// AwaitEnd implements serve.Sentry.
+func (s *Set) AwaitEnd(ctx context.Context, id blockdev.ID) error {
+	err := able(ctx, s, id, func(b serve.Sentry) error { return b.AwaitEnd(ctx, id) })
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
 // Throttle implements serve.Throttler.
 func (s *Set) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Limits) error {
 	err := able(ctx, s, id, func(b serve.Throttler) error { return b.Throttle(ctx, id, limits) })

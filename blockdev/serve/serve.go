@@ -39,6 +39,13 @@ type Observer interface {
 	Observe(ctx context.Context, id blockdev.ID) (Service, error)
 }
 
+// Sentry is a backend that can tell of a worker's end when it happens.
+type Sentry interface {
+	// AwaitEnd returns nil when the worker that serves an image at the time of the call
+	// has ended, at once where none does, and an error when ctx has or it cannot tell.
+	AwaitEnd(ctx context.Context, id blockdev.ID) error
+}
+
 // Throttler is a backend whose workers bound what is done to an image.
 type Throttler interface {
 	// Throttle makes exactly these limits hold for an image that is open as VhostUser or

@@ -33,6 +33,7 @@ type Workers interface {
 var (
 	_ serve.Observer  = (*Pool)(nil)
 	_ serve.Throttler = (*Pool)(nil)
+	_ serve.Sentry    = (*Pool)(nil)
 )
 
 // served is what the lock file beside an image says of an opening at a worker: it
@@ -463,6 +464,18 @@ func (p *Pool) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Lim
 		err = w.Throttle(ctx, limits)
 	}
 	return blockdev.Op("sparse.Throttle", id, err)
+}
+
+// AwaitEnd implements serve.Sentry.
+func (p *Pool) AwaitEnd(ctx context.Context, id blockdev.ID) error {
+	w, err := p.observed(ctx, id)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		err = w.AwaitEnd(ctx)
+	}
+	return blockdev.Op("sparse.AwaitEnd", id, err)
 }
 
 // servedCounters are what the worker has counted.

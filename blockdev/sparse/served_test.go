@@ -166,11 +166,18 @@ func TestWorkerDies(t *testing.T) {
 	}
 	put(3, 2)
 	for _, reopen := range []bool{false, true} {
+		waiting, cancel := context.WithCancel(ctx)
+		cancel()
+		if err := m.pool.AwaitEnd(waiting, vol); err == nil {
+			t.Error("a worker that lives has ended")
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- m.pool.AwaitEnd(ctx, vol) }()
 		w, err := workers.Find(ctx, vol)
 		if err == nil {
 			err = w.Kill(ctx)
 		}
-		if err != nil {
+		if err = errors.Join(err, <-ended); err != nil {
 			t.Fatal(err)
 		}
 		if reopen {

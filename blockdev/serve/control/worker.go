@@ -114,6 +114,19 @@ func (w *Worker) Kill(ctx context.Context) error {
 	return blockdev.Op("control.Kill", w.id, w.end(ctx, sys.KillProcess))
 }
 
+// AwaitEnd returns nil when the process has ended, and an error when ctx has.
+func (w *Worker) AwaitEnd(ctx context.Context) error {
+	pidfd, err := w.hold(ctx)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return blockdev.Op("control.AwaitEnd", w.id, err)
+	}
+	defer pidfd.Close()
+	return blockdev.Op("control.AwaitEnd", w.id, sys.AwaitEnd(ctx, pidfd))
+}
+
 // end ends the process and takes away what is left of it.
 func (w *Worker) end(ctx context.Context, how func(pidfd *os.File) error) error {
 	pidfd, err := w.hold(ctx)
