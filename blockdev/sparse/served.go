@@ -46,6 +46,9 @@ type served struct {
 	Token    string        `json:"token"` // makes the lease this opening's alone
 }
 
+// openingDigits of a token name the socket of its opening.
+const openingDigits = 8
+
 // isSocket reports whether a worker gives this kind.
 func isSocket(k blockdev.Kind) bool { return k == blockdev.VhostUser || k == blockdev.NBD }
 
@@ -72,7 +75,7 @@ func readServed(dir string) (*opening, error) {
 		return nil, err
 	}
 	var s served
-	if json.Unmarshal(b, &s) != nil || s.Boot != boot || !isSocket(s.Kind) || s.Token == "" {
+	if json.Unmarshal(b, &s) != nil || s.Boot != boot || !isSocket(s.Kind) || len(s.Token) < openingDigits {
 		return nil, nil
 	}
 	return &opening{kind: s.Kind, readOnly: s.ReadOnly, token: s.Token, inherited: true}, nil
@@ -236,7 +239,7 @@ func (p *Pool) recordAbsorbed(ctx context.Context, w *control.Worker, id blockde
 
 // start opens all files and has a worker serve them.
 func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, lock *os.File) (_ *control.Worker, err error) {
-	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c)}
+	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.token[:openingDigits]}
 	if spec.Size, err = p.sizeOf(id, dir); err != nil {
 		return nil, err
 	}

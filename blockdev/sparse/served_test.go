@@ -217,6 +217,13 @@ func TestWorkerDies(t *testing.T) {
 	if err := m.pool.Close(ctx, vol, e.Lease); err != nil {
 		t.Fatal(err)
 	}
+	next, err := m.pool.Open(ctx, vol, want)
+	if err != nil || next.Path == e.Path || next.Lease == e.Lease {
+		t.Errorf("who had it before and connects again meets who has it next: %+v after %+v, %v", next, e, err)
+	}
+	if err := m.pool.Close(ctx, vol, next.Lease); err != nil {
+		t.Fatal(err)
+	}
 	m.check("at the end", "", "")
 	m.tidy("at the end")
 }

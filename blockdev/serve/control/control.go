@@ -9,6 +9,8 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -28,21 +30,24 @@ type Remote struct {
 
 // Spec is what a worker is to serve.
 type Spec struct {
-	ID          blockdev.ID
-	Kind        blockdev.Kind // VhostUser or NBD
-	ReadOnly    bool
-	Size        int64    // bytes
-	Flat        *os.File // a flat image or a block device, opened with O_DIRECT; or nil, and
-	Layers      []Layer  // the top first
-	Base        *os.File // immutable, flat; nil: none
-	BaseSize    int64    // bytes
-	Remote      *Remote  // or this
-	Lock        *os.File // the lock (OFD) held for the image; the worker keeps it. nil: none
-	Queues      int      // of a virtual disk; 0: 1
-	Limits      blockdev.Limits
-	Trace       []int64 // chunks of 1 MiB to copy first; what is too long is cut
-	HydrateRate int64   // bytes a second in the background while clients are active; 0: a default
-	Hydrate     bool    // copy the base in the background at all
+	ID       blockdev.ID
+	Kind     blockdev.Kind // VhostUser or NBD
+	ReadOnly bool
+	Size     int64    // bytes
+	Flat     *os.File // a flat image or a block device, opened with O_DIRECT; or nil, and
+	Layers   []Layer  // the top first
+	Base     *os.File // immutable, flat; nil: none
+	BaseSize int64    // bytes
+	Remote   *Remote  // or this
+	Lock     *os.File // the lock (OFD) held for the image; the worker keeps it. nil: none
+	Queues   int      // of a virtual disk; 0: 1
+	Limits   blockdev.Limits
+	Trace    []int64 // chunks of 1 MiB to copy first; what is too long is cut
+	// Opening names the socket, in at most 8 hex digits, so that who had the image before
+	// and connects again does not meet who has it next; "" for a name that stays.
+	Opening     string
+	HydrateRate int64 // bytes a second in the background while clients are active; 0: a default
+	Hydrate     bool  // copy the base in the background at all
 }
 
 // Options of a Starter.
@@ -93,6 +98,7 @@ type Worker struct {
 	s       *Starter
 	id      blockdev.ID
 	serving wire.Serving
+	socket  string
 	pid     int
 }
 
@@ -112,14 +118,37 @@ func (w *Worker) Size() int64 { return w.serving.Size }
 func (w *Worker) Pid() int { return w.pid }
 
 // Socket is where clients connect.
-func (w *Worker) Socket() string { return w.s.path(w.id, dataSocket) }
+func (w *Worker) Socket() string { return w.socket }
 
 // Names in a worker's directory.
 const (
 	controlSocket = "control.sock"
-	dataSocket    = "data.sock"
 	emptyRoot     = "root"
 )
+
+var openingForm = regexp.MustCompile("^[0-9a-f]{0,8}$")
+
+// dataSocket is where clients connect, by the name of the opening.
+func dataSocket(opening string) string {
+	if opening == "" {
+		return "data.sock"
+	}
+	return "data-" + opening + ".sock"
+}
+
+// dataSocketIn finds it again.
+func (s *Starter) dataSocketIn(id blockdev.ID) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.o.Dir, string(id)))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "data") {
+			return s.path(id, e.Name()), nil
+		}
+	}
+	return "", errEnded
+}
 
 func (s *Starter) path(id blockdev.ID, name string) string {
 	return filepath.Join(s.o.Dir, string(id), name)
@@ -145,7 +174,8 @@ func (s *Starter) find(ctx context.Context, id blockdev.ID) (*Worker, error) {
 		return nil, fmt.Errorf("%w: the worker serves another image", wire.ErrProtocol)
 	}
 	w.serving = *reply.Volume
-	return w, nil
+	w.socket, err = s.dataSocketIn(id)
+	return w, err
 }
 
 // List names all images that have a worker, also one that does not answer in time or

@@ -7,7 +7,7 @@
 // A worker has a directory below the Starter's:
 //
 //	DIR/ID/control.sock   where the daemon talks to it
-//	DIR/ID/data.sock      where virtual machines or NBD clients do
+//	DIR/ID/data-X.sock    where virtual machines or NBD clients do
 //	DIR/ID/root           a directory with nothing in it: the worker's root
 //
 // The daemon makes all of it, opens all files and hands them over, so the worker

@@ -54,7 +54,7 @@ func (s *Starter) clear(ctx context.Context, id blockdev.ID) error {
 // start starts a process, hands it the volume and returns when it serves.
 func (s *Starter) start(ctx context.Context, spec Spec) (err error) {
 	volume, files := spec.words()
-	own, err := s.prepare(spec.ID, volume)
+	own, err := s.prepare(spec, volume)
 	defer wire.CloseAll(own)
 	if err != nil {
 		return err
@@ -172,7 +172,11 @@ func (spec Spec) words() (*wire.Volume, []*os.File) {
 }
 
 // prepare makes a worker's directory and sockets, and chooses its user.
-func (s *Starter) prepare(id blockdev.ID, v *wire.Volume) (files []*os.File, err error) {
+func (s *Starter) prepare(spec Spec, v *wire.Volume) (files []*os.File, err error) {
+	id := spec.ID
+	if !openingForm.MatchString(spec.Opening) {
+		return nil, fmt.Errorf("%w: opening %q", blockdev.ErrInvalid, spec.Opening)
+	}
 	s.choosing.Lock() // a user is taken once its socket is there
 	defer s.choosing.Unlock()
 	if v.User, v.Group, err = s.user(); err != nil {
@@ -184,7 +188,7 @@ func (s *Starter) prepare(id blockdev.ID, v *wire.Volume) (files []*os.File, err
 	for _, one := range []struct {
 		name string
 		kind int
-	}{{controlSocket, syscall.SOCK_SEQPACKET}, {dataSocket, syscall.SOCK_STREAM}} {
+	}{{controlSocket, syscall.SOCK_SEQPACKET}, {dataSocket(spec.Opening), syscall.SOCK_STREAM}} {
 		f, err := sys.BindSocket(s.path(id, one.name), one.kind)
 		if err != nil {
 			return files, err
