@@ -82,15 +82,15 @@ type Engine struct {
 	sentries  map[attach.Target]*sentry         // who waits for the end of a sandbox
 	keepers   map[blockdev.ID]*keeper           // who waits for the end of a worker
 	briefly   time.Duration
-	counts    map[string]uint64                 // see Counters
-	complaint map[blockdev.ID]string            // what Run last logged of a volume
-	pending   map[blockdev.ID]string            // why growth waits
-	retries   map[blockdev.ID]retry             // volumes that did not settle: when to try again
-	unflat    map[blockdev.ID]bool              // layered images that somebody waits for
-	filled    map[blockdev.ID]int64             // device sizes that filesystems were grown to
-	told      map[blockdev.ID]int64             // device sizes that sandboxes know of
-	copies    map[blockdev.ID]*sanitizing       // by the volume that is made
-	intents   map[blockdev.ID]chan error        // creates whose wish is being made durable
+	counts    map[string]uint64           // see Counters
+	complaint map[blockdev.ID]string      // what Run last logged of a volume
+	pending   map[blockdev.ID]string      // why growth waits
+	retries   map[blockdev.ID]retry       // volumes that did not settle: when to try again
+	unflat    map[blockdev.ID]bool        // layered images that somebody waits for
+	filled    map[blockdev.ID]int64       // device sizes that filesystems were grown to
+	told      map[blockdev.ID]int64       // device sizes that sandboxes know of
+	copies    map[blockdev.ID]*sanitizing // by the volume that is made
+	intents   map[blockdev.ID]chan error  // creates whose wish is being made durable
 	trims     trims
 	failed    error
 	stopping  bool
