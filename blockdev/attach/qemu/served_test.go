@@ -15,6 +15,7 @@ import (
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/blockdev/attach/qmp"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/vhost"
 )
 
@@ -35,7 +36,7 @@ func serve(t *testing.T, image string, queues int) (socket string, stop func()) 
 	socket = image + ".s"
 	file, err := os.OpenFile(image, os.O_RDWR, 0)
 	good(t, err)
-	f, err := vhost.NewFile(file)
+	f, err := device.NewFile(file)
 	good(t, err)
 	s, err := vhost.New(f, vhost.Options{Serial: "served", Queues: queues, Ended: func(error) {}})
 	good(t, err)

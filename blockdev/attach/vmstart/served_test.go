@@ -15,6 +15,7 @@ import (
 	"holdfast/blockdev/attach/vmstart"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/filesystem"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/vhost"
 )
 
@@ -32,7 +33,7 @@ func (b *bench) serve(t *testing.T, vmm string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	f, err := vhost.NewFile(file)
+	f, err := device.NewFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"holdfast/blockdev/serve/device"
 	"io"
 	"math/rand/v2"
 	"net"
@@ -48,7 +49,7 @@ func pattern(n int, seed uint64) []byte {
 // export serves a file under a name.
 func export(t testing.TB, name string, f *os.File, o ExportOptions) *Export {
 	t.Helper()
-	d, err := NewFile(f)
+	d, err := device.NewFile(f)
 	must(t, err)
 	if o.Size == 0 {
 		info, err := f.Stat()

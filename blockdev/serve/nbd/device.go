@@ -1,16 +1,11 @@
 package nbd
 
 import (
-	"errors"
-	"fmt"
 	"io"
 	"os"
-	"syscall"
 
-	"holdfast/blockdev"
-	"holdfast/blockdev/extent"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/overlay"
-	"holdfast/internal/sys"
 )
 
 // Device is what an export serves: bytes at offsets. All methods may be called from
@@ -76,104 +71,8 @@ func newServed(d Device) (*served, error) {
 	s.far, _ = d.(Fetcher)
 	if f, ok := d.(filer); ok {
 		var err error
-		s.fd, err = numberOf(f.File())
+		s.fd, err = device.Number(f.File())
 		return s, err
 	}
 	return s, nil
-}
-
-// numberOf gives the number of a file that stays open.
-func numberOf(f *os.File) (fd int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	return fd, raw.Control(func(n uintptr) { fd = int(n) })
-}
-
-// File is a Device in a file or block device. Opened with O_DIRECT, its blocks are
-// what direct I/O asks for.
-type File struct {
-	file  *os.File
-	block int
-	node  bool // a block device
-}
-
-// NewFile serves f, which stays the caller's and must stay open while it is served.
-func NewFile(f *os.File) (*File, error) {
-	place, err := sys.PlaceOf(f)
-	if err != nil {
-		return nil, blockdev.Op("nbd.NewFile", "", err)
-	}
-	block, err := sys.DirectAlignment(f)
-	if err != nil {
-		return nil, blockdev.Op("nbd.NewFile", "", err)
-	}
-	if block > 4096 {
-		return nil, blockdev.Op("nbd.NewFile", "", fmt.Errorf("direct I/O on %s needs blocks of %d bytes: %w", f.Name(), block, errors.ErrUnsupported))
-	}
-	return &File{file: f, block: max(1, block), node: place.IsBlock()}, nil
-}
-
-// File is the opening below, for whoever can do I/O on it in another way.
-func (d *File) File() *os.File { return d.file }
-
-// BlockSize is 1, or what direct I/O asks for.
-func (d *File) BlockSize() int { return d.block }
-
-func (d *File) ReadAt(b []byte, off int64) (int, error)  { return d.file.ReadAt(b, off) }
-func (d *File) WriteAt(b []byte, off int64) (int, error) { return d.file.WriteAt(b, off) }
-
-// Sync is fdatasync.
-func (d *File) Sync() error { return sys.SyncData(d.file) }
-
-// Discard punches a hole.
-func (d *File) Discard(off, length int64) error {
-	return unsupported(sys.PunchHole(d.file, off, length))
-}
-
-// Zero punches a hole, or zeroes the range and keeps its space.
-func (d *File) Zero(off, length int64, hole bool) error {
-	if hole {
-		return unsupported(sys.PunchHole(d.file, off, length))
-	}
-	if d.node {
-		return errors.ErrUnsupported // the kernel would write them, slowly and uninterruptibly
-	}
-	return unsupported(sys.ZeroRange(d.file, off, length))
-}
-
-// unsupported names what a filesystem or device answers when it cannot.
-func unsupported(err error) error {
-	if errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENOSYS) {
-		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
-	}
-	return err // EOPNOTSUPP is errors.ErrUnsupported as it is
-}
-
-// Extent asks the filesystem. A range that it keeps as unwritten space counts as a
-// hole: it reads as zero.
-func (d *File) Extent(off, limit int64) (length int64, hole bool, err error) {
-	return extent.At(d.file, off, limit)
-}
-
-// readFull reads all of b; the end of the file is an error, since it is within the
-// export.
-func readFull(d Device, b []byte, off int64) error {
-	n, err := d.ReadAt(b, off)
-	if n == len(b) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %d of %d bytes: %w", n, len(b), io.ErrUnexpectedEOF)
-	}
-	return err
-}
-
-func writeFull(d Device, b []byte, off int64) error {
-	n, err := d.WriteAt(b, off)
-	if err == nil && n != len(b) {
-		return fmt.Errorf("wrote %d of %d bytes: %w", n, len(b), io.ErrShortWrite)
-	}
-	return err
 }

@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/serve/uring"
@@ -490,7 +491,7 @@ func (l *loop) numberOfLent(data overlay.File) (fd int, ok bool) {
 		return -1, false
 	}
 	if f.File != l.lentFile {
-		fd, err := numberOf(f.File)
+		fd, err := device.Number(f.File)
 		if err != nil {
 			return -1, false
 		}

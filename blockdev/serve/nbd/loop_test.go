@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/throttle"
 )
@@ -201,12 +202,12 @@ func TestShortFile(t *testing.T) {
 }
 
 // unsynced is a file whose sync fails.
-type unsynced struct{ *File }
+type unsynced struct{ *device.File }
 
 func (u unsynced) Sync() error { return fmt.Errorf("sync: %w", syscall.EIO) }
 
 func TestFailedSyncOfAFile(t *testing.T) {
-	file, err := NewFile(image(t, mib, 0))
+	file, err := device.NewFile(image(t, mib, 0))
 	must(t, err)
 	e, err := NewExport("", unsynced{file}, ExportOptions{Size: mib})
 	must(t, err)

@@ -16,6 +16,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/extent"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 )
 
@@ -234,7 +235,7 @@ func TestResizeByReconnect(t *testing.T) {
 
 // broken is a device that fails as told.
 type broken struct {
-	*File
+	*device.File
 	syncs             atomic.Int64
 	sync, read, write atomic.Pointer[error]
 	short             atomic.Bool
@@ -272,7 +273,7 @@ func (b *broken) Zero(int64, int64, bool) error { return errors.ErrUnsupported }
 
 func breakable(t *testing.T, size int64) (*broken, *Export) {
 	t.Helper()
-	file, err := NewFile(image(t, size, 0))
+	file, err := device.NewFile(image(t, size, 0))
 	must(t, err)
 	b := &broken{File: file}
 	e, err := NewExport("", b, ExportOptions{Size: size, Meter: &meter.Meter{}})

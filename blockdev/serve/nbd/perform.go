@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 )
 
@@ -96,9 +97,9 @@ func (t *terms) transfer(r *request, data []byte) error {
 	d, off, length := t.export.served.device, int64(r.offset), int64(r.length)
 	switch r.kind {
 	case cmdRead:
-		return readFull(d, data, off)
+		return device.ReadWhole(d, data, off)
 	case cmdWrite:
-		return writeFull(d, data, off)
+		return device.WriteWhole(d, data, off)
 	case cmdTrim:
 		if err := d.Discard(off, length); !errors.Is(err, errors.ErrUnsupported) {
 			return err
@@ -127,7 +128,7 @@ func zero(d Device, off, length int64, hole, fast bool) error {
 	}
 	for length > 0 {
 		n := min(length, int64(len(zeroes)))
-		if err := writeFull(d, zeroes[:n], off); err != nil {
+		if err := device.WriteWhole(d, zeroes[:n], off); err != nil {
 			return err
 		}
 		off, length = off+n, length-n

@@ -13,6 +13,7 @@ import (
 	"testing"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/overlay"
 )
@@ -131,7 +132,7 @@ func TestSwapUnderLoad(t *testing.T) {
 	served()
 	must(t, v.Absorb(t.Context(), 0, func() error { return nil }))
 	must(t, overlay.NewHydrator(v, nil, nil).Run(t.Context()))
-	whole, err := NewFile(next.Data.(overlay.OSFile).File)
+	whole, err := device.NewFile(next.Data.(overlay.OSFile).File)
 	must(t, err)
 	_, err = e.Swap(whole, v.Sync)
 	must(t, err)
@@ -150,12 +151,12 @@ func TestSwapUnderLoad(t *testing.T) {
 }
 
 // blocky has blocks that nobody agreed on.
-type blocky struct{ *File }
+type blocky struct{ *device.File }
 
 func (blocky) BlockSize() int { return 1 << 20 }
 
 func TestSwapRefuses(t *testing.T) {
-	f, err := NewFile(image(t, mib, 0))
+	f, err := device.NewFile(image(t, mib, 0))
 	must(t, err)
 	e := export(t, "", image(t, mib, 0), ExportOptions{})
 	if _, err := e.Swap(blocky{f}, func() error { return nil }); !errors.Is(err, blockdev.ErrInvalid) {

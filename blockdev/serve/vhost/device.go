@@ -1,15 +1,10 @@
 package vhost
 
 import (
-	"errors"
-	"fmt"
 	"io"
-	"os"
-	"syscall"
 
-	"holdfast/blockdev"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/overlay"
-	"holdfast/internal/sys"
 )
 
 // Device is what a server serves: bytes at offsets. All methods may be called from
@@ -56,97 +51,21 @@ type Fetcher interface {
 	Absent(off, length int64) bool
 }
 
-// File is a Device in a file or block device, which the server reads and writes
-// without it.
-type File struct {
-	file         *os.File
-	fd           int
-	block, align int
-}
-
-// NewFile makes a device of f, which stays the caller's and must stay open; it is
-// best opened with O_DIRECT.
-func NewFile(f *os.File) (*File, error) {
-	d, err := newFile(f)
-	return d, blockdev.Op("vhost.NewFile", "", err)
-}
-
-func newFile(f *os.File) (*File, error) {
-	direct, err := sys.DirectAlignment(f)
-	if err != nil {
-		return nil, err
-	}
-	d := &File{file: f, block: max(sector, direct), align: max(1, direct)}
-	d.fd, err = numberOf(f)
-	return d, err
-}
-
-// numberOf gives the number of a file that stays open.
-func numberOf(f *os.File) (fd int, err error) {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return -1, err
-	}
-	return fd, raw.Control(func(n uintptr) { fd = int(n) })
-}
-
-// Size asks the file; 0 if it does not answer.
-func (d *File) Size() int64 {
-	size, err := sys.BlockDeviceSize(d.file) // also a file's
-	if err != nil {
-		return 0
-	}
-	return size
-}
-
-// BlockSize is that of sectors, or what direct I/O asks for.
-func (d *File) BlockSize() int { return d.block }
-
-// ReadAt implements Device.
-func (d *File) ReadAt(b []byte, off int64) (int, error) { return d.file.ReadAt(b, off) }
-
-// WriteAt implements Device.
-func (d *File) WriteAt(b []byte, off int64) (int, error) { return d.file.WriteAt(b, off) }
-
-// Sync is fdatasync(2).
-func (d *File) Sync() error { return sys.SyncData(d.file) }
-
-// Discard punches a hole.
-func (d *File) Discard(off, length int64) error {
-	return unsupported(sys.PunchHole(d.file, off, length))
-}
-
-// Zero punches a hole, or zeroes the range and keeps its space.
-func (d *File) Zero(off, length int64, hole bool) error {
-	if hole {
-		return unsupported(sys.PunchHole(d.file, off, length))
-	}
-	return unsupported(sys.ZeroRange(d.file, off, length))
-}
-
-// unsupported names what a filesystem or device answers when it cannot.
-func unsupported(err error) error {
-	if errors.Is(err, syscall.ENODEV) || errors.Is(err, syscall.ENOSYS) {
-		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
-	}
-	return err // EOPNOTSUPP is errors.ErrUnsupported as it is
-}
-
 // served is a device as the loops use it.
 type served struct {
 	device Device
-	file   *File   // nil: it is none
-	lender Lender  // nil: it is none
-	far    Fetcher // nil: all is near
-	block  int     // bytes
-	align  int     // of memory
+	file   *device.File // nil: it is none
+	lender Lender       // nil: it is none
+	far    Fetcher      // nil: all is near
+	block  int          // bytes
+	align  int          // of memory
 }
 
 func newServed(d Device) *served {
 	s := &served{device: d, block: max(sector, d.BlockSize())}
 	s.align = s.block
-	if s.file, _ = d.(*File); s.file != nil {
-		s.align = s.file.align
+	if s.file, _ = d.(*device.File); s.file != nil {
+		s.align = s.file.BlockSize()
 	}
 	s.lender, _ = d.(Lender)
 	s.far, _ = d.(Fetcher)

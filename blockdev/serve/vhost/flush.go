@@ -95,7 +95,7 @@ func (l *loop) sync() {
 	case err != nil:
 		f.done(l, err)
 	case l.served.file != nil:
-		uring.SyncData(l.entry(), l.served.file.fd, tagSync)
+		uring.SyncData(l.entry(), l.served.file.Number(), tagSync)
 	default:
 		l.help(&l.syncing)
 	}

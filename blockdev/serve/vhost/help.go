@@ -2,12 +2,11 @@ package vhost
 
 import (
 	"errors"
-	"fmt"
-	"io"
 	"sync"
 	"syscall"
 	"unsafe"
 
+	"holdfast/blockdev/serve/device"
 	"holdfast/internal/sys"
 )
 
@@ -108,24 +107,9 @@ func (r *request) help() error {
 // transfer reads or writes all of b.
 func (r *request) transfer(d Device, b []byte, off int64) error {
 	if r.kind == kindOut {
-		return writeWhole(d, b, off)
+		return device.WriteWhole(d, b, off)
 	}
-	n, err := d.ReadAt(b, off)
-	if n == len(b) {
-		return nil
-	}
-	if err == nil || errors.Is(err, io.EOF) {
-		return fmt.Errorf("read %d of %d bytes: %w", n, len(b), io.ErrUnexpectedEOF)
-	}
-	return err
-}
-
-func writeWhole(d Device, b []byte, off int64) error {
-	n, err := d.WriteAt(b, off)
-	if err == nil && n != len(b) {
-		return fmt.Errorf("wrote %d of %d bytes: %w", n, len(b), io.ErrShortWrite)
-	}
-	return err
+	return device.ReadWhole(d, b, off)
 }
 
 // buffers are for data that is copied, aligned for any device.
@@ -154,7 +138,7 @@ func zero(d Device, off, length int64, hole bool) error {
 	}
 	for length > 0 {
 		n := min(length, int64(len(zeroes)))
-		if err := writeWhole(d, zeroes[:n], off); err != nil {
+		if err := device.WriteWhole(d, zeroes[:n], off); err != nil {
 			return err
 		}
 		off, length = off+n, length-n

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"unsafe"
 
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/serve/uring"
@@ -292,7 +293,7 @@ func (l *loop) lend(r *request) bool {
 		return false
 	}
 	if d.file != nil {
-		r.fd = d.file.fd
+		r.fd = d.file.Number()
 		return true
 	}
 	if d.lender == nil || !data {
@@ -337,7 +338,7 @@ func (l *loop) numberOfLent(f overlay.File) (fd int, ok bool) {
 		return -1, false
 	}
 	if o.File != l.lentFile {
-		fd, err := numberOf(o.File)
+		fd, err := device.Number(o.File)
 		if err != nil {
 			return -1, false
 		}
@@ -432,7 +433,7 @@ func (l *loop) complete(r *request, res int32) {
 	case res == -int32(syscall.EINTR) || res == -int32(syscall.EAGAIN):
 		l.submit(r)
 	case res < 0:
-		l.finish(r, unsupported(syscall.Errno(-res)))
+		l.finish(r, device.Unsupported(syscall.Errno(-res)))
 	case r.kind != kindIn && r.kind != kindOut:
 		l.finish(r, nil)
 	case res == 0 || int64(res) > r.left: // the end of a file that is shorter than it was

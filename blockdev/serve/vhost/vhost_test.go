@@ -13,6 +13,7 @@ import (
 	"testing"
 	"unsafe"
 
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/vhost"
 	"holdfast/blockdev/serve/vhost/frontend"
 )
@@ -37,7 +38,7 @@ func serveForEver(image, socket string) {
 	if err != nil {
 		panic(err)
 	}
-	device, err := vhost.NewFile(f)
+	device, err := device.NewFile(f)
 	if err != nil {
 		panic(err)
 	}
@@ -62,14 +63,14 @@ func newImage(t testing.TB) string {
 }
 
 // openFile makes a device of an image until the test ends.
-func openFile(t testing.TB, image string, flags int) *vhost.File {
+func openFile(t testing.TB, image string, flags int) *device.File {
 	t.Helper()
 	f, err := os.OpenFile(image, flags, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	d, err := vhost.NewFile(f)
+	d, err := device.NewFile(f)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/nbd"
 	"holdfast/blockdev/serve/vhost"
 )
@@ -28,7 +29,7 @@ func newVhost(w *volume) (front, error) {
 	}
 	var d vhost.Device = w.layers
 	if w.flat != nil {
-		f, err := vhost.NewFile(w.flat)
+		f, err := device.NewFile(w.flat)
 		if err != nil {
 			return nil, err
 		}
@@ -50,7 +51,7 @@ func (f vhostFront) resized(int64) error             { return f.Resized() }
 func (f vhostFront) throttle(limits blockdev.Limits) { f.Throttle(limits, 0) }
 func (f vhostFront) failed() error                   { return f.Failed() }
 func (f vhostFront) close() error                    { return f.Close() }
-func (f vhostFront) swap(d device, during func() error) (time.Duration, error) {
+func (f vhostFront) swap(d shown, during func() error) (time.Duration, error) {
 	return f.Swap(d, during)
 }
 
@@ -78,7 +79,7 @@ type nbdFront struct {
 func newNBD(w *volume) (front, error) {
 	var d nbd.Device = w.layers
 	if w.flat != nil {
-		f, err := nbd.NewFile(w.flat)
+		f, err := device.NewFile(w.flat)
 		if err != nil {
 			return nil, err
 		}
@@ -117,6 +118,6 @@ func (f *nbdFront) throttle(limits blockdev.Limits) { f.w.limiter.Set(limits, 0)
 func (f *nbdFront) failed() error                   { return f.export.Failed() }
 func (f *nbdFront) close() error                    { return f.server.Close() }
 func (f *nbdFront) clients() int                    { return int(f.here.Load()) }
-func (f *nbdFront) swap(d device, during func() error) (time.Duration, error) {
+func (f *nbdFront) swap(d shown, during func() error) (time.Duration, error) {
 	return f.export.Swap(d, during)
 }

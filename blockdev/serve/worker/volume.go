@@ -27,15 +27,15 @@ type front interface {
 	resized(size int64) error
 	throttle(blockdev.Limits)
 	// swap puts a device in the place of the served one; see vhost.Server.Swap.
-	swap(d device, during func() error) (held time.Duration, err error)
+	swap(d shown, during func() error) (held time.Duration, err error)
 	clients() int
 	failed() error
 	// close finishes what has begun.
 	close() error
 }
 
-// device is what both fronts can show.
-type device interface {
+// shown is what both fronts can show.
+type shown interface {
 	io.ReaderAt
 	io.WriterAt
 	Size() int64

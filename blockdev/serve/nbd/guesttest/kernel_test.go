@@ -12,6 +12,7 @@ import (
 	"syscall"
 	"testing"
 
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/nbd"
 	"holdfast/internal/vmtest"
@@ -141,7 +142,7 @@ func served(t *testing.T, size int64) (path, socket string, e *nbd.Export, m *me
 	must(t, err)
 	t.Cleanup(func() { f.Close() })
 	must(t, f.Truncate(size))
-	d, err := nbd.NewFile(f)
+	d, err := device.NewFile(f)
 	must(t, err)
 	m = &meter.Meter{}
 	e, err = nbd.NewExport("volume", d, nbd.ExportOptions{Size: size, Meter: m})

@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"holdfast/blockdev/attach/qmp"
+	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/vhost"
 	"holdfast/internal/vmtest"
 )
@@ -34,7 +35,7 @@ func serve(t *testing.T, image, socket string, queues int) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	onFile, err := vhost.NewFile(file)
+	onFile, err := device.NewFile(file)
 	if err != nil {
 		t.Fatal(err)
 	}
