@@ -18,14 +18,14 @@ SUDO = $(if $(filter 0,$(shell id -u)),,sudo)
 # claims, so a new package is never forgotten. A layer over its budget is
 # reported, not cut.
 define LAYERS
-pure      100  disk   -      rest
-engine    260  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
-templates 340  disk   -race  ^holdfast/templates(/|$$)
-vm        620  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
-kernel    190  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
+pure      140  disk   -      rest
+engine    420  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
+templates 400  disk   -race  ^holdfast/templates(/|$$)
+vm        800  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
+kernel    260  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
-sdk       100  disk   -      ^holdfast/.*sdk
-browser    40  disk   -      ^holdfast/.*browsertest
+sdk       130  disk   -      ^holdfast/.*sdk
+browser    50  disk   -      ^holdfast/.*browsertest
 e2e       330  disk   -      ^holdfast/cmd/
 endef
 export LAYERS

@@ -175,7 +175,7 @@ func snapshotsInAnyOrder(s *suite) {
 	}
 	rounds := 6
 	if s.place.Slow {
-		rounds = 3
+		rounds = 2
 	}
 	r := rand.New(rand.NewPCG(1, 2))
 	want := map[blockdev.ID]int{}

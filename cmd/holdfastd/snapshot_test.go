@@ -63,15 +63,14 @@ func TestSnapshot(t *testing.T) {
 	if left := n.snapshotList(); left != "" {
 		t.Errorf("left are %s", left)
 	}
-	for deadline := time.Now().Add(time.Minute); pools[0].Trash > 0; time.Sleep(10 * time.Millisecond) {
+	// Two had 32 MiB each of their own. XFS gives the space of a file that was removed
+	// back a moment later.
+	for deadline := time.Now().Add(time.Minute); pools[0].Trash > 0 || pools[0].Free-free < 60<<20; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
-			t.Fatalf("what was deleted is not given back: %+v", pools[0])
+			t.Fatalf("what was deleted is not given back: %+v, free were %d", pools[0], free)
 		}
 		pools, err = n.Pools(ctx)
 		must(t, err)
-	}
-	if gained := pools[0].Free - free; gained < 60<<20 {
-		t.Errorf("deleting two snapshots with 32 MiB each of their own gave back %d bytes", gained)
 	}
 }
 

@@ -50,8 +50,17 @@ func Main(m *testing.M, o Options) int {
 	return code
 }
 
+// bound is a little less than what go test allows, so that the guest ends first and
+// its console is shown.
+func bound() time.Duration {
+	if limit, ok := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); ok && limit > 2*time.Minute {
+		return limit - time.Minute
+	}
+	return insideTime
+}
+
 func inside(ctx context.Context, o Options) (code int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, insideTime)
+	ctx, cancel := context.WithTimeout(ctx, bound())
 	defer cancel()
 	v, err := guest.Open(ctx, o)
 	if err != nil {
