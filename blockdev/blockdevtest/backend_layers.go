@@ -170,13 +170,10 @@ func flushed(f File) error {
 // snapshotsInAnyOrder has snapshots of a volume and of its forks go in some order:
 // what is left reads as it did.
 func snapshotsInAnyOrder(s *suite) {
-	if s.snapshotter() == nil {
+	if s.snapshotter() == nil || s.place.Slow {
 		return
 	}
-	rounds := 6
-	if s.place.Slow {
-		rounds = 2
-	}
+	const rounds = 6
 	r := rand.New(rand.NewPCG(1, 2))
 	want := map[blockdev.ID]int{}
 	vol := s.published("round 0")
