@@ -217,6 +217,16 @@ func (l *layer) commitLocked(whole bool) error {
 	if len(runs) == 0 {
 		return nil
 	}
+	if err := l.tellMap(runs); err != nil {
+		l.putBack(runs)
+		return err
+	}
+	l.behind = false
+	return l.syncMap()
+}
+
+// tellMap writes to the map file that these blocks are held. The caller has commits.
+func (l *layer) tellMap(runs []run) error {
 	var leaves []int64
 	for _, r := range runs {
 		l.committed.set(r.first, r.end)
@@ -226,11 +236,22 @@ func (l *layer) commitLocked(whole bool) error {
 	}
 	if err := l.committed.writeLeaves(l.Map, leaves); err != nil {
 		l.behind = true
-		l.putBack(runs)
 		return fmt.Errorf("map: %w", err)
 	}
-	l.behind = false
-	return l.syncMap()
+	return nil
+}
+
+// tellHoles writes to the map of a witness that blocks are held as holes, which it alone
+// can tell: a process that is killed may not take back zeroes that its guest believes
+// in. Nothing is flushed for it. Should the map get to the disk before the punch,
+// nothing is wrong: what such a layer did not hold is a hole in its data already.
+func (l *layer) tellHoles(runs []run) error {
+	if !l.witness || len(runs) == 0 {
+		return nil
+	}
+	l.commits.Lock()
+	defer l.commits.Unlock()
+	return l.tellMap(runs)
 }
 
 // settle makes the data durable that these runs were written to.

@@ -282,3 +282,20 @@ func TestUnfinishedWriteStays(t *testing.T) {
 	l.open()
 	l.m.same(t, l.v)
 }
+
+// TestKilledProcess: a process that is killed loses no byte that it has acknowledged,
+// flushed or not: its guest lives on and believes in them.
+func TestKilledProcess(t *testing.T) {
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 31))
+		base := someBase(r, 30)
+		l := newLifeOn(t, &disk{witness: true}, base, 64*block)
+		for range 150 {
+			must(t, l.one(r))
+			if r.IntN(4) == 0 {
+				l.open() // nothing is said to the one before
+				l.m.same(t, l.v)
+			}
+		}
+	}
+}
