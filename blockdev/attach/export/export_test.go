@@ -302,6 +302,15 @@ func TestOthers(t *testing.T) {
 	if to, err := os.Readlink(one.Target.Socket); err != nil || to != "/elsewhere" {
 		t.Errorf("somebody's link: %s, %v", to, err)
 	}
+	// An earlier opening of the volume, that ended with a boot of the host, had another socket.
+	good(t, os.Remove(one.Target.Socket), os.Symlink(filepath.Join(filepath.Dir(one.Endpoint.Path), "before.sock"), one.Target.Socket))
+	if state, err := b.Probe(t.Context(), one); err != nil || state != attach.StateMissing {
+		t.Errorf("with a link to an earlier socket: %s, %v", state, err)
+	}
+	good(t, b.Attach(t.Context(), one))
+	if to, err := os.Readlink(one.Target.Socket); err != nil || to != one.Endpoint.Path {
+		t.Errorf("a link to an earlier socket leads to %s, %v", to, err)
+	}
 	good(t, os.Remove(one.Target.Socket), os.WriteFile(one.Target.Socket, nil, 0o600), b.Detach(t.Context(), one))
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"syscall"
 
 	"holdfast/blockdev"
@@ -34,7 +35,7 @@ func (a *Attacher) named(link string, do func(name string) error) error {
 
 // linked tells where a link leads, "" for none. errTaken for what is no link.
 func (a *Attacher) linked(link string) (to string, err error) {
-	return to, a.named(link, func(name string) error {
+	err = a.named(link, func(name string) error {
 		to, err = os.Readlink(name)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
@@ -44,10 +45,17 @@ func (a *Attacher) linked(link string) (to string, err error) {
 		}
 		return err
 	})
+	return to, err
 }
 
-// link makes the target's link lead to the endpoint. One that leads elsewhere is not
-// touched.
+// ours reports whether a link leads to a socket of the volume's workers, perhaps one of
+// an opening that a boot of the host has ended.
+func ours(to string, r attach.Request) bool {
+	return to != "" && filepath.Dir(to) == filepath.Dir(r.Endpoint.Path)
+}
+
+// link makes the target's link lead to the endpoint. One that leads elsewhere, but for
+// an earlier socket of the volume, is not touched.
 func (a *Attacher) link(r attach.Request) error {
 	to, err := a.linked(r.Target.Socket)
 	switch {
@@ -55,10 +63,15 @@ func (a *Attacher) link(r attach.Request) error {
 		return err
 	case to == r.Endpoint.Path:
 		return nil
-	case to != "":
+	case to != "" && !ours(to, r):
 		return errTaken
 	}
 	return a.named(r.Target.Socket, func(name string) error {
+		if to != "" {
+			if err := os.Remove(name); err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+		}
 		err := os.Symlink(r.Endpoint.Path, name)
 		if errors.Is(err, fs.ErrExist) {
 			return errTaken
@@ -67,13 +80,13 @@ func (a *Attacher) link(r attach.Request) error {
 	})
 }
 
-// unlink takes the target's link away, if it is there and leads to the endpoint.
+// unlink takes the target's link away, if it is there and leads to the volume.
 func (a *Attacher) unlink(r attach.Request) error {
 	to, err := a.linked(r.Target.Socket)
 	if errors.Is(err, blockdev.ErrInvalid) || errors.Is(err, errTaken) { // its directory, or it itself, is not ours any more
 		return nil
 	}
-	if err != nil || to != r.Endpoint.Path {
+	if err != nil || !ours(to, r) {
 		return err
 	}
 	return a.named(r.Target.Socket, func(name string) error {
