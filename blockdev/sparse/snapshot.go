@@ -14,8 +14,13 @@ import (
 )
 
 // shareExtents is up to how many extents a reflink copy is quicker than a new layer:
-// it takes some 20 to 30 µs for each, while writers wait.
-const shareExtents = 128
+// it takes some 20 to 30 µs for each, while writers wait. Nobody waits for a closed
+// image, and whoever needs a file of one that got a new layer waits for a copy of all
+// of it.
+const (
+	shareExtents       = 128
+	shareExtentsClosed = 4096
+)
 
 var _ blockdev.Snapshotter = (*Pool)(nil)
 
@@ -122,8 +127,12 @@ func (p *Pool) sharesFaster(s subject) (bool, error) {
 			return false, err
 		}
 		defer f.Close()
-		m, err := sys.MapFile(f, shareExtents+1)
-		if err == nil && m.Complete && m.Extents <= shareExtents {
+		most := shareExtents
+		if s.opening == nil {
+			most = shareExtentsClosed
+		}
+		m, err := sys.MapFile(f, most+1)
+		if err == nil && m.Complete && m.Extents <= most {
 			return true, nil
 		}
 		if err != nil && !errors.Is(err, errors.ErrUnsupported) {
