@@ -200,7 +200,8 @@ func (e *Engine) shoot(ctx context.Context, v Volume, s Snapshot) (held time.Dur
 		return err
 	}
 	if s.Consistency == CrashConsistent || len(v.Attachments) == 0 || v.Attachments[0].ReadOnly || v.frozenAt(e.o.Now()) {
-		return held, image()
+		err := image()
+		return held, err
 	}
 	at, err := e.writable(ctx, v, "freeze")
 	if err != nil {

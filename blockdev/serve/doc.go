@@ -8,5 +8,5 @@
 //	overlay   layers over a base: copy-on-write, snapshots, hydration
 //	uring     the entries of an io_uring that the loops fill
 //	meter     counts; throttle bounds
-//	device    a plain file as something to serve
+//	device    a plain file as something to serve, and what else servers use directly
 package serve

@@ -1,4 +1,5 @@
-// Package device is a plain file or block device as something that the servers of
-// this tree serve, and what they all need to move its bytes. What else they serve
-// (layers, in tests devices that fail) is an interface of their own.
+// Package device is what the servers of this tree have in common of what they serve:
+// a plain file or block device, ways to use other devices' files directly, and what
+// they all need to move bytes. What a server asks of a device beyond that (layers, in
+// tests devices that fail) is an interface of its own.
 package device

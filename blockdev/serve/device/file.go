@@ -55,7 +55,8 @@ func Number(f *os.File) (fd int, err error) {
 	if err != nil {
 		return -1, err
 	}
-	return fd, raw.Control(func(n uintptr) { fd = int(n) })
+	err = raw.Control(func(n uintptr) { fd = int(n) })
+	return fd, err
 }
 
 // File is the opening below, for whoever can do I/O on it in another way.

@@ -5,7 +5,6 @@ import (
 	"os"
 
 	"holdfast/blockdev/serve/device"
-	"holdfast/blockdev/serve/overlay"
 )
 
 // Device is what an export serves: bytes at offsets. All methods may be called from
@@ -31,28 +30,6 @@ type Device interface {
 	BlockSize() int
 }
 
-// Lender is a Device whose files a server may use directly.
-type Lender interface {
-	Device
-	// Begin gives the file in which a range may be read at the device's own offsets,
-	// until End is called; false where ReadAt is the way. It never waits.
-	Begin(off, length int64) (data overlay.File, ok bool)
-	// End ends what Begin has begun.
-	End()
-	// BeginWrite is Begin for a write, until EndWrite is called with what it gave, and
-	// whether all was written.
-	BeginWrite(off, length int64) (data overlay.File, first, ok bool)
-	EndWrite(off, length int64, first, wrote bool)
-}
-
-// Fetcher is a Device that has some of its bytes far away.
-type Fetcher interface {
-	Device
-	// Absent tells whether some of a range would have to be fetched to be read. It
-	// never waits.
-	Absent(off, length int64) bool
-}
-
 // filer is a device whose reads and writes may be done on a file, by whoever has a
 // better way than ReadAt and WriteAt.
 type filer interface{ File() *os.File }
@@ -60,15 +37,15 @@ type filer interface{ File() *os.File }
 // served is a device as the loops use it.
 type served struct {
 	device Device
-	fd     int     // of its file; -1: it is none
-	lender Lender  // nil: it is none
-	far    Fetcher // nil: all is near
+	fd     int            // of its file; -1: it is none
+	lender device.Lender  // nil: it is none
+	far    device.Fetcher // nil: all is near
 }
 
 func newServed(d Device) (*served, error) {
 	s := &served{device: d, fd: -1}
-	s.lender, _ = d.(Lender)
-	s.far, _ = d.(Fetcher)
+	s.lender, _ = d.(device.Lender)
+	s.far, _ = d.(device.Fetcher)
 	if f, ok := d.(filer); ok {
 		var err error
 		s.fd, err = device.Number(f.File())

@@ -7,7 +7,7 @@
 //
 //	handshake.go, option.go   options until the client says GO; a deadline bounds it
 //	request.go                a request is decoded and checked: the one place for that
-//	loop*.go                  transmission by one io_uring: unix sockets, on a File or a Lender
+//	loop*.go                  transmission by one io_uring: unix sockets, on a File or a device.Lender
 //	stream.go                 transmission by goroutines: TLS, and every other Device
 //	swap.go                   another device in the place of the one that is served
 //	perform.go                what a request does to the device

@@ -45,7 +45,7 @@ const (
 // loop serves a connection on a unix socket by one io_uring: requests are received,
 // files are read and written and replies are sent by one thread, which waits for
 // all of it in one place. What io_uring is no better for (flushes, discards, the
-// block status), and what a Lender does not lend, goes to helpers. Its fields are its thread's but for those of
+// block status), and what a device.Lender does not lend, goes to helpers. Its fields are its thread's but for those of
 // helping.
 //
 // Nothing on the way of a read or write allocates, once buffers are there.

@@ -18,8 +18,6 @@ import (
 	"holdfast/blockdev/serve/overlay"
 )
 
-var _ Lender = (*overlay.Overlay)(nil)
-
 // layerFiles are those of an empty layer, the data past the page cache.
 func layerFiles(t testing.TB, size int64) overlay.Files {
 	t.Helper()

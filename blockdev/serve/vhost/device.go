@@ -4,7 +4,6 @@ import (
 	"io"
 
 	"holdfast/blockdev/serve/device"
-	"holdfast/blockdev/serve/overlay"
 )
 
 // Device is what a server serves: bytes at offsets. All methods may be called from
@@ -29,36 +28,14 @@ type Device interface {
 	Zero(off, length int64, hole bool) error
 }
 
-// Lender is a Device whose files a server may use directly.
-type Lender interface {
-	Device
-	// Begin gives the file in which a range may be read at the device's own offsets,
-	// until End is called; false where ReadAt is the way. It never waits.
-	Begin(off, length int64) (data overlay.File, ok bool)
-	// End ends what Begin has begun.
-	End()
-	// BeginWrite is Begin for a write, until EndWrite is called with what it gave, and
-	// whether all was written.
-	BeginWrite(off, length int64) (data overlay.File, first, ok bool)
-	EndWrite(off, length int64, first, wrote bool)
-}
-
-// Fetcher is a Device that has some of its bytes far away.
-type Fetcher interface {
-	Device
-	// Absent tells whether some of a range would have to be fetched to be read. It
-	// never waits.
-	Absent(off, length int64) bool
-}
-
 // served is a device as the loops use it.
 type served struct {
 	device Device
-	file   *device.File // nil: it is none
-	lender Lender       // nil: it is none
-	far    Fetcher      // nil: all is near
-	block  int          // bytes
-	align  int          // of memory
+	file   *device.File   // nil: it is none
+	lender device.Lender  // nil: it is none
+	far    device.Fetcher // nil: all is near
+	block  int            // bytes
+	align  int            // of memory
 }
 
 func newServed(d Device) *served {
@@ -67,7 +44,7 @@ func newServed(d Device) *served {
 	if s.file, _ = d.(*device.File); s.file != nil {
 		s.align = s.file.BlockSize()
 	}
-	s.lender, _ = d.(Lender)
-	s.far, _ = d.(Fetcher)
+	s.lender, _ = d.(device.Lender)
+	s.far, _ = d.(device.Fetcher)
 	return s
 }

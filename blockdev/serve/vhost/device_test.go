@@ -53,10 +53,7 @@ func newOverlay(t testing.TB, base string) *overlay.Overlay {
 }
 
 // An overlay lends its files, and knows what is far away.
-var (
-	_ vhost.Lender  = (*overlay.Overlay)(nil)
-	_ vhost.Fetcher = (*overlay.Overlay)(nil)
-)
+var ()
 
 // plain hides that a device is a file or lends some: all goes through its methods.
 type plain struct{ vhost.Device }

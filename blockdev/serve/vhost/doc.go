@@ -10,7 +10,7 @@
 // A Server shows one Device to one VMM after the other. session keeps what the VMM
 // has said; a loop runs for each queue that is started and enabled, and nobody else
 // touches that queue. A loop never waits but in its ring: it reads and writes a File,
-// and what a Lender lends it, by the ring, and has helpers do all else.
+// and what a device.Lender lends it, by the ring, and has helpers do all else.
 //
 // # Trust
 //
