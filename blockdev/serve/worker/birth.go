@@ -107,7 +107,8 @@ func listen(socket *os.File) (*net.UnixListener, error) {
 		return nil, err
 	}
 	var inner error
-	if err := errors.Join(raw.Control(func(fd uintptr) { inner = syscall.Listen(int(fd), 128) }), inner); err != nil {
+	err = raw.Control(func(fd uintptr) { inner = syscall.Listen(int(fd), 128) })
+	if err = errors.Join(err, inner); err != nil {
 		return nil, os.NewSyscallError("listen", err)
 	}
 	l, err := net.FileListener(socket)
