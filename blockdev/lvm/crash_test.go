@@ -235,7 +235,7 @@ var steps = []step{
 // succeeds; nothing else has changed and nothing is left.
 func TestEveryPoint(t *testing.T) {
 	s := &scene{T: t, place: sharedPlace(t), hand: &hand{}, src: blockdevtest.NewID(blockdev.PrefixSource)}
-	tried, n := points(t, 15), 0
+	tried, n := points(t, 25), 0
 	s.place.o.fault = s.hand.fault
 	s.pool = s.place.open(t)
 	s.id = s.src
@@ -420,7 +420,7 @@ func TestReclaimStruck(t *testing.T) {
 func TestMadeOursStruck(t *testing.T) {
 	p, h := newPlace(t, "24m"), &hand{}
 	p.o.fault = h.fault
-	tried, last := points(t, 15), 0
+	tried, last := points(t, 25), 0
 	meta := metaPrefix + strings.TrimPrefix(p.name, "vg/")
 	for at := 0; at <= last; at++ {
 		for n, k := range []*knife{{at: at, dies: true}, {at: at}, {at: at, after: true}} {

@@ -93,7 +93,7 @@ func TestPowerCuts(t *testing.T) {
 		t.Fatal(err)
 	}
 	sh(t, "dd if=/dev/zero of="+r.disk+" bs=1M count=1 conv=fsync 2>/dev/null")
-	tried, n, cuts := points(t, 16), 0, 0
+	tried, n, cuts := points(t, 24), 0, 0
 	cut := func(entries int, a allowed, when string) {
 		if n++; tried(n) {
 			cuts++
