@@ -166,6 +166,23 @@ type Flattener interface {
 	Flatten(ctx context.Context, id ID) error
 }
 
+// RemoteBase is a base that is far away: a store that answers range requests.
+type RemoteBase struct {
+	URL    string    // of the bytes, http or https; the operator's, never a tenant's
+	Digest [32]byte  // SHA-256 of Chunks
+	Chunks io.Reader // what its bytes are, chunk by chunk: a file of overlay.WriteChunks
+}
+
+// RemoteCreator is a backend that can make images of bytes that are far away.
+type RemoteCreator interface {
+	// CreateRemote makes a layered draft that reads as the base, whose bytes come when
+	// they are wanted, each verified before it is given away. An existing draft is made
+	// anew. Nothing is fetched. Durable when published. Clone of such an image
+	// shares the base. ErrCorrupt for chunks that have not this digest or are none.
+	// errors.ErrUnsupported where the pool cannot.
+	CreateRemote(ctx context.Context, id ID, base RemoteBase) error
+}
+
 // Accessor is a backend that gives this process the bytes of images that it cannot
 // open as a file.
 type Accessor interface {
