@@ -47,14 +47,24 @@ func (c *nbdClient) take(n int) []byte {
 
 func (c *nbdClient) request(kind uint16, off int64, length int, data []byte) {
 	c.t.Helper()
+	if failed := c.ask(kind, off, length, data); failed != 0 {
+		c.t.Fatalf("request %d at %d: error %d", kind, off, failed)
+	}
+}
+
+// ask makes a request and gives the error of its answer.
+func (c *nbdClient) ask(kind uint16, off int64, length int, data []byte) (failed uint32) {
+	c.t.Helper()
 	be := binary.BigEndian
 	b := be.AppendUint32(nil, 0x25609513)
 	b = be.AppendUint16(be.AppendUint16(b, 0), kind)
 	b = be.AppendUint32(be.AppendUint64(be.AppendUint64(b, 1), uint64(off)), uint32(length))
 	c.say(append(b, data...))
-	if reply := c.take(16); be.Uint32(reply) != 0x67446698 || be.Uint32(reply[4:]) != 0 {
+	reply := c.take(16)
+	if be.Uint32(reply) != 0x67446698 {
 		c.t.Fatalf("request %d at %d: %x", kind, off, reply)
 	}
+	return be.Uint32(reply[4:])
 }
 
 func (c *nbdClient) read(off int64) []byte {
