@@ -3,7 +3,6 @@ package bench
 import (
 	"bytes"
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -424,9 +423,9 @@ func (o *Overlay) farAway(ctx context.Context) error {
 	go func() { _ = server.Serve(listener) }() // until it is closed
 	defer func() { _ = server.Close() }()      // it was only read from
 	fetch := overlay.HTTPFetch(http.DefaultClient, "http://"+listener.Addr().String()+"/")
-	chunks := overlay.Chunks{Size: o.size(), Chunk: farChunk}
-	for off := int64(0); off < o.size(); off += farChunk {
-		chunks.Digests = append(chunks.Digests, sha256.Sum256(image[off:off+farChunk]))
+	chunks, err := overlay.Digest(overlay.NewImage(o.base, o.size()), farChunk)
+	if err != nil {
+		return err
 	}
 	here := store{"http://" + listener.Addr().String() + "/", chunks, fetch}
 	return errors.Join(o.hydrate(ctx, chunks, fetch), o.misses(ctx, chunks, fetch), o.servedHydration(ctx, here), o.servedMisses(ctx, here))

@@ -1,25 +1,30 @@
 package overlay
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 
 	"holdfast/blockdev"
 )
 
-// Chunks says what a base that is far away consists of.
+// Chunks says what a base that is far away consists of. Of the digests nothing is kept
+// in memory but which chunks are zeroes: a bit each.
 type Chunks struct {
-	Size    int64      // of the image, bytes
-	Chunk   int64      // of a chunk, bytes: a power of two from BlockSize to 4 MiB; the last one may be shorter
-	Digests [][32]byte // SHA-256 of each; all zeroes: the chunk is all zeroes and is never fetched
+	Size    int64       // of the image, bytes
+	Chunk   int64       // of a chunk, bytes: a power of two from BlockSize to 4 MiB; the last one may be shorter
+	Digests io.ReaderAt // SHA-256 of each, in order, 32 bytes each; all zeroes: the chunk is all zeroes and is never fetched
+
+	zeroes []uint64 // a bit for each chunk of zeroes, the first in the lowest; nil: not looked at yet
 }
 
 const (
 	// DefaultChunk is the chunk, in bytes, that a new base is best digested by: a miss
-	// of one block fetches and verifies a whole one, and each costs 32 bytes of memory.
+	// of one block fetches and verifies a whole one, and each costs 32 bytes of a file.
 	DefaultChunk = 64 << 10
 
 	maxChunk = 4 << 20
@@ -31,33 +36,82 @@ func (c Chunks) check() error {
 		return fmt.Errorf("%w: a base of %d bytes", blockdev.ErrInvalid, c.Size)
 	case c.Chunk < BlockSize || c.Chunk > maxChunk || c.Chunk&(c.Chunk-1) != 0:
 		return fmt.Errorf("%w: chunks of %d bytes", blockdev.ErrInvalid, c.Chunk)
-	case int64(len(c.Digests)) != c.count():
-		return fmt.Errorf("%w: %d digests of %d chunks", blockdev.ErrInvalid, len(c.Digests), c.count())
+	case c.Digests == nil:
+		return fmt.Errorf("%w: no digests", blockdev.ErrInvalid)
 	}
 	return nil
 }
 
 func (c Chunks) count() int64 { return (c.Size + c.Chunk - 1) / c.Chunk }
 
-func (c Chunks) zero(i int64) bool { return c.Digests[i] == [32]byte{} }
+func (c Chunks) zero(i int64) bool { return c.zeroes[i/64]>>(i%64)&1 != 0 }
+
+// digest is what a chunk's SHA-256 has to be.
+func (c Chunks) digest(i int64) (sum [sha256.Size]byte, err error) {
+	if _, err := c.Digests.ReadAt(sum[:], i*sha256.Size); err != nil {
+		return sum, fmt.Errorf("digest of chunk %d: %w", i, err)
+	}
+	return sum, nil
+}
+
+// scan goes through all digests, many at once: each gets the next ones. It ends with
+// io.ErrUnexpectedEOF where there are less.
+func (c Chunks) scan(each func(sums []byte) error) error {
+	buf := make([]byte, 2048*sha256.Size)
+	for at, end := int64(0), c.count()*sha256.Size; at < end; {
+		part := buf[:min(int64(len(buf)), end-at)]
+		n, err := c.Digests.ReadAt(part, at)
+		switch {
+		case n == len(part):
+		case errors.Is(err, io.EOF):
+			return io.ErrUnexpectedEOF
+		default:
+			return err
+		}
+		if err := each(part); err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+// findZeroes learns which chunks are zeroes, and gives sum, if there is one, all digests.
+func (c *Chunks) findZeroes(sum hash.Hash) error {
+	zeroes, i := make([]uint64, (c.count()+63)/64), int64(0)
+	err := c.scan(func(sums []byte) error {
+		if sum != nil {
+			sum.Write(sums)
+		}
+		for ; len(sums) > 0; sums = sums[sha256.Size:] {
+			if [sha256.Size]byte(sums) == [sha256.Size]byte{} {
+				zeroes[i/64] |= 1 << (i % 64)
+			}
+			i++
+		}
+		return nil
+	})
+	if err == nil {
+		c.zeroes = zeroes
+	}
+	return err
+}
 
 func (c Chunks) length(i int64) int64 { return min(c.Chunk, c.Size-i*c.Chunk) }
 
-// Digest reads a base and gives what it consists of, in chunks of so many bytes.
-// Holes cost nothing. blockdev.ErrInvalid for a chunk that is none.
+// Digest reads a base and gives what it consists of, in chunks of so many bytes: 32
+// bytes of memory for each. Holes cost nothing. blockdev.ErrInvalid for a chunk that is none.
 func Digest(base Source, chunk int64) (Chunks, error) {
 	c, err := digest(base, chunk)
 	return c, blockdev.Op("overlay.Digest", "", err)
 }
 
 func digest(base Source, chunk int64) (Chunks, error) {
-	c := Chunks{Size: base.Size(), Chunk: chunk}
-	if chunk >= BlockSize && c.Size > 0 && c.Size <= maxSize {
-		c.Digests = make([][32]byte, c.count())
-	}
+	c := Chunks{Size: base.Size(), Chunk: chunk, Digests: bytes.NewReader(nil)}
 	if err := c.check(); err != nil {
 		return Chunks{}, err
 	}
+	sums := make([]byte, c.count()*sha256.Size)
 	p := aligned(int(chunk))
 	for off := int64(0); off < c.Size; {
 		from, _, err := base.Next(off)
@@ -73,10 +127,12 @@ func digest(base Source, chunk int64) (Chunks, error) {
 			return Chunks{}, err
 		}
 		if !empty(part) {
-			c.Digests[i] = sha256.Sum256(part)
+			sum := sha256.Sum256(part)
+			copy(sums[i*sha256.Size:], sum[:])
 		}
 		off = (i + 1) * chunk
 	}
+	c.Digests = bytes.NewReader(sums)
 	return c, nil
 }
 
@@ -91,18 +147,14 @@ const (
 	chunksSum     = 32 // where the checksum stands
 )
 
+// header is that of a file, without its checksum.
 func (c Chunks) header() []byte {
 	head := make([]byte, chunksSum, chunksHeader)
 	copy(head, chunksMagic)
 	binary.LittleEndian.PutUint32(head[8:], chunksVersion)
 	binary.LittleEndian.PutUint32(head[12:], uint32(c.Chunk)) //nolint:gosec // checked
 	binary.LittleEndian.PutUint64(head[16:], uint64(c.Size))  //nolint:gosec // checked
-	sum := sha256.New()
-	sum.Write(head)
-	for i := range c.Digests {
-		sum.Write(c.Digests[i][:])
-	}
-	return sum.Sum(head)
+	return head
 }
 
 // WriteChunks writes the file that ReadChunks reads; to make it durable is the
@@ -115,32 +167,34 @@ func writeChunks(w io.Writer, c Chunks) error {
 	if err := c.check(); err != nil {
 		return err
 	}
-	if _, err := w.Write(c.header()); err != nil {
+	head, sum := c.header(), sha256.New()
+	sum.Write(head)
+	switch err := c.findZeroes(sum); {
+	case errors.Is(err, io.ErrUnexpectedEOF):
+		return fmt.Errorf("%w: less than %d digests", blockdev.ErrInvalid, c.count())
+	case err != nil:
 		return err
 	}
-	buf := make([]byte, 0, 2048*sha256.Size)
-	for i := range c.Digests {
-		buf = append(buf, c.Digests[i][:]...)
-		if len(buf) == cap(buf) || i == len(c.Digests)-1 {
-			if _, err := w.Write(buf); err != nil {
-				return err
-			}
-			buf = buf[:0]
-		}
+	if _, err := w.Write(sum.Sum(head)); err != nil {
+		return err
 	}
-	return nil
+	return c.scan(func(sums []byte) error {
+		_, err := w.Write(sums)
+		return err
+	})
 }
 
-// ReadChunks reads what WriteChunks wrote, from the beginning of f.
+// ReadChunks checks what WriteChunks wrote, from the beginning of f, and gives it.
+// The digests stay in f, which has to stay open and as it is as long as they are used.
 // blockdev.ErrCorrupt for anything else.
 func ReadChunks(f io.ReaderAt) (Chunks, error) {
-	c, err := readChunks(io.NewSectionReader(f, 0, chunksHeader+(maxSize/BlockSize)*sha256.Size))
+	c, err := readChunks(f)
 	return c, blockdev.Op("overlay.ReadChunks", "", err)
 }
 
-func readChunks(r io.Reader) (Chunks, error) {
+func readChunks(f io.ReaderAt) (Chunks, error) {
 	head := make([]byte, chunksHeader)
-	if _, err := io.ReadFull(r, head); err != nil {
+	if n, err := f.ReadAt(head, 0); n < len(head) {
 		return Chunks{}, cutShort(err)
 	}
 	switch {
@@ -150,22 +204,21 @@ func readChunks(r io.Reader) (Chunks, error) {
 		return Chunks{}, fmt.Errorf("%w: chunks of version %d, this program knows %d", blockdev.ErrCorrupt, binary.LittleEndian.Uint32(head[8:]), chunksVersion)
 	}
 	c := Chunks{Chunk: int64(binary.LittleEndian.Uint32(head[12:])), Size: int64(binary.LittleEndian.Uint64(head[16:]))} //nolint:gosec // checked next
-	if c.Chunk < BlockSize || c.Chunk > maxChunk || c.Size <= 0 || c.Size > maxSize {
-		return Chunks{}, fmt.Errorf("%w: a base of %d bytes in chunks of %d", blockdev.ErrCorrupt, c.Size, c.Chunk)
-	}
-	for buf := make([]byte, 2048*sha256.Size); int64(len(c.Digests)) < c.count(); { // no more memory than there are bytes
-		part := buf[:min(int64(len(buf)), (c.count()-int64(len(c.Digests)))*sha256.Size)]
-		if _, err := io.ReadFull(r, part); err != nil {
-			return Chunks{}, cutShort(err)
-		}
-		for ; len(part) > 0; part = part[sha256.Size:] {
-			c.Digests = append(c.Digests, [32]byte(part))
-		}
-	}
+	c.Digests = io.NewSectionReader(f, chunksHeader, (maxSize/BlockSize)*sha256.Size)
 	if err := c.check(); err != nil {
 		return Chunks{}, fmt.Errorf("%w: %w", blockdev.ErrCorrupt, err)
 	}
-	if string(c.header()) != string(head) {
+	if last := (c.count() - 1) * sha256.Size; last > 0 { // no more memory than there are bytes
+		if _, err := c.Digests.ReadAt(make([]byte, sha256.Size), last); err != nil {
+			return Chunks{}, cutShort(err)
+		}
+	}
+	sum := sha256.New()
+	sum.Write(c.header())
+	if err := c.findZeroes(sum); err != nil {
+		return Chunks{}, cutShort(err)
+	}
+	if string(sum.Sum(c.header())) != string(head) {
 		return Chunks{}, fmt.Errorf("%w: the chunks' checksum differs", blockdev.ErrCorrupt)
 	}
 	return c, nil

@@ -64,7 +64,11 @@ type Status struct {
 
 // NewRemote opens a source. Close ends it.
 func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
-	if err := c.check(); err != nil {
+	err := c.check()
+	if err == nil && c.zeroes == nil {
+		err = c.findZeroes(nil)
+	}
+	if err != nil {
 		return nil, blockdev.Op("overlay.NewRemote", "", err)
 	}
 	for _, d := range []struct{ set, value *time.Duration }{
@@ -98,14 +102,14 @@ func (r *Remote) Status() Status {
 // Next implements Source.
 func (r *Remote) Next(off int64) (from, to int64, err error) {
 	i := off / r.c.Chunk
-	for i < int64(len(r.c.Digests)) && r.c.zero(i) {
+	for i < r.c.count() && r.c.zero(i) {
 		i++
 	}
-	if off >= r.c.Size || i == int64(len(r.c.Digests)) {
+	if off >= r.c.Size || i == r.c.count() {
 		return 0, 0, io.EOF
 	}
 	from = max(off, i*r.c.Chunk)
-	for i < int64(len(r.c.Digests)) && !r.c.zero(i) {
+	for i < r.c.count() && !r.c.zero(i) {
 		i++
 	}
 	return from, min(i*r.c.Chunk, r.c.Size), nil
@@ -231,7 +235,11 @@ func (r *Remote) try(flights []*flight, p []byte) error {
 	}
 	for _, f := range flights {
 		at := (f.i - flights[0].i) * r.c.Chunk
-		if sha256.Sum256(p[at:at+r.c.length(f.i)]) != r.c.Digests[f.i] {
+		want, err := r.c.digest(f.i)
+		if err != nil {
+			return err
+		}
+		if sha256.Sum256(p[at:at+r.c.length(f.i)]) != want {
 			return fmt.Errorf("%w: chunk %d is not what it should be", blockdev.ErrCorrupt, f.i)
 		}
 	}

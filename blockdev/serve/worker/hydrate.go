@@ -163,9 +163,9 @@ func (h *hydration) quiet(now time.Time) bool {
 }
 
 // far is a base that is fetched. What needs the host's files, which certificates are
-// trusted, is read here: later there are none.
+// trusted, is read here: later there are none. The digests stay open: they are read as
+// they are needed.
 func far(url string, digests *os.File) (*overlay.Remote, error) {
-	defer digests.Close()
 	chunks, err := overlay.ReadChunks(digests)
 	if err != nil {
 		return nil, err
