@@ -88,16 +88,27 @@ func (g group) hold(pid int, kind blockdev.Kind, memory int64) error {
 			set["memory.max"] = memory
 		}
 		for file, value := range set {
-			err := os.WriteFile(filepath.Join(dir, file), strconv.AppendInt(nil, value, 10), 0o600)
+			err := tell(filepath.Join(dir, file), value)
 			if err != nil && !errors.Is(err, fs.ErrNotExist) { // a controller that is not handed down
 				return fmt.Errorf("bound a worker: %w", err)
 			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, "cgroup.procs"), strconv.AppendInt(nil, int64(pid), 10), 0o600); err != nil {
+		if err := tell(filepath.Join(dir, "cgroup.procs"), int64(pid)); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// tell writes to a file of a control group. One that is not there is not asked for
+// anew, which the kernel would refuse by another error.
+func tell(file string, value int64) error {
+	f, err := os.OpenFile(file, os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(strconv.AppendInt(nil, value, 10))
+	return errors.Join(err, f.Close())
 }
 
 // remove takes the groups away. A process that is ending holds them a moment longer
