@@ -14,17 +14,24 @@ import (
 	"holdfast/blockdev/blockdevtest"
 )
 
-// TestLayeredVolumes: in a pool that cannot share bytes a volume of a template is there
-// at once, is served by a worker that outlives the daemon, and becomes one file for who
-// needs that.
-func TestLayeredVolumes(t *testing.T) {
-	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+// buildWorker builds the program that serves volumes by sockets.
+func buildWorker(t testing.TB) string {
+	t.Helper()
 	worker := filepath.Join(t.TempDir(), "holdfast-blockd")
 	build := exec.Command("go", "build", "-o", worker, "holdfast/cmd/holdfast-blockd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is installed: what it gives up holds for all its threads
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}
+	return worker
+}
+
+// TestLayeredVolumes: in a pool that cannot share bytes a volume of a template is there
+// at once, is served by a worker that outlives the daemon, and becomes one file for who
+// needs that.
+func TestLayeredVolumes(t *testing.T) {
+	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
+	worker := buildWorker(t)
 	second := t.TempDir() // ext4 has no reflink
 	n := newNode(t, "--pool", "second=sparse:"+second, "--worker", worker)
 	ctx := t.Context()

@@ -20,7 +20,8 @@ import (
 
 // TestSystemdRestart installs the unit file under a real systemd and restarts,
 // kills, hangs and stops the service: the container that uses a volume, its
-// mounts and the devices stay exactly as they are.
+// mounts and the devices stay exactly as they are, and so does the worker of a
+// volume that is served by a socket, under a client that writes all the time.
 func TestSystemdRestart(t *testing.T) {
 	m := bootSystemd(t)
 	m.sh(`
@@ -34,9 +35,16 @@ func TestSystemdRestart(t *testing.T) {
 		holdfast attachment create data --holder sandbox:box --container box --mount-path /data
 		runc exec -d box /bin/sh -c 'while date >> /data/clock; do sleep 0.01; done' < /dev/null > /dev/null 2>&1
 		runc exec box /bin/sh -c 'echo kept > /data/file'`, sandbox)
+	m.sh(`
+		holdfast volume create shown --size 16
+		holdfast attachment create shown --holder agent:writer --export nbd
+		fio --name=writer --ioengine=nbd "--uri=nbd+unix:///?socket=$(ls /run/holdfast/serve-*/vol-*/data-*.sock)" \
+			--rw=randwrite --bs=4k --size=16m --rate_iops=500 --time_based --runtime=3600 > /tmp/writer.log 2>&1 < /dev/null &
+		echo $! > /tmp/writer.pid`)
 	if own, daemon := m.sh("readlink /proc/1/ns/mnt"), m.sh("readlink /proc/$(systemctl show holdfastd -p MainPID --value)/ns/mnt"); own != daemon {
 		t.Fatalf("the daemon has a mount namespace of its own: %s, systemd's is %s", daemon, own)
 	}
+	shown := filepath.Base(m.sh("ls -d /run/holdfast/serve-*/vol-*"))
 	before, pid := m.snapshot(), m.show("MainPID")
 
 	for _, step := range []struct {
@@ -61,6 +69,15 @@ func TestSystemdRestart(t *testing.T) {
 		m.sh(`n=$(runc exec box /bin/sh -c 'cat /data/clock' | wc -l)
 			while test "$(runc exec box /bin/sh -c 'cat /data/clock' | wc -l)" -le $n; do :; done
 			test "$(runc exec box /bin/sh -c 'cat /data/file')" = kept`)
+		m.sh(`for n in 1 2 3; do
+				last=$(stat -c %y /var/lib/holdfast/pool/images/` + shown + `/image)
+				while test "$(stat -c %y /var/lib/holdfast/pool/images/` + shown + `/image)" = "$last"; do kill -0 $(cat /tmp/writer.pid); done
+			done`)
+	}
+	m.sh("kill -INT $(cat /tmp/writer.pid)")
+	m.until("the client's end", func() bool { _, err := m.try("kill -0 $(cat /tmp/writer.pid)"); return err != nil })
+	if log := m.sh("cat /tmp/writer.log"); strings.Contains(log, "error") || !strings.Contains(log, "err= 0") {
+		t.Errorf("the client of the worker says:\n%s", log)
 	}
 	if got := m.sh("holdfast volume get data -o json"); !strings.Contains(got, `"attachedTo": "sandbox:box"`) {
 		t.Errorf("at the end the volume is %s", got)
@@ -151,6 +168,7 @@ func (m *machine) install() {
 		"../../deploy/holdfastd.service": filepath.Join(units, "holdfastd.service"),
 		holdfastd:                        filepath.Join(bin, "holdfastd"),
 		holdfast:                         filepath.Join(bin, "holdfast"),
+		buildWorker(m.t):                 filepath.Join(bin, "holdfast-blockd"),
 	} {
 		b, err := os.ReadFile(from)
 		must(m.t, err)
@@ -158,7 +176,7 @@ func (m *machine) install() {
 	}
 	for name, text := range map[string]string{
 		"holdfastd.toml":                      "pool_size = \"512MiB\"\npool_mode = \"image\"\nlisten = \"none\"\n",
-		"units/holdfastd.service.d/test.conf": "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\n",
+		"units/holdfastd.service.d/test.conf": "[Service]\nWatchdogSec=2\nTimeoutAbortSec=1\nStandardError=append:/run/holdfastd.log\n",
 		"units/test.target":                   "[Unit]\nDefaultDependencies=no\nRequires=holdfastd.service\n",
 	} {
 		must(m.t, os.WriteFile(filepath.Join(m.dir, name), []byte(text), 0o644))
@@ -177,7 +195,8 @@ func (m *machine) sh(script string, stdin ...string) string {
 	m.t.Helper()
 	out, err := m.try(script, stdin...)
 	if err != nil {
-		m.t.Fatalf("%s: %v\n%s\nsystemd's log:\n%s", script, err, out, m.log)
+		said, _ := m.try("tail -n 50 /run/holdfastd.log")
+		m.t.Fatalf("%s: %v\n%s\nsystemd's log:\n%s\nthe daemon's:\n%s", script, err, out, m.log, said)
 	}
 	return strings.TrimSpace(out)
 }
@@ -200,12 +219,14 @@ func (m *machine) show(property string) string {
 }
 
 // snapshot is everything that a restart must not touch: mounts with their ids,
-// devices, the container and its process.
+// devices, the container and its process, the worker's process and where it is counted.
 func (m *machine) snapshot() string {
 	m.t.Helper()
 	return m.sh(`cut -d' ' -f1-6 /proc/1/mountinfo; runc list
 		for f in /var/lib/holdfast/pool.img /var/lib/holdfast/pool/images/*/image; do losetup -n -O NAME,BACK-INO,DIO -j $f; done
-		cut -d' ' -f1-6 /proc/$(runc state box | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')/mountinfo`)
+		cut -d' ' -f1-6 /proc/$(runc state box | sed -n 's/.*"pid": \([0-9]*\).*/\1/p')/mountinfo
+		worker=$(dirname $(grep -lx holdfast-blockd /proc/[0-9]*/comm))
+		echo $worker; cat $worker/cgroup`)
 }
 
 func (m *machine) until(what string, done func() bool) {
@@ -224,8 +245,11 @@ func (m *machine) takeDown() {
 	}
 	out, err := m.try(`systemctl kill -s CONT holdfastd || true
 		systemctl start holdfastd
+		kill $(cat /tmp/writer.pid) || true
 		runc delete -f box || true
-		for id in $(holdfast attachment list data | sed -n 's/^\(att-[^ ]*\).*/\1/p'); do holdfast attachment delete data $id || true; done
+		for volume in data shown; do
+			for id in $(holdfast attachment list $volume | sed -n 's/^\(att-[^ ]*\).*/\1/p'); do holdfast attachment delete $volume $id --force || true; done
+		done
 		systemctl stop holdfastd
 		holdfastd uninstall --yes`)
 	if err != nil {
