@@ -39,44 +39,6 @@ func plugServed(t *testing.T, a *qemu.Attacher, guest *vmtest.VM, w *control.Wor
 	return r, disk(t, guest, w.ID())
 }
 
-// write has the guest run rounds of fio on a directory until it is told to end, each of
-// which reads again what it has written.
-func write(t *testing.T, guest *vmtest.VM, dir string) {
-	t.Helper()
-	guest.Sh(t, "rm -f /tmp/rounds /tmp/failed /tmp/enough; (i=0; while [ ! -e /tmp/enough ]; do "+
-		"fio --name=w --filename="+dir+"/fio --size=1m --bs=4k --rw=randwrite --ioengine=libaio --iodepth=8 --direct=1 --fsync=32 --randseed=$i "+
-		"--verify=crc32c --verify_fatal=1 --error_dump=0 >/tmp/fio.out 2>&1 || { cp /tmp/fio.out /tmp/failed; break; }; "+
-		"i=$((i+1)); echo $i > /tmp/rounds.new; mv /tmp/rounds.new /tmp/rounds; done; touch /tmp/over) >/dev/null 2>&1 &")
-	nextRound(t, guest, "0")
-}
-
-// nextRound waits for one that began after a number of them had ended.
-func nextRound(t *testing.T, guest *vmtest.VM, after string) {
-	t.Helper()
-	guest.Sh(t, "while [ $(cat /tmp/rounds 2>/dev/null || echo 0) -lt $(("+after+" + 1)) ] && [ ! -e /tmp/failed ]; do sleep 0.05; done; [ ! -e /tmp/failed ] || { cat /tmp/failed; exit 1; }")
-}
-
-func rounds(t *testing.T, guest *vmtest.VM) string {
-	t.Helper()
-	return guest.Sh(t, "cat /tmp/rounds 2>/dev/null || echo 0")
-}
-
-// through does something while the guest writes, and waits until what it had begun
-// before and what it began after has been read again.
-func through(t *testing.T, guest *vmtest.VM, do func()) {
-	t.Helper()
-	do()
-	nextRound(t, guest, fmt.Sprintf("%s + 1", rounds(t, guest)))
-}
-
-func enough(t *testing.T, guest *vmtest.VM) {
-	t.Helper()
-	guest.Sh(t, "touch /tmp/enough; while [ ! -e /tmp/over ]; do sleep 0.02; done; rm /tmp/over; [ ! -e /tmp/failed ] || { cat /tmp/failed; exit 1; }")
-	if log := guest.Sh(t, "dmesg | grep -iE 'i/o error|blk_update|ext4-fs error' || true"); log != "" {
-		t.Errorf("the guest saw %s", log)
-	}
-}
-
 func status(t *testing.T, w *control.Worker) serve.Service {
 	t.Helper()
 	s, err := w.Status(t.Context())
@@ -110,9 +72,9 @@ func TestServedVolume(t *testing.T) {
 		t.Errorf("%d blocks are allocated after fstrim, %d were before", now, full)
 	}
 
-	write(t, guest, "/mnt")
+	writer := guest.Write(t, "/mnt")
 	before := status(t, w)
-	through(t, guest, func() {
+	writer.Through(t, func() {
 		image.resize(t, 160*mib)
 		v.Size = 160 * mib
 		must(t, w.Grow(t.Context(), v.Size), a.Resized(t.Context(), r))
@@ -124,15 +86,15 @@ func TestServedVolume(t *testing.T) {
 	if now := status(t, found); now.Pid != before.Pid || !now.Since.Equal(before.Since) || now.Clients != 1 || now.Meter.Kinds[meter.Write].Requests <= before.Meter.Kinds[meter.Write].Requests {
 		t.Errorf("after the daemon's end: %+v, before %+v", now, before)
 	}
-	through(t, guest, func() {
+	writer.Through(t, func() {
 		must(t, found.Kill(t.Context()))
 		w, _ = d.serve(t, v)
 	})
-	through(t, guest, func() {
+	writer.Through(t, func() {
 		must(t, w.Stop(t.Context()))
 		w, _ = d.serve(t, v)
 	})
-	enough(t, guest)
+	writer.Enough(t)
 	if s := status(t, w); s.Failed != "" || s.Meter.Kinds[meter.Write].Errors+s.Meter.Kinds[meter.Read].Errors+s.Meter.Kinds[meter.Flush].Errors > 0 {
 		t.Errorf("the worker: %+v", s)
 	}
@@ -164,13 +126,13 @@ func TestServedWhileItHydrates(t *testing.T) {
 	if got := guest.Sh(t, "cd /mnt/files && sha256sum *"); got != strings.TrimSpace(string(sums)) {
 		t.Errorf("the guest reads\n%s\nthe template has\n%s", got, sums)
 	}
-	write(t, guest, "/mnt")
-	through(t, guest, func() {
+	writer := guest.Write(t, "/mnt")
+	writer.Through(t, func() {
 		must(t, w.Kill(t.Context()))
 		v.Hydrate = true
 		w, _ = d.serve(t, v)
 	})
-	enough(t, guest)
+	writer.Enough(t)
 	hydrated(t, w)
 	guest.Sh(t, "set -e; echo 3 > /proc/sys/vm/drop_caches; cmp /mnt/files/1 /mnt/files/2 && exit 1; rm /mnt/files/1; sync; umount /mnt")
 	unplug(t, a, r)
