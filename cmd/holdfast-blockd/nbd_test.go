@@ -52,14 +52,21 @@ func (c *nbdClient) request(kind uint16, off int64, length int, data []byte) {
 	}
 }
 
-// ask makes a request and gives the error of its answer.
-func (c *nbdClient) ask(kind uint16, off int64, length int, data []byte) (failed uint32) {
+// send makes a request whose answer will have this cookie.
+func (c *nbdClient) send(cookie uint64, kind uint16, off int64, length int, data []byte) {
 	c.t.Helper()
 	be := binary.BigEndian
 	b := be.AppendUint32(nil, 0x25609513)
 	b = be.AppendUint16(be.AppendUint16(b, 0), kind)
-	b = be.AppendUint32(be.AppendUint64(be.AppendUint64(b, 1), uint64(off)), uint32(length))
+	b = be.AppendUint32(be.AppendUint64(be.AppendUint64(b, cookie), uint64(off)), uint32(length))
 	c.say(append(b, data...))
+}
+
+// ask makes a request and gives the error of its answer.
+func (c *nbdClient) ask(kind uint16, off int64, length int, data []byte) (failed uint32) {
+	c.t.Helper()
+	be := binary.BigEndian
+	c.send(1, kind, off, length, data)
 	reply := c.take(16)
 	if be.Uint32(reply) != 0x67446698 {
 		c.t.Fatalf("request %d at %d: %x", kind, off, reply)

@@ -18,8 +18,12 @@ type Lender interface {
 // Fetcher is something served that has some of its bytes far away.
 type Fetcher interface {
 	// Absent tells whether some of a range would have to be fetched to be read. It
-	// never waits.
+	// never waits; while the stack changes it says no.
 	Absent(off, length int64) bool
+	// Fetches tells whether a read of a range, or a write, which keeps the rest of
+	// blocks that it writes in part, would have to fetch something. It waits while the
+	// stack changes, and never for what is far away.
+	Fetches(write bool, off, length int64) bool
 }
 
 var (

@@ -9,8 +9,8 @@ import (
 	"holdfast/blockdev/serve/uring"
 )
 
-// loopHelpers bounds the helpers of a connection. Reads that wait for a base far away
-// are not theirs, and may be as many as there are slots.
+// loopHelpers bounds the helpers of a connection. What has to be fetched from far away
+// is not theirs, and may be as many as there are slots.
 const loopHelpers = 16
 
 // helping is how the loop has done by goroutines what would hold it up: it hands
@@ -60,6 +60,10 @@ func (h *helping) help(s *slot) {
 
 func (h *helping) work() {
 	for s := range h.jobs {
+		if !s.settle && h.l.fetches(&s.request) { // not known before, or a part of a block
+			h.idle.Go(func() { h.do(s) })
+			continue
+		}
 		h.do(s)
 	}
 }

@@ -53,6 +53,20 @@ func (t *terms) cause(r *request) meter.Cause {
 	return meter.Device
 }
 
+// fetches tells whether a request has to fetch something from far away. The caller has
+// the gate.
+func (t *terms) fetches(r *request) bool {
+	far := t.export.served.far
+	if far == nil {
+		return false
+	}
+	switch r.kind {
+	case cmdRead, cmdWrite, cmdWriteZeroes:
+		return far.Fetches(r.kind != cmdRead, int64(r.offset), int64(r.length))
+	}
+	return false
+}
+
 // perform does what a checked request asks for, with data to read into or to write.
 // The caller has the gate.
 func (t *terms) perform(q *meter.Queue, r *request, data []byte) error {
@@ -65,6 +79,9 @@ func (t *terms) perform(q *meter.Queue, r *request, data []byte) error {
 		}
 	}
 	began, cause := meter.Now(), t.cause(r)
+	if r.kind != cmdRead && t.fetches(r) {
+		cause = meter.Hydration
+	}
 	q.Wait(cause)
 	err := t.transfer(r, data)
 	q.Waited(cause, began)

@@ -189,6 +189,26 @@ func (v *Overlay) Absent(off, n int64) bool {
 	return absent(v.stack, far, off, off+n)
 }
 
+// Fetches tells whether a read of a range, or a write, which keeps the rest of blocks
+// that it writes in part, would have to fetch something of a base that is far away. It
+// waits for the gate, not for the base.
+func (v *Overlay) Fetches(write bool, off, n int64) bool {
+	far, ok := v.base.(farAway)
+	if !ok || n <= 0 || v.within(off, n) != nil {
+		return false
+	}
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	if !write {
+		return absent(v.stack, far, off, off+n)
+	}
+	block := func(at int64) bool {
+		from := at - at%BlockSize
+		return at%BlockSize != 0 && absent(v.stack, far, from, min(from+BlockSize, v.Size()))
+	}
+	return block(off) || block(off+n)
+}
+
 func absent(stack []*layer, far farAway, off, end int64) bool {
 	if len(stack) == 0 {
 		return far.Absent(off, end-off)

@@ -7,12 +7,12 @@ import (
 	"unsafe"
 
 	"holdfast/blockdev/serve/device"
+	"holdfast/blockdev/serve/meter"
 	"holdfast/internal/sys"
 )
 
 const (
-	// helpersMost bounds the goroutines of a loop. Reads that wait for a base far away
-	// have to leave some to the others.
+	// helpersMost bounds the goroutines of a pool.
 	helpersMost = 64
 	// copyAtOnce is how much of a request's data is copied at once where the device
 	// cannot have the guest's own memory.
@@ -20,32 +20,63 @@ const (
 )
 
 // helping is how a loop has done by goroutines what would hold it up: it hands
-// requests over, and gets them back with their errors through asking.
+// requests over, and gets them back with their errors through asking. What has to be
+// fetched from far away has goroutines of its own: while the store is silent all of
+// them wait, and the others go on.
 type helping struct {
+	near, far pool
+	idle      sync.WaitGroup
+	taken     []*request // finished ones that the loop goes through
+}
+
+// pool is goroutines that perform requests; it is the loop's own.
+type pool struct {
 	jobs    chan *request
 	busy    int // requests that are not back yet
 	helpers int
-	idle    sync.WaitGroup
-	taken   []*request // finished ones that the loop goes through
+}
+
+// errFetches: a request is one for the pool of those that are fetched.
+var errFetches = errors.New("it has to be fetched")
+
+func (l *loop) beginHelping() {
+	for _, p := range []*pool{&l.near, &l.far} {
+		p.jobs = make(chan *request, int(l.queue.num)+1) // handing over never waits
+	}
+}
+
+func (l *loop) poolOf(r *request) *pool {
+	if r.cause == meter.Hydration {
+		return &l.far
+	}
+	return &l.near
 }
 
 // help hands a request over.
 func (l *loop) help(r *request) {
-	l.busy++
-	served := l.served
-	r.served = served
-	l.jobs <- r
-	if l.helpers < min(l.busy, helpersMost) {
-		l.helpers++
-		l.idle.Go(l.work)
+	p := l.poolOf(r)
+	p.busy++
+	r.served = l.served
+	p.jobs <- r
+	if p.helpers < min(p.busy, helpersMost) {
+		p.helpers++
+		l.idle.Go(func() { l.work(p.jobs) })
 	}
 }
 
 // helped ends a request that is back.
 func (l *loop) helped(r *request) {
-	l.busy--
+	l.poolOf(r).busy--
 	if r == &l.syncing {
 		l.server.flusher.done(l, r.err)
+		return
+	}
+	if r.err == errFetches { //nolint:errorlint // never wrapped
+		now := meter.Now()
+		l.meter.Waited(r.cause, r.since)
+		r.since, r.cause, r.err = now, meter.Hydration, nil
+		l.meter.Wait(r.cause)
+		l.help(r)
 		return
 	}
 	if r.kind == kindIn && r.err == nil {
@@ -56,12 +87,13 @@ func (l *loop) helped(r *request) {
 
 // endHelping waits for the helpers, who have nothing to do any more.
 func (l *loop) endHelping() {
-	close(l.jobs)
+	close(l.near.jobs)
+	close(l.far.jobs)
 	l.idle.Wait()
 }
 
-func (l *loop) work() {
-	for r := range l.jobs {
+func (l *loop) work(jobs <-chan *request) {
+	for r := range jobs {
 		r.err = r.help()
 		l.mu.Lock()
 		if l.finished = append(l.finished, r); len(l.finished) == 1 {
@@ -71,9 +103,26 @@ func (l *loop) work() {
 	}
 }
 
+// fetches tells whether a request has to fetch something, which Absent may not have
+// known while the stack changed.
+func (r *request) fetches() bool {
+	far := r.served.far
+	if far == nil || r.cause == meter.Hydration {
+		return false
+	}
+	switch r.kind {
+	case kindIn, kindOut, kindWriteZeroes:
+		return far.Fetches(r.kind != kindIn, r.offset, r.length)
+	}
+	return false
+}
+
 // help performs a request on the device itself.
 func (r *request) help() error {
 	d := r.served.device
+	if r.fetches() {
+		return errFetches
+	}
 	switch r.kind {
 	case kindFlush:
 		return d.Sync()

@@ -80,7 +80,7 @@ func (l *loop) begin() error {
 	}
 	l.syncing.kind = kindFlush
 	l.done = make([]uint16, 0, l.queue.num)
-	l.jobs = make(chan *request, int(l.queue.num)+1) // handing over never waits
+	l.beginHelping()
 	l.ended = make(chan struct{})
 	started := make(chan error)
 	go l.run(started)
