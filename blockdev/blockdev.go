@@ -161,7 +161,7 @@ type Flattener interface {
 	// Flatten brings all bytes of a closed image or draft into one file. Flat is
 	// success. It may take as long as a copy takes; cut at any time it goes on where
 	// it was. What fails for a base that does not answer is tried again until ctx
-	// ends. ErrBusy while the image is open: then the worker does it, and the image is
+	// ends; the error then has the store's reason. ErrBusy while the image is open: then the worker does it, and the image is
 	// flat some time after Close.
 	Flatten(ctx context.Context, id ID) error
 }
@@ -178,8 +178,10 @@ type RemoteCreator interface {
 	// CreateRemote makes a layered draft that reads as the base, whose bytes come when
 	// they are wanted, each verified before it is given away. An existing draft is made
 	// anew. Nothing is fetched. Durable when published. Clone of such an image
-	// shares the base. ErrCorrupt for chunks that have not this digest or are none.
-	// errors.ErrUnsupported where the pool cannot.
+	// shares the base. ErrCorrupt for chunks that have not this digest or are none,
+	// ErrInvalid for an address that is none, or chunks so many that the base is to be
+	// digested in larger ones. errors.ErrUnsupported where the pool cannot. No error of
+	// the image ever has the address's user information or query in it.
 	CreateRemote(ctx context.Context, id ID, base RemoteBase) error
 }
 
@@ -187,7 +189,7 @@ type RemoteCreator interface {
 // open as a file.
 type Accessor interface {
 	// Access opens a closed image or draft, flat or layered, until Close. ErrBusy while
-	// it is open in another way.
+	// it is open in another way. What of it is far away is waited for until ctx ends.
 	Access(ctx context.Context, id ID, readOnly bool) (Bytes, error)
 }
 

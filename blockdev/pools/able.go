@@ -38,6 +38,12 @@ func (s *Set) Clone(ctx context.Context, dst, src blockdev.ID, size int64) error
 	})
 }
 
+// CreateRemote implements blockdev.RemoteCreator.
+func (s *Set) CreateRemote(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
+	s.settle(id)
+	return able(ctx, s, id, func(b blockdev.RemoteCreator) error { return b.CreateRemote(ctx, id, base) })
+}
+
 // CanSever implements blockdev.Severer.
 func (s *Set) CanSever(ctx context.Context, id blockdev.ID) error {
 	return able(ctx, s, id, func(b blockdev.Severer) error { return b.CanSever(ctx, id) })

@@ -16,7 +16,7 @@ import (
 var _ blockdev.Accessor = (*Pool)(nil)
 
 // Access implements blockdev.Accessor. As long as it lasts nobody else opens or
-// changes the image.
+// changes the image. What of it is far away can be read until ctx ends.
 func (p *Pool) Access(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Bytes, error) {
 	b, err := p.access(ctx, id, readOnly)
 	if err != nil {
@@ -45,7 +45,7 @@ func (p *Pool) access(ctx context.Context, id blockdev.ID, readOnly bool) (*acce
 	if b.lock, err = takeLock(dir + "/" + lockFile); err != nil {
 		return nil, err
 	}
-	if b.body, err = p.body(id, dir, draft, readOnly); err != nil {
+	if b.body, err = p.body(ctx, id, dir, draft, readOnly); err != nil {
 		dropLock(b.lock)
 		return nil, err
 	}
@@ -80,7 +80,7 @@ type body interface {
 	Close() error
 }
 
-func (p *Pool) body(id blockdev.ID, dir string, draft, readOnly bool) (body, error) {
+func (p *Pool) body(ctx context.Context, id blockdev.ID, dir string, draft, readOnly bool) (body, error) {
 	c, err := readChain(id, dir)
 	if err != nil {
 		return nil, err
@@ -92,7 +92,7 @@ func (p *Pool) body(id blockdev.ID, dir string, draft, readOnly bool) (body, err
 	case c != nil && !readOnly && sealedForEver(id, draft):
 		return nil, fmt.Errorf("%w: a snapshot is never written", blockdev.ErrInvalid)
 	case c != nil:
-		return assemble(dir, c, readOnly, nil)
+		return assemble(ctx, dir, c, readOnly, nil)
 	}
 	if err := writable(id, dir, draft, readOnly); err != nil {
 		return nil, err

@@ -10,6 +10,7 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/overlay"
@@ -19,6 +20,7 @@ import (
 const (
 	chainFile    = "chain.json"
 	chainVersion = 1
+	farVersion   = 2 // of one whose base is far away: who does not know that must not read it
 	dataSuffix   = ".data"
 	mapSuffix    = ".map"
 	freshFile    = ".new" // ends the name of an envelope in the making
@@ -36,11 +38,17 @@ type chain struct {
 	BaseSize int64    `json:"baseSize,omitempty"` // bytes
 	// Origin is the image whose bytes the base has, "" for an own one. It may be gone.
 	Origin blockdev.ID `json:"origin,omitempty"`
+	// Of a base that is far away: Base names what its bytes are, chunk by chunk.
+	URL    string `json:"url,omitempty"`
+	Digest string `json:"digest,omitempty"` // SHA-256 of that file, hex
 }
+
+// digestForm is the form of a SHA-256.
+var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
 
 // partForm is the form of what may be named in a chain: nothing that leads out of
 // the directory, nor to another file in it.
-var partForm = regexp.MustCompile(`^(layer|base)-[0-9a-f]{16}$`)
+var partForm = regexp.MustCompile(`^(layer|base|chunks)-[0-9a-f]{16}$`)
 
 func newPart(kind string) string {
 	var b [8]byte
@@ -77,8 +85,12 @@ func (c *chain) check() error {
 	}
 	slices.Sort(names)
 	switch {
-	case c.Version != chainVersion:
-		return fmt.Errorf("version %d, this program knows %d", c.Version, chainVersion)
+	case c.Version != chainVersion && c.Version != farVersion:
+		return fmt.Errorf("version %d, this program knows %d and %d", c.Version, chainVersion, farVersion)
+	case c.far() != (c.Version == farVersion) || c.far() != strings.HasPrefix(c.Base, "chunks-"):
+		return fmt.Errorf("version %d with a base %q", c.Version, c.Base)
+	case c.far() != digestForm.MatchString(c.Digest) || c.far() && overlay.CheckURL(c.URL) != nil:
+		return errors.New("an address and a digest that are none")
 	case len(c.Layers) == 0:
 		return errors.New("it has no layer")
 	case len(slices.Compact(slices.Clone(names))) != len(names):
@@ -124,6 +136,9 @@ func (c *chain) below() *chain {
 // writeChain durably makes this the chain of the image in dir.
 func (p *Pool) writeChain(id blockdev.ID, dir string, c *chain) error {
 	c.Version = chainVersion
+	if c.far() {
+		c.Version = farVersion
+	}
 	payload, err := json.Marshal(c)
 	if err != nil {
 		return err

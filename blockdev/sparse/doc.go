@@ -9,7 +9,8 @@
 //	images/ID/chain.json        what a layered image consists of; checksummed
 //	images/ID/layer-X.data      a layer's bytes, at the image's own offsets, and
 //	images/ID/layer-X.map       which of its blocks count: see serve/overlay
-//	images/ID/base-X            a file that nobody writes, below all layers
+//	images/ID/base-X            a file that nobody writes, below all layers; or
+//	images/ID/chunks-X          what a base that is far away consists of: digests
 //	images/ID/trace.json        what those that have this image as their base want of
 //	                            it first; may be missing
 //	images/ID/description.json  says what the image is; checksummed
@@ -26,7 +27,7 @@
 // names, the top first), base (its name, absent for none), baseSize (bytes), origin
 // (ID of the image that the base was, absent for an own one). As long as it is there it decides what the image reads as, and what else lies in the
 // directory (an image, a part that it does not name) is what a crash left, and goes.
-// A name is layer- or base- and 16 random hex digits, so no two parts have the same
+// A name is layer-, base- or chunks- and 16 random hex digits, so no two parts have the same
 // one; all lie in the image's own directory. What several images read from are hard
 // links of one file, which nobody writes: only a top layer is written, and a top has
 // one name. A removal unlinks, and the last one frees.
@@ -37,6 +38,20 @@
 // gives its data the name image, durably, and only then takes chain.json away. Each
 // may be cut anywhere. A chain that names a file that is not there, or is too short, is
 // damage: the image is quarantined, and never reads as something else.
+//
+// # Bases that are far away
+//
+// CreateRemote makes an image whose base is a store's: version 2 of chain.json, whose base
+// names a file of chunks (overlay.WriteChunks) and which has url (of the bytes, with what
+// it has of secrets: only this user reads the file) and digest (SHA-256 of the file of
+// chunks). That file is flushed before the chain names it, is verified whole before any
+// byte of the base is taken, and shared by hard link like a base on this host. One that is
+// missing, short, or another one is damage: the image is quarantined. Who has the base
+// in the daemon waits for the store until its context ends.
+//
+// A clone of such an image shares the chunks and not the top, as long as that has
+// nothing; one whose top has something (it is on its way to be flat) is sealed like a
+// volume, so that it can go on.
 //
 // # What is durable, and why in that order
 //

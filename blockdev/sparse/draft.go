@@ -82,7 +82,13 @@ func (p *Pool) cloneChain(ctx context.Context, dst, src blockdev.ID, c *chain, s
 	if err := p.roomForDraft(ctx, dst, size); err != nil {
 		return err
 	}
-	if !immutable(src) {
+	below := p.sealedBefore(s)
+	switch {
+	case immutable(src) && below != nil: // its top has nothing
+		c = below
+	case !immutable(src) || c.far() && !sealedForEver(src, false):
+		// One whose base is far away may be made flat while others read what it is made of:
+		// then its top is to be its own.
 		if !p.sealable(s) {
 			return errors.ErrUnsupported
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"strings"
@@ -79,7 +80,7 @@ func sealedForEver(id blockdev.ID, draft bool) bool {
 // ends early.
 func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain, pace func(n int) error) (err error) {
 	reader := &pacedFiles{pace: pace, copied: make(chan struct{}, 1)}
-	v, err := assemble(dir, c, false, reader.through)
+	v, err := assemble(ctx, dir, c, false, reader)
 	if err != nil {
 		return err
 	}
@@ -184,16 +185,19 @@ type pacedFile struct {
 	p *pacedFiles
 }
 
-func (p *pacedFiles) through(f overlay.File) overlay.File { return pacedFile{f, p} }
+// file has a file read at the pace.
+func (p *pacedFiles) file(f overlay.File) overlay.File { return pacedFile{f, p} }
 
-func (f pacedFile) ReadAt(b []byte, off int64) (int, error) {
-	if f.p.pace != nil {
-		if err := f.p.pace(len(b)); err != nil {
+func (f pacedFile) ReadAt(b []byte, off int64) (int, error) { return f.p.read(f.File, b, off) }
+
+func (p *pacedFiles) read(from io.ReaderAt, b []byte, off int64) (int, error) {
+	if p.pace != nil {
+		if err := p.pace(len(b)); err != nil {
 			return 0, err
 		}
 	}
-	n, err := f.File.ReadAt(b, off)
-	f.p.count(n)
+	n, err := from.ReadAt(b, off)
+	p.count(n)
 	return n, err
 }
 

@@ -123,7 +123,7 @@ func (p *Pool) growLayered(ctx context.Context, id blockdev.ID, dir string, draf
 			return err
 		}
 	}
-	v, err := assemble(dir, c, false, nil)
+	v, err := assemble(ctx, dir, c, false, nil)
 	if err != nil {
 		return err
 	}

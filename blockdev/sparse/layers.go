@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"holdfast/blockdev"
@@ -16,10 +17,14 @@ import (
 type layered struct {
 	*overlay.Overlay
 	files []*os.File
+	far   *farBase // nil: its base is none, or here
 }
 
 // Close ends it; nothing is flushed.
 func (l *layered) Close() (err error) {
+	if l.far != nil {
+		err = l.far.Close()
+	}
 	for _, f := range l.files {
 		err = errors.Join(err, f.Close())
 	}
@@ -27,8 +32,9 @@ func (l *layered) Close() (err error) {
 }
 
 // assemble opens the layers of an image in dir. through, if not nil, stands between
-// it and what lies below its top. The caller has the image's turn.
-func assemble(dir string, c *chain, readOnly bool, through func(overlay.File) overlay.File) (_ *layered, err error) {
+// it and what lies below its top. What of a base is far away can be read until ctx ends.
+// The caller has the image's turn.
+func assemble(ctx context.Context, dir string, c *chain, readOnly bool, through *pacedFiles) (_ *layered, err error) {
 	l := &layered{}
 	defer func() {
 		if err != nil {
@@ -60,18 +66,15 @@ func assemble(dir string, c *chain, readOnly bool, through func(overlay.File) ov
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
 		if i > 0 && through != nil {
-			f.Data = through(f.Data)
+			f.Data = through.file(f.Data)
 		}
 		stack = append(stack, f)
 	}
-	base, baseErr := openBase(dir, c, through)
-	if base.f != nil {
-		l.files = append(l.files, base.f)
-	}
-	if err = errors.Join(err, baseErr); err != nil {
+	base, err := l.openBase(ctx, dir, c, through)
+	if err != nil {
 		return nil, err
 	}
-	l.Overlay, err = overlay.Open(stack, base.source())
+	l.Overlay, err = overlay.Open(stack, base)
 	return l, err
 }
 
@@ -87,22 +90,34 @@ func ownTop(dir string, c *chain) error {
 	return nil
 }
 
-// baseFile is a chain's base, nothing where it has none.
-type baseFile struct {
-	f       *os.File
-	size    int64
-	through func(overlay.File) overlay.File
-}
-
-func openBase(dir string, c *chain, through func(overlay.File) overlay.File) (baseFile, error) {
-	if c.Base == "" {
-		return baseFile{}, nil
+// openBase gives a chain's base, nil where it has none.
+func (l *layered) openBase(ctx context.Context, dir string, c *chain, through *pacedFiles) (overlay.Source, error) {
+	switch {
+	case c.Base == "":
+		return nil, nil
+	case c.far():
+		far, err := openFar(ctx, dir, c)
+		if err != nil {
+			return nil, err
+		}
+		if l.far = far; through != nil {
+			return throughSource{far, through}, nil
+		}
+		return far, nil
 	}
 	f, err := os.Open(dir + "/" + c.Base)
 	if err != nil {
-		return baseFile{}, unexplained("base", err)
+		return nil, unexplained("base", err)
 	}
-	return baseFile{f, c.BaseSize, through}, wholeBase(f, c)
+	l.files = append(l.files, f)
+	if err := wholeBase(f, c); err != nil {
+		return nil, err
+	}
+	image := overlay.NewImage(f, c.BaseSize)
+	if through != nil {
+		return throughSource{image, through}, nil
+	}
+	return image, nil
 }
 
 // wholeBase makes sure that a base has all its bytes.
@@ -131,28 +146,17 @@ func wholeLayer(f overlay.Files) (size int64, err error) {
 	return size, err
 }
 
-func (b baseFile) source() overlay.Source {
-	if b.f == nil {
-		return nil
-	}
-	image := overlay.NewImage(b.f, b.size)
-	if b.through == nil {
-		return image
-	}
-	return throughSource{image, b.through(overlay.OSFile{File: b.f})}
-}
-
-// throughSource is a base that is read through something.
+// throughSource is a base whose reads are paced.
 type throughSource struct {
-	*overlay.Image
-	f overlay.File
+	overlay.Source
+	p *pacedFiles
 }
 
-func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.f.ReadAt(p, off) }
+func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.p.read(s.Source, p, off) }
 
 // inspectLayers adds up what a layered image consists of.
 func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
-	var held, below int64 // by the top; occupied by what the top does not hold, at most
+	var held, below int64 // by the top; of what the top does not hold, at most
 	for i, name := range c.Layers {
 		f, closeFiles, err := openLayer(dir, name, os.O_RDONLY)
 		if err != nil {
@@ -162,6 +166,9 @@ func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 		if err == nil && i == 0 {
 			info.Size = size
 			held, err = p.heldByTop(info.ID, f)
+			if err == nil && c.far() {
+				below, err = p.absentFar(dir, c, f)
+			}
 		}
 		if err = errors.Join(err, closeFiles()); err != nil {
 			return fmt.Errorf("%s: %w", name, err)
@@ -173,7 +180,7 @@ func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 			return unexplained(name, err)
 		}
 		status, shared, err := spaceOf(f)
-		if err == nil && name == c.Base {
+		if err == nil && name == c.Base && !c.far() {
 			err = wholeBase(f, c)
 		}
 		if err = errors.Join(err, f.Close()); err != nil {
@@ -181,7 +188,7 @@ func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 		}
 		info.Allocated += status.Allocated
 		info.Shared += shared
-		if name != c.Layers[0]+dataSuffix {
+		if name != c.Layers[0]+dataSuffix && !strings.HasSuffix(name, mapSuffix) && !(c.far() && name == c.Base) {
 			below += status.Allocated
 		}
 	}

@@ -78,6 +78,7 @@ type Pool struct {
 	accessed map[blockdev.ID]int      // handles of Access
 
 	shared sharedSum
+	chunks chunkFiles
 
 	wake    chan struct{} // tells that there is trash
 	flatter chan struct{} // tells that there are layered images

@@ -261,12 +261,18 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 			flag := accessMode(o.readOnly || i > 0)
 			spec.Layers = append(spec.Layers, control.Layer{Data: open(name+dataSuffix, flag|syscall.O_DIRECT), Map: open(name+mapSuffix, flag)})
 		}
-		if c.Base != "" {
+		switch {
+		case c.far():
+			spec.Remote = &control.Remote{URL: c.URL, Chunks: open(c.Base, os.O_RDONLY)}
+		case c.Base != "":
 			spec.Base, spec.BaseSize = open(c.Base, os.O_RDONLY), c.BaseSize
 		}
 		if !o.readOnly {
 			err = errors.Join(err, ownTop(dir, c))
 		}
+	}
+	if err == nil && spec.Remote != nil {
+		_, err = verifyChunks(spec.Remote.Chunks, c)
 	}
 	if err != nil {
 		return nil, err

@@ -65,7 +65,7 @@ func (p *Pool) snapshot(ctx context.Context, snap, of blockdev.ID) (held time.Du
 	if err != nil {
 		return 0, err
 	}
-	return held, p.madeDraft(snap, func(dir string) error { return p.linkSealed(snap, dir, s.dir, sealed) })
+	return held, p.madeDraft(snap, func(dir string) error { return p.linkSealed(snap, dir, s, sealed) })
 }
 
 // subject is an image that is to be sealed.
@@ -193,7 +193,7 @@ func (p *Pool) seal(ctx context.Context, s subject) (sealed *chain, held time.Du
 // sealedBefore gives what lies below a top that nobody has written to: it can serve
 // once more. nil where there is none.
 func (p *Pool) sealedBefore(s subject) *chain {
-	if s.chain == nil || s.opening != nil {
+	if s.chain == nil || s.opening != nil && !s.opening.readOnly {
 		return nil
 	}
 	index, err := os.Open(s.dir + "/" + s.chain.Layers[0] + mapSuffix)
@@ -206,6 +206,9 @@ func (p *Pool) sealedBefore(s subject) *chain {
 		return nil
 	}
 	below := s.chain.below()
+	if len(below.Layers) == 0 && below.far() { // whoever takes it puts a layer of the size over it
+		return below
+	}
 	size := below.BaseSize
 	if len(below.Layers) > 0 {
 		lower, err := os.Open(s.dir + "/" + below.Layers[0] + mapSuffix)
@@ -249,18 +252,25 @@ func (p *Pool) recordSeal(s subject, over *chain) error {
 	return errors.Join(noSpace(os.Remove(s.dir+"/"+imageFile)), syncDir(s.dir))
 }
 
-// linkSealed makes a draft's directory hold exactly what a seal has left.
-func (p *Pool) linkSealed(id blockdev.ID, dir, from string, sealed *chain) error {
-	if len(sealed.Layers) == 0 {
-		return link(from+"/"+sealed.Base, dir+"/"+imageFile)
+// linkSealed makes a draft's directory hold exactly what a seal has left of an image.
+func (p *Pool) linkSealed(id blockdev.ID, dir string, s subject, sealed *chain) error {
+	if len(sealed.Layers) == 0 && !sealed.far() {
+		return link(s.dir+"/"+sealed.Base, dir+"/"+imageFile)
 	}
-	if err := linkParts(sealed, from, sealed.Base, dir); err != nil {
+	if err := linkParts(sealed, s.dir, sealed.Base, dir); err != nil {
 		return err
+	}
+	same := *sealed
+	if len(sealed.Layers) == 0 { // nothing was written over a base that is no file
+		top := newPart("layer")
+		if err := newLayer(dir, top, s.size); err != nil {
+			return err
+		}
+		same = *sealed.with(top)
 	}
 	if err := p.at("draft.chain"); err != nil {
 		return err
 	}
-	same := *sealed
 	return p.writeChain(id, dir, &same)
 }
 

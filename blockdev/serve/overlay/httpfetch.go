@@ -9,19 +9,20 @@ import (
 
 // HTTPFetch fetches by range requests (RFC 9110, section 14), as object stores
 // answer them. url is the operator's, never a tenant's. What does not answer a
-// range with exactly that range is refused, whatever it sends.
+// range with exactly that range is refused, whatever it sends. No error has the
+// address in it.
 func HTTPFetch(client *http.Client, url string) Fetch {
 	return func(ctx context.Context, p []byte, off int64) error {
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 		if err != nil {
-			return err
+			return bare(err)
 		}
 		end := off + int64(len(p)) - 1
 		request.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", off, end))
 		request.Header.Set("Accept-Encoding", "identity")
 		response, err := client.Do(request)
 		if err != nil {
-			return err
+			return bare(err)
 		}
 		defer response.Body.Close()
 		var from, to int64

@@ -2,11 +2,9 @@ package worker
 
 import (
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -178,9 +176,5 @@ func far(url string, digests *os.File) (*overlay.Remote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trusted certificates: %w", err)
 	}
-	client := &http.Client{Transport: &http.Transport{
-		DialContext: resolver.dial, TLSClientConfig: &tls.Config{RootCAs: trusted},
-		MaxIdleConnsPerHost: 8, IdleConnTimeout: time.Minute, ForceAttemptHTTP2: false,
-	}}
-	return overlay.NewRemote(chunks, overlay.HTTPFetch(client, url), overlay.RemoteOptions{})
+	return overlay.NewRemote(chunks, overlay.HTTPFetch(overlay.StoreClient(resolver.dial, trusted), url), overlay.RemoteOptions{})
 }

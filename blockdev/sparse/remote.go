@@ -1,0 +1,230 @@
+package sparse
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve/overlay"
+)
+
+// maxChunks bounds what is taken for the chunks of a base, in bytes: 1 TiB in chunks of
+// 64 KiB, and more in larger ones.
+const maxChunks = 512<<20 + 4096
+
+var _ blockdev.RemoteCreator = (*Pool)(nil)
+
+// CreateRemote implements blockdev.RemoteCreator. The image has the base's size, up to
+// whole blocks. blockdev.ErrInvalid for an address that is none.
+func (p *Pool) CreateRemote(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
+	return blockdev.Op("sparse.CreateRemote", id, p.createRemote(ctx, id, base))
+}
+
+func (p *Pool) createRemote(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
+	if !p.layers {
+		return fmt.Errorf("the pool has no workers: %w", errors.ErrUnsupported)
+	}
+	if err := overlay.CheckURL(base.URL); err != nil {
+		return err
+	}
+	if err := p.roomForDraft(ctx, id, sector); err != nil { // its size comes with the chunks
+		return err
+	}
+	return p.madeDraft(id, func(dir string) error {
+		c := &chain{Base: newPart("chunks"), URL: base.URL, Digest: hex.EncodeToString(base.Digest[:]), Origin: id}
+		if err := copyChunks(ctx, dir+"/"+c.Base, base); err != nil {
+			return err
+		}
+		chunks, err := p.chunksOf(dir, c)
+		if err != nil {
+			return err
+		}
+		c.BaseSize = chunks.Size
+		if err := p.at("draft.layer"); err != nil {
+			return err
+		}
+		top := newPart("layer")
+		if err := newLayer(dir, top, wholeBlocks(chunks.Size)); err != nil {
+			return err
+		}
+		if err := p.at("draft.chain"); err != nil {
+			return err
+		}
+		return p.writeChain(id, dir, c.with(top))
+	})
+}
+
+// wholeBlocks rounds a size up to blocks of a layer.
+func wholeBlocks(size int64) int64 {
+	return (size + overlay.BlockSize - 1) / overlay.BlockSize * overlay.BlockSize
+}
+
+// copyChunks makes a file of what a base consists of, flushed.
+func copyChunks(ctx context.Context, path string, base blockdev.RemoteBase) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return noSpace(err)
+	}
+	n, err := io.Copy(f, io.LimitReader(untilEnd{ctx, base.Chunks}, maxChunks+1))
+	if err == nil && n > maxChunks {
+		err = fmt.Errorf("%w: the chunks take more than %d bytes: the base is to be digested in larger ones", blockdev.ErrInvalid, maxChunks)
+	}
+	if err == nil {
+		err = syncFile(f)
+	}
+	return noSpace(errors.Join(err, f.Close()))
+}
+
+// untilEnd is a reader that ends with a context.
+type untilEnd struct {
+	ctx context.Context //nolint:containedctx // of one call
+	r   io.Reader
+}
+
+func (u untilEnd) Read(p []byte) (int, error) {
+	if err := u.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return u.r.Read(p)
+}
+
+// chunkFiles are files of chunks that were verified, by their digests: who has the same
+// base has the same file.
+type chunkFiles struct {
+	mu   sync.Mutex
+	seen map[string]seenChunks
+}
+
+// seenChunks is one as it was.
+type seenChunks struct {
+	file   os.FileInfo
+	chunks overlay.Chunks
+}
+
+func (s seenChunks) is(file os.FileInfo) bool {
+	return s.file != nil && os.SameFile(s.file, file) && s.file.Size() == file.Size() && s.file.ModTime().Equal(file.ModTime())
+}
+
+// maxSeen bounds how many are remembered.
+const maxSeen = 256
+
+// chunksOf tells what the base of a chain that is far away consists of, for who asks often
+// and reads nothing of it: a file that is as it was is not read again.
+// blockdev.ErrCorrupt for one that is not what the chain names.
+func (p *Pool) chunksOf(dir string, c *chain) (overlay.Chunks, error) {
+	f, err := os.Open(dir + "/" + c.Base)
+	if err != nil {
+		return overlay.Chunks{}, unexplained(c.Base, err)
+	}
+	defer f.Close()
+	file, err := f.Stat()
+	if err != nil {
+		return overlay.Chunks{}, err
+	}
+	p.chunks.mu.Lock()
+	defer p.chunks.mu.Unlock()
+	if seen := p.chunks.seen[c.Digest]; seen.is(file) {
+		return seen.chunks, c.checkSize(seen.chunks)
+	}
+	chunks, err := verifyChunks(f, c)
+	if err != nil {
+		return overlay.Chunks{}, err
+	}
+	if p.chunks.seen == nil || len(p.chunks.seen) >= maxSeen {
+		p.chunks.seen = map[string]seenChunks{}
+	}
+	p.chunks.seen[c.Digest] = seenChunks{file, chunks}
+	return chunks, nil
+}
+
+// verifyChunks reads all of a file of chunks and makes sure that it is the one that a
+// chain names.
+func verifyChunks(f *os.File, c *chain) (overlay.Chunks, error) {
+	sum := sha256.New()
+	if _, err := io.Copy(sum, io.NewSectionReader(f, 0, maxChunks+1)); err != nil {
+		return overlay.Chunks{}, err
+	}
+	if hex.EncodeToString(sum.Sum(nil)) != c.Digest {
+		return overlay.Chunks{}, fmt.Errorf("%w: the chunks of its base are not those that it was made of", blockdev.ErrCorrupt)
+	}
+	chunks, err := overlay.ReadChunks(f)
+	if err != nil {
+		return overlay.Chunks{}, err
+	}
+	return chunks, c.checkSize(chunks)
+}
+
+// absentFar tells how many bytes a top layer lacks of a base that is far away, at most.
+func (p *Pool) absentFar(dir string, c *chain, top overlay.Files) (int64, error) {
+	chunks, err := p.chunksOf(dir, c)
+	if err != nil {
+		return 0, err
+	}
+	return chunks.Absent(top.Map)
+}
+
+// checkSize makes sure that chunks are of a base of the chain's size; one in the making
+// has none.
+func (c *chain) checkSize(chunks overlay.Chunks) error {
+	if c.BaseSize != 0 && chunks.Size != c.BaseSize {
+		return fmt.Errorf("%w: the chunks are of a base of %d bytes, not %d", blockdev.ErrCorrupt, chunks.Size, c.BaseSize)
+	}
+	return nil
+}
+
+// far reports whether the chain's base is far away.
+func (c *chain) far() bool { return c.URL != "" }
+
+// farBase is a base that this process fetches.
+type farBase struct {
+	*overlay.Remote
+	ctx  context.Context //nolint:containedctx // readers wait until it ends
+	name string
+	end  func() error
+}
+
+// openFar opens the base of a chain that is far away, until it is closed or ctx ends:
+// then whoever waits for it gets an error.
+func openFar(ctx context.Context, dir string, c *chain) (*farBase, error) {
+	f, err := os.Open(dir + "/" + c.Base)
+	if err != nil {
+		return nil, unexplained(c.Base, err)
+	}
+	chunks, err := verifyChunks(f, c)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	client := overlay.StoreClient(nil, nil)
+	remote, err := overlay.NewRemote(chunks, overlay.HTTPFetch(client, c.URL), overlay.RemoteOptions{})
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	stop := context.AfterFunc(ctx, remote.Close)
+	return &farBase{Remote: remote, ctx: ctx, name: overlay.StoreName(c.URL), end: func() error {
+		stop()
+		remote.Close()
+		client.CloseIdleConnections()
+		return f.Close()
+	}}, nil
+}
+
+// ReadAt implements overlay.Source.
+func (b *farBase) ReadAt(p []byte, off int64) (int, error) {
+	n, err := b.Remote.ReadAt(p, off)
+	if err == nil || b.ctx.Err() == nil {
+		return n, err
+	}
+	if s := b.Status(); s.Err != nil {
+		return n, fmt.Errorf("%s does not give what is asked for: %w, after %d tries since %s (%w)", b.name, s.Err, s.Tries, s.Failing.UTC().Format(time.RFC3339), context.Cause(b.ctx))
+	}
+	return n, fmt.Errorf("%s has not answered yet: %w", b.name, context.Cause(b.ctx))
+}
+
+func (b *farBase) Close() error { return b.end() }
