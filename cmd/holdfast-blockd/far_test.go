@@ -192,3 +192,52 @@ func TestSilentStoreNBD(t *testing.T) {
 	}
 	must(t, w.Stop(ctx))
 }
+
+// TestStopWhileTheStoreIsSilent: a worker ends though requests wait for its store. A
+// virtual machine's come to the next worker, an NBD client's fail.
+func TestStopWhileTheStoreIsSilent(t *testing.T) {
+	s, ctx, store := starter(t, nil), t.Context(), newFarStore(t)
+	spec := store.spec(t, blockdev.VhostUser)
+	w, err := s.Serve(ctx, spec)
+	must(t, err)
+	const reads = 100
+	g := newGuest(t, frontend.Options{Depth: reads, Inflight: true})
+	must(t, g.f.Connect(w.Socket()))
+	q := g.f.Queues[0]
+	for n := range reads {
+		q.Put(n, frontend.Read, uint64(n*block/512), block)
+	}
+	must(t, q.Show())
+	waiting(t, w, reads)
+	must(t, w.Stop(ctx))
+	if slot, status, ok := q.Take(); ok {
+		t.Errorf("request %d is answered: status %d", slot, status)
+	}
+
+	spec.Kind = blockdev.NBD
+	w, err = s.Serve(ctx, spec)
+	must(t, err)
+	c := dialNBD(t, w.Socket())
+	c.send(1, 0, 0, block, nil)
+	waiting(t, w, 1)
+	must(t, w.Stop(ctx))
+	if failed := binary.BigEndian.Uint32(c.take(16)[4:]); failed == 0 {
+		t.Error("a read that nobody could serve has succeeded")
+	}
+
+	store.answer()
+	spec.Kind = blockdev.VhostUser
+	w, err = s.Serve(ctx, spec)
+	must(t, err)
+	must(t, g.f.Connect(w.Socket()))
+	for left := reads; left > 0; {
+		must(t, q.Wait())
+		for slot, status, ok := q.Take(); ok; slot, status, ok = q.Take() {
+			left--
+			if status != 0 || !bytes.Equal(q.Data(slot), stamped(uint64(slot+1))) {
+				t.Fatalf("request %d: status %d, %x", slot, status, q.Data(slot)[:8])
+			}
+		}
+	}
+	must(t, w.Stop(ctx))
+}

@@ -86,7 +86,7 @@ func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
 	return r, nil
 }
 
-// Close ends all fetches; readers that wait get an error.
+// Close ends all fetches; readers that wait get ErrClosed.
 func (r *Remote) Close() { r.stop() }
 
 // Size implements Source.
@@ -160,7 +160,7 @@ func (r *Remote) readChunks(p []byte, off, first, end int64) error {
 		}
 		<-f.done
 		if f.p == nil {
-			return fmt.Errorf("the base is closed: %w", context.Cause(r.ctx))
+			return ErrClosed
 		}
 		copy(p[from:to], f.p[off+from-i*r.c.Chunk:])
 	}
@@ -283,6 +283,9 @@ func (r *Remote) land(flights []*flight, p []byte, err error) {
 		r.bytes -= int64(len(f.p))
 	}
 }
+
+// ErrClosed: a base far away was closed while somebody waited for bytes of it.
+var ErrClosed = errors.New("the base is closed")
 
 // errStore: a store did not send what it was asked for.
 var errStore = errors.New("the store's answer is of no use")

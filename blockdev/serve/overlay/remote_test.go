@@ -154,7 +154,7 @@ func TestRemoteCloses(t *testing.T) {
 			time.Sleep(time.Hour)
 			r.Close()
 		}()
-		if _, err := r.ReadAt(make([]byte, block), 0); !errors.Is(err, context.Canceled) {
+		if _, err := r.ReadAt(make([]byte, block), 0); !errors.Is(err, overlay.ErrClosed) {
 			t.Errorf("a read of a closed source: %v", err)
 		}
 	})

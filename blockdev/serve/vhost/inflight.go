@@ -104,6 +104,9 @@ func (b *notebook) begin(head uint16) {
 	b.notes[head].inflight = 1
 }
 
+// kept tells whether requests that are not finished come to the next server.
+func (b *notebook) kept() bool { return b.header != nil }
+
 // finish notes that the used ring has a request, before that is published.
 func (b *notebook) finish(head uint16) {
 	if b.header == nil {

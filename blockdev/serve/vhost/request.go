@@ -462,6 +462,8 @@ func (l *loop) finish(r *request, err error) {
 	switch {
 	case err == nil:
 		l.answer(r, statusOK)
+	case errors.Is(err, overlay.ErrClosed) && l.notes.kept():
+		// The worker ends while the store is silent: the next one performs it.
 	case (r.kind == kindDiscard || r.kind == kindWriteZeroes) && errors.Is(err, errors.ErrUnsupported):
 		l.answer(r, statusUnsupported)
 	default:

@@ -165,6 +165,7 @@ func (w *worker) stop() error {
 	w.mu.Unlock()
 	w.cancel()
 	w.changing.Lock() // and kept: nothing changes any more
+	w.volume.forgo()
 	closed := errors.Join(w.data.Close(), w.volume.front.close())
 	synced := w.volume.close()
 	w.result = errors.Join(synced, closed)

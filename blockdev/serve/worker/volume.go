@@ -223,10 +223,15 @@ func (w *volume) close() error {
 			err = fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
 		}
 	}
+	return err
+}
+
+// forgo ends the waiting for a base far away, which may be for ever. A virtual machine's
+// requests that wait are left to the next worker, those of NBD clients fail.
+func (w *volume) forgo() {
 	if w.remote != nil {
 		w.remote.Close()
 	}
-	return err
 }
 
 // trace are the chunks that were missed.
