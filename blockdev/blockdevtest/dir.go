@@ -11,7 +11,7 @@ import (
 	"holdfast/internal/run"
 )
 
-// DirOption changes what ReflinkDir and Ext4Dir make.
+// DirOption changes what ReflinkDir, BtrfsDir and Ext4Dir make.
 type DirOption func(*dirOptions)
 
 type dirOptions struct{ size int64 }
@@ -26,6 +26,14 @@ func ReflinkDir(t testing.TB, opts ...DirOption) string {
 	t.Helper()
 	Require(t, ReflinkPool)
 	return mountedImage(t, 512<<20, opts, "mkfs.xfs", "-q", "-m", "reflink=1,rmapbt=1")
+}
+
+// BtrfsDir gives a directory that is the root of a btrfs filesystem, 256 MiB unless
+// Size says otherwise. It is unmounted when the test ends.
+func BtrfsDir(t testing.TB, opts ...DirOption) string {
+	t.Helper()
+	Require(t, Root, Loop, Btrfs)
+	return mountedImage(t, 256<<20, opts, "mkfs.btrfs", "-q", "-m", "single")
 }
 
 // Ext4Dir gives a directory that is the root of an ext4 filesystem (which has

@@ -201,6 +201,22 @@ func (p *pacedFiles) read(from io.ReaderAt, b []byte, off int64) (int, error) {
 	return n, err
 }
 
+// ShareInto implements overlay.Sharer: where no bytes are moved the rate takes little
+// for it.
+func (f pacedFile) ShareInto(dst overlay.File, off, n int64) error {
+	from, ok := f.File.(overlay.Sharer)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	if f.p.pace != nil {
+		if err := f.p.pace(overlay.ShareCost); err != nil {
+			return err
+		}
+	}
+	f.p.count(overlay.ShareCost)
+	return from.ShareInto(dst, off, n)
+}
+
 // Written tells a layer whose map is loose what was written.
 func (f pacedFile) Written(off, end int64, fn func(from, to int64)) error {
 	if w, ok := f.File.(overlay.Witness); ok {

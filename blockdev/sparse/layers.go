@@ -154,6 +154,14 @@ type throughSource struct {
 
 func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.p.read(s.Source, p, off) }
 
+// ShareInto implements overlay.Sharer.
+func (s throughSource) ShareInto(dst overlay.File, off, n int64) error {
+	if from, ok := s.f.(overlay.Sharer); ok {
+		return from.ShareInto(dst, off, n)
+	}
+	return errors.ErrUnsupported
+}
+
 // inspectLayers adds up what a layered image consists of.
 func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 	var held, below int64 // by the top; of what the top does not hold, at most

@@ -47,7 +47,7 @@ func servingRules(network bool) []rule {
 		{unix.SYS_TGKILL, 0, allBits, uint32(os.Getpid())}, // Go wakes its own threads
 		{unix.SYS_PRCTL, 0, allBits, prSetVMA},
 	}
-	for _, request := range []uint32{unix.BLKGETSIZE64, unix.BLKSSZGET, unix.BLKPBSZGET, unix.BLKDISCARD, unix.BLKZEROOUT, fsIocFiemap} {
+	for _, request := range []uint32{unix.BLKGETSIZE64, unix.BLKSSZGET, unix.BLKPBSZGET, unix.BLKDISCARD, unix.BLKZEROOUT, fsIocFiemap, unix.FICLONERANGE} {
 		rules = append(rules, rule{unix.SYS_IOCTL, 1, allBits, request})
 	}
 	if network {

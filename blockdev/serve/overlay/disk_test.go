@@ -24,6 +24,7 @@ type disk struct {
 	cut   bool
 
 	witness bool // the holes of layers' data tell what was written, as in overlay.Witness
+	shares  bool // files can share bytes, as in overlay.Sharer
 }
 
 const sector = 512
@@ -226,6 +227,47 @@ func (f *diskFile) punch(off, n int64) error {
 		clear(f.cached[b*block : (b+1)*block])
 	}
 	return err
+}
+
+// ShareInto implements overlay.Sharer.
+func (f *diskFile) ShareInto(dst overlay.File, off, n int64) error {
+	f.d.mu.Lock()
+	p := make([]byte, n)
+	copy(p, f.cached[min(off, int64(len(f.cached))):])
+	hole := func(b int64) bool { return f.witness && !f.data[b] }
+	f.d.mu.Unlock()
+	return dst.(*diskFile).takeIn(p, off, hole) //nolint:forcetypeassert // there is no other
+}
+
+// takeIn makes blocks those of another file, each whole or not at all where the journal
+// keeps the holes.
+func (f *diskFile) takeIn(p []byte, off int64, hole func(b int64) bool) error {
+	if !f.d.shares {
+		return errors.ErrUnsupported
+	}
+	f.interrupt()
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	err := f.d.effect()
+	if err != nil {
+		p = p[:len(p)/2/block*block] // it has got half-way
+	}
+	for ; len(p) > 0; p, off = p[block:], off+block {
+		if f.witness && hole(off/block) {
+			f.become(off/block, false)
+			clear(f.cached[off : off+block])
+			continue
+		}
+		f.put(p[:block], off)
+	}
+	return err
+}
+
+// lent is a base on the disk that the layers are on.
+type lent struct{ memory }
+
+func (l lent) ShareInto(dst overlay.File, off, n int64) error {
+	return dst.(*diskFile).takeIn(l.memory[off:off+n], off, func(int64) bool { return false }) //nolint:forcetypeassert // there is no other
 }
 
 func (f *diskFile) Truncate(size int64) error {

@@ -1,6 +1,7 @@
 package overlay
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -65,6 +66,21 @@ func (f OSFile) Written(off, end int64, fn func(from, to int64)) error {
 	return sys.EachWritten(f.File, off, end, fn)
 }
 
+// ShareInto implements Sharer.
+func (f OSFile) ShareInto(dst File, off, n int64) error { return shareInto(dst, f.File, off, n) }
+
+func shareInto(dst File, src *os.File, off, n int64) error {
+	to, ok := dst.(OSFile)
+	if !ok {
+		return errors.ErrUnsupported
+	}
+	err := sys.CloneRange(to.File, off, src, off, n)
+	if sys.IsNoReflink(err) {
+		return fmt.Errorf("%w: %w", errors.ErrUnsupported, err)
+	}
+	return noSpace(err)
+}
+
 func noSpace(err error) error {
 	if sys.IsNoSpace(err) {
 		return fmt.Errorf("%w: %w", blockdev.ErrNoSpace, err)
@@ -83,6 +99,9 @@ func NewImage(f *os.File, size int64) *Image { return &Image{f, size} }
 
 // ReadAt implements Source.
 func (i *Image) ReadAt(p []byte, off int64) (int, error) { return i.f.ReadAt(p, off) }
+
+// ShareInto implements Sharer, for a file.
+func (i *Image) ShareInto(dst File, off, n int64) error { return shareInto(dst, i.f, off, n) }
 
 // Size implements Source.
 func (i *Image) Size() int64 { return i.size }

@@ -28,6 +28,7 @@ type Hydrator struct {
 	first  []int64    // chunks, by number
 	wanted chan int64 // chunks
 	copied atomic.Int64
+	share  *sharing // of one goroutine, Run's
 
 	mu    sync.Mutex
 	trace []int64 // chunks in the order in which they were missed first
@@ -41,7 +42,7 @@ func NewHydrator(v *Overlay, pace Pace, first []int64) *Hydrator {
 	if pace == nil {
 		pace = func(ctx context.Context, _ int64) error { return ctx.Err() }
 	}
-	h := &Hydrator{v: v, pace: pace, first: first, wanted: make(chan int64, 256), seen: map[int64]bool{}}
+	h := &Hydrator{v: v, pace: pace, first: first, wanted: make(chan int64, 256), share: shareFrom(v.base), seen: map[int64]bool{}}
 	v.OnMiss(h.missed)
 	return h
 }
@@ -146,8 +147,8 @@ func (h *Hydrator) step(ctx context.Context, off int64, buf []byte) (next int64,
 	if from > off {
 		return from, h.v.fillZero(ctx, off, from)
 	}
-	chunk := off / hydrateAtOnce
-	end := min((chunk+1)*hydrateAtOnce, (to+BlockSize-1)/BlockSize*BlockSize, h.v.Size())
+	atOnce := h.share.most(hydrateAtOnce)
+	end := min((off/atOnce+1)*atOnce, (to+BlockSize-1)/BlockSize*BlockSize, h.v.Size())
 	return end, h.copy(ctx, off, end, buf)
 }
 
@@ -158,6 +159,44 @@ func (h *Hydrator) chunk(ctx context.Context, c int64, buf []byte) error {
 // copy brings a range up from the base, if the top lacks any of it. The base
 // is asked before anybody is kept waiting.
 func (h *Hydrator) copy(ctx context.Context, off, end int64, buf []byte) error {
+	if h.v.topHolds(run{off / BlockSize, end / BlockSize}) {
+		return nil
+	}
+	off, err := h.shared(ctx, off, end)
+	for off < end && err == nil {
+		part := min(end, off+hydrateAtOnce)
+		err = h.copyOnce(ctx, off, part, buf)
+		off = part
+	}
+	return err
+}
+
+// shared has the top share what it can of a range, and tells from where on it has to be
+// copied.
+func (h *Hydrator) shared(ctx context.Context, off, end int64) (rest int64, err error) {
+	if h.share.from == nil {
+		return off, nil
+	}
+	end = min(end, h.v.base.Size()/BlockSize*BlockSize)
+	if off >= end {
+		return off, nil
+	}
+	if err := errors.Join(h.pace(ctx, ShareCost), h.v.Failed()); err != nil {
+		return off, err
+	}
+	all := true
+	err = h.v.fillTop(run{off / BlockSize, end / BlockSize}, func(top *layer, missing run) error {
+		done, err := h.share.into(top, missing)
+		all = all && done
+		return err
+	})
+	if !all {
+		end = off // what is held by now is passed over
+	}
+	return end, err
+}
+
+func (h *Hydrator) copyOnce(ctx context.Context, off, end int64, buf []byte) error {
 	v := h.v
 	r := run{off / BlockSize, end / BlockSize}
 	if v.topHolds(r) {

@@ -12,8 +12,8 @@ import (
 // absorbAtOnce is how much is copied while writers of the same range wait.
 const absorbAtOnce = 1 << 20 // bytes
 
-// Absorb copies into layer i of the stack (0 is the top) what layer i+1 has and it
-// has not, and takes layer i+1 out of the stack: its files are not used any more.
+// Absorb brings into layer i of the stack (0 is the top) what layer i+1 has and it
+// has not, shared where that is possible (Sharer) and else copied, and takes layer i+1 out of the stack: its files are not used any more.
 // What the volume and every snapshot but that of layer i+1 read as does not
 // change. record makes the shorter stack durable, as in Seal; when it fails the
 // stack stays as it was. Cut at any time it can be begun again. Not beside another
@@ -32,11 +32,11 @@ func (v *Overlay) absorb(ctx context.Context, i int, record func() error) error 
 		return fmt.Errorf("%w: no layer below %d of %d", blockdev.ErrInvalid, i, deep)
 	}
 	upper, lower := v.stack[i], v.stack[i+1] // the stack changes under seals only
-	buf := aligned(absorbAtOnce)
+	m := merging{v, upper, lower, shareFrom(lower.Data), nil}
 	for first, end := int64(0), min(blocksOf(lower.size), blocksOf(upper.size)); first < end; {
-		held, to := lower.run(first, min(end, first+absorbAtOnce/BlockSize))
+		held, to := lower.run(first, min(end, first+m.sharing.most(absorbAtOnce)/BlockSize))
 		if held {
-			if err := v.pullUp(ctx, upper, lower, run{first, to}, buf); err != nil {
+			if err := m.pullUp(ctx, run{first, to}); err != nil {
 				return err
 			}
 		}
@@ -54,21 +54,46 @@ func (v *Overlay) absorb(ctx context.Context, i int, record func() error) error 
 	return nil
 }
 
-// pullUp copies the blocks of a run that upper lacks from lower.
-func (v *Overlay) pullUp(ctx context.Context, upper, lower *layer, r run, buf []byte) error {
-	if err := errors.Join(ctx.Err(), v.Failed()); err != nil {
+// merging brings blocks of one layer into the one above.
+type merging struct {
+	v            *Overlay
+	upper, lower *layer
+	sharing      *sharing
+	buf          []byte // of absorbAtOnce, once something has to be copied
+}
+
+// pullUp gives upper the blocks of a run that it lacks and lower holds.
+func (m *merging) pullUp(ctx context.Context, r run) error {
+	if err := errors.Join(ctx.Err(), m.v.Failed()); err != nil {
 		return err
 	}
-	v.gate.RLock()
-	defer v.gate.RUnlock()
-	defer v.chunks.lock(r, true)()
-	return upper.fill(r, func(missing run) error {
-		p := buf[:(missing.end-missing.first)*BlockSize]
-		if err := readWhole(lower.Data, p, missing.first*BlockSize); err != nil {
+	m.v.gate.RLock()
+	defer m.v.gate.RUnlock()
+	defer m.v.chunks.lock(r, true)()
+	return m.upper.fill(r, func(missing run) error {
+		if done, err := m.sharing.into(m.upper, missing); done || err != nil {
 			return err
 		}
-		return upper.copyIn(missing, p)
+		return m.copyUp(missing)
 	})
+}
+
+func (m *merging) copyUp(r run) error {
+	if m.buf == nil {
+		m.buf = aligned(absorbAtOnce)
+	}
+	for r.first < r.end {
+		part := run{r.first, min(r.end, r.first+absorbAtOnce/BlockSize)}
+		p := m.buf[:(part.end-part.first)*BlockSize]
+		if err := readWhole(m.lower.Data, p, part.first*BlockSize); err != nil {
+			return err
+		}
+		if err := m.upper.copyIn(part, p); err != nil {
+			return err
+		}
+		r.first = part.end
+	}
+	return nil
 }
 
 // fill calls one for each run of blocks in r that the layer lacks.

@@ -143,7 +143,7 @@ func newLifeOn(t *testing.T, d *disk, base memory, size int64) *life {
 func (l *life) open() {
 	l.t.Helper()
 	var err error
-	l.v, err = overlay.Open(l.stack, l.base)
+	l.v, err = overlay.Open(l.stack, lent{l.base})
 	must(l.t, err)
 }
 
@@ -248,7 +248,7 @@ func (l *life) absorb(r *rand.Rand) error {
 func (l *life) snapshots() {
 	l.t.Helper()
 	for n, want := range l.snaps {
-		snap, err := overlay.Open(l.stack[len(l.stack)-n:], l.base)
+		snap, err := overlay.Open(l.stack[len(l.stack)-n:], lent{l.base})
 		must(l.t, err)
 		got := make([]byte, len(want))
 		_, err = snap.ReadAt(got, 0)
@@ -268,7 +268,7 @@ func TestEveryCut(t *testing.T) {
 			t.Parallel()
 			for cut := 1; ; cut++ {
 				r := rand.New(rand.NewPCG(seed, 1))
-				l := newLifeOn(t, &disk{witness: seed%2 == 1}, someBase(r, 10), 16*block)
+				l := newLifeOn(t, &disk{witness: seed%2 == 1, shares: seed%4 >= 2}, someBase(r, 10), 16*block)
 				l.d.cutAt = l.d.ops + cut
 				var err error
 				for n := 0; n < steps && err == nil; n++ {
@@ -307,7 +307,7 @@ func TestEveryFailure(t *testing.T) {
 	for seed := range uint64(10) {
 		for fail := 1; ; fail++ {
 			r := rand.New(rand.NewPCG(seed, 2))
-			l := newLifeOn(t, &disk{witness: seed%2 == 1}, someBase(r, 10), 16*block)
+			l := newLifeOn(t, &disk{witness: seed%2 == 1, shares: seed%4 >= 2}, someBase(r, 10), 16*block)
 			l.d.fail = l.d.ops + fail
 			var err error
 			n := 0

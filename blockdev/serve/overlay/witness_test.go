@@ -127,84 +127,158 @@ func TestWitnesses(t *testing.T) {
 	}
 }
 
-// TestWitnessPowerCut writes, flushes and discards on XFS and on ext4 while the power
-// is cut under it: what was flushed by each moment is there, and no block of the base
-// over it.
+// TestWitnessPowerCut writes, flushes, discards, seals, merges and hydrates on XFS, where
+// blocks are shared for that, and on ext4, where they are copied, while the power is cut
+// under it: what was flushed by each moment is there, and no block of the base over it.
 func TestWitnessPowerCut(t *testing.T) {
 	for name, start := range map[string]func(testing.TB, int64) *powercut.Rig{"xfs": powercut.Start, "ext4": powercut.StartExt4} {
 		t.Run(name, func(t *testing.T) { cutWitness(t, start(t, 512<<20)) })
 	}
 }
 
+const cutBlocks = 2048
+
+// cutLife is a volume on a disk whose power is cut.
+type cutLife struct {
+	t      *testing.T
+	rig    *powercut.Rig
+	r      *rand.Rand
+	v      *overlay.Overlay
+	m      *model
+	opened []*os.File
+	acks   []cutAck
+	stacks []cutStack
+}
+
+type cutAck struct {
+	at    powercut.Moment
+	state model
+}
+
+// cutStack is what was recorded durably at a moment.
+type cutStack struct {
+	at    powercut.Moment
+	stack []string
+}
+
 func cutWitness(t *testing.T, rig *powercut.Rig) {
-	const blocks = 2048
-	open := func(dir string) overlay.Files {
-		var made [2]*os.File
-		for i, name := range []string{"data", "map"} {
-			f, err := os.OpenFile(filepath.Join(dir, name), os.O_RDWR|os.O_CREATE|syscall.O_DIRECT*(1-i), 0o600)
-			must(t, err)
-			made[i] = f
-		}
-		return overlay.Files{Data: overlay.OSFile{File: made[0]}, Map: overlay.OSFile{File: made[1]}}
-	}
-	shut := func(f overlay.Files) {
-		must(t, errors.Join(f.Data.(overlay.OSFile).Close(), f.Map.(overlay.OSFile).Close()))
-	}
-	r := rand.New(rand.NewPCG(4, 7))
-	base := someBase(r, blocks)
-	top := open(rig.Dir)
+	l := &cutLife{t: t, rig: rig, r: rand.New(rand.NewPCG(4, 7))}
+	base := someBase(l.r, cutBlocks)
+	must(t, os.WriteFile(filepath.Join(rig.Dir, "base"), base, 0o600))
+	f := l.openFile(rig.Dir, "base", os.O_RDWR)
+	must(t, f.Sync())
+	top := l.newLayer("top")
 	if !top.Data.(overlay.OSFile).Witnesses() {
 		t.Fatal("the rig's filesystem is no witness: nothing of this would be tried")
 	}
-	must(t, overlay.Create(top, blocks*block))
-	dir, err := os.Open(rig.Dir)
+	var err error
+	l.v, err = overlay.Open([]overlay.Files{top}, overlay.NewImage(f, base.Size()))
 	must(t, err)
-	must(t, errors.Join(dir.Sync(), dir.Close()))
-	v, err := overlay.Open([]overlay.Files{top}, base)
-	must(t, err)
-	m := newModel(base, blocks*block)
-	type ack struct {
-		at    powercut.Moment
-		state model
-	}
-	acks := []ack{{at: rig.Mark(), state: *m.copied()}}
-	p := directBuffer(8 * block)
-	for range 60 {
-		for range 1 + r.IntN(12) {
-			n := (1 + r.Int64N(8)) * block
-			off := r.Int64N(blocks-n/block) * block
-			if r.IntN(8) == 0 {
-				must(t, v.Discard(off, n))
-				m.wrote(make([]byte, n), off)
-				continue
-			}
-			fill(r, p[:n])
-			_, err := v.WriteAt(p[:n], off)
-			must(t, err)
-			m.wrote(p[:n], off)
+	l.m = newModel(base, cutBlocks*block)
+	must(t, l.record([]string{"top"}))
+	l.acks = []cutAck{{at: rig.Mark(), state: *l.m.copied()}}
+	for round := range 60 {
+		l.change(l.r)
+		l.acks[len(l.acks)-1].state = *l.m.copied() // with all that may have happened until the next flush
+		switch round {
+		case 20:
+			next := l.newLayer("next")
+			must(t, l.v.Seal(next, func() error { return l.record([]string{"next", "top"}) }))
+		case 40:
+			must(t, l.v.Absorb(t.Context(), 0, func() error { return l.record([]string{"next"}) }))
+		case 50:
+			must(t, overlay.NewHydrator(l.v, nil, nil).Run(t.Context()))
+		default:
+			must(t, l.v.Sync())
 		}
-		acks[len(acks)-1].state = *m.copied() // with all that may have happened until the next flush
-		must(t, v.Sync())
-		m.flush()
-		acks = append(acks, ack{at: rig.Mark(), state: *m.copied()})
+		l.m.flush()
+		l.acks = append(l.acks, cutAck{at: rig.Mark(), state: *l.m.copied()})
 	}
-	shut(top)
+	l.shut()
 	rig.Stop(t)
-	for i, at := range rig.Moments(acks[0].at, acks[len(acks)-1].at, 24, 5) {
-		then := acks[0].state
-		for _, a := range acks {
-			if a.at <= at {
-				then = a.state
-			}
-		}
+	for i, at := range rig.Moments(l.acks[0].at, l.acks[len(l.acks)-1].at, 24, 5) {
 		rebuilt := rig.Rebuild(t, at, uint64(i))
-		f := open(rebuilt)
-		v, err := overlay.Open([]overlay.Files{f}, base)
-		must(t, err)
-		then.check(t, v)
-		shut(f)
+		l.look(rebuilt, at, base.Size())
+		l.shut()
 		rig.Discard(t, rebuilt)
 	}
+}
+
+// record notes a stack, whose files have their names durably.
+func (l *cutLife) record(stack []string) error {
+	dir, err := os.Open(l.rig.Dir)
+	if err == nil {
+		err = errors.Join(dir.Sync(), dir.Close())
+	}
+	l.stacks = append(l.stacks, cutStack{l.rig.Mark(), stack})
+	return err
+}
+
+func (l *cutLife) openFile(dir, name string, flag int) *os.File {
+	f, err := os.OpenFile(filepath.Join(dir, name), os.O_CREATE|flag, 0o600)
+	must(l.t, err)
+	l.opened = append(l.opened, f)
+	return f
+}
+
+func (l *cutLife) open(dir, name string) overlay.Files {
+	return overlay.Files{
+		Data: overlay.OSFile{File: l.openFile(dir, name+".data", os.O_RDWR|syscall.O_DIRECT)},
+		Map:  overlay.OSFile{File: l.openFile(dir, name+".map", os.O_RDWR)},
+	}
+}
+
+func (l *cutLife) newLayer(name string) overlay.Files {
+	f := l.open(l.rig.Dir, name)
+	must(l.t, overlay.Create(f, cutBlocks*block))
+	return f
+}
+
+func (l *cutLife) shut() {
+	for _, f := range l.opened {
+		must(l.t, f.Close())
+	}
+	l.opened = nil
+}
+
+// change writes and discards a few times.
+func (l *cutLife) change(r *rand.Rand) {
+	p := directBuffer(8 * block)
+	for range 1 + r.IntN(12) {
+		n := (1 + r.Int64N(8)) * block
+		off := r.Int64N(cutBlocks-n/block) * block
+		if r.IntN(8) == 0 {
+			must(l.t, l.v.Discard(off, n))
+			l.m.wrote(make([]byte, n), off)
+			continue
+		}
+		fill(r, p[:n])
+		_, err := l.v.WriteAt(p[:n], off)
+		must(l.t, err)
+		l.m.wrote(p[:n], off)
+	}
+}
+
+// look compares what a moment has left.
+func (l *cutLife) look(dir string, at powercut.Moment, baseSize int64) {
+	then, stack := l.acks[0].state, l.stacks[0].stack
+	for _, a := range l.acks {
+		if a.at <= at {
+			then = a.state
+		}
+	}
+	for _, s := range l.stacks {
+		if s.at <= at {
+			stack = s.stack
+		}
+	}
+	var layers []overlay.Files
+	for _, name := range stack {
+		layers = append(layers, l.open(dir, name))
+	}
+	v, err := overlay.Open(layers, overlay.NewImage(l.openFile(dir, "base", os.O_RDONLY), baseSize))
+	must(l.t, err)
+	then.check(l.t, v)
 }
 
 // TestDiscardAfterOneSync: what only the data told of, flushed, does not become the
