@@ -201,19 +201,24 @@ func (p *pacedFiles) read(from io.ReaderAt, b []byte, off int64) (int, error) {
 	return n, err
 }
 
-// ShareInto implements overlay.Sharer: where no bytes are moved the rate takes little
-// for it.
+// ShareInto implements overlay.Sharer.
 func (f pacedFile) ShareInto(dst overlay.File, off, n int64) error {
-	from, ok := f.File.(overlay.Sharer)
+	return f.p.share(f.File, dst, off, n)
+}
+
+// share has a file share bytes of what lies below, which takes little of the rate: none
+// are moved.
+func (p *pacedFiles) share(below any, dst overlay.File, off, n int64) error {
+	from, ok := below.(overlay.Sharer)
 	if !ok {
 		return errors.ErrUnsupported
 	}
-	if f.p.pace != nil {
-		if err := f.p.pace(overlay.ShareCost); err != nil {
+	if p.pace != nil {
+		if err := p.pace(overlay.ShareCost); err != nil {
 			return err
 		}
 	}
-	f.p.count(overlay.ShareCost)
+	p.count(overlay.ShareCost)
 	return from.ShareInto(dst, off, n)
 }
 

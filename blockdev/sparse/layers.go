@@ -156,10 +156,7 @@ func (s throughSource) ReadAt(p []byte, off int64) (int, error) { return s.p.rea
 
 // ShareInto implements overlay.Sharer.
 func (s throughSource) ShareInto(dst overlay.File, off, n int64) error {
-	if from, ok := s.f.(overlay.Sharer); ok {
-		return from.ShareInto(dst, off, n)
-	}
-	return errors.ErrUnsupported
+	return s.p.share(s.Source, dst, off, n)
 }
 
 // inspectLayers adds up what a layered image consists of.
