@@ -158,6 +158,7 @@ var (
 		"internal/sandbox":     "starts runc",
 		"internal/powercut":    "starts qemu-storage-daemon and mkfs",
 		"internal/guest":       "starts QEMU, and makes what it boots",
+		"internal/vmtest":      "assembles a boot sector",
 		"internal/demo":        "the demo shows its work with ordinary commands",
 		"internal/localdaemon": "runs a daemon for the demo and the bench",
 		"bench/...":            "yardsticks are commands",

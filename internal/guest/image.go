@@ -54,6 +54,22 @@ func repository() (string, error) {
 	return "", fmt.Errorf("neither %s nor %s is in a clone of the project, which guests are made from", here, program)
 }
 
+// Files are what a guest is started from.
+type Files struct {
+	Kernel, Initrd string
+	Root           string // squashfs
+	CommandLine    string // "guest_root=vda1" beside it: the node of the root
+}
+
+// Parts gives those for what this host has now, made if they are not in the cache: for a
+// disk that Options.Firmware boots.
+func Parts(ctx context.Context) (Files, error) {
+	ctx, cancel := context.WithTimeout(ctx, buildTime)
+	defer cancel()
+	i, err := theImage(ctx)
+	return Files{i.file("vmlinuz"), i.file("initrd"), i.file("root"), cmdline}, err
+}
+
 // theImage gives the image for what this host has now; it is made if it is not in
 // the cache. Several test processes may ask at once; one asks once.
 func theImage(ctx context.Context) (image, error) {

@@ -47,7 +47,7 @@ func Open(ctx context.Context, o Options) (*VM, error) {
 }
 
 func begin(ctx context.Context, i image, o Options) (*VM, error) {
-	if o.Boot {
+	if o.Boot || o.Firmware {
 		return boot(ctx, i, o)
 	}
 	state, err := o.statePath(i)

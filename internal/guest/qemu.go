@@ -31,6 +31,9 @@ type Options struct {
 	SharedMemory bool
 	// Boot starts the guest by booting it, not from the saved state.
 	Boot bool
+	// Firmware has the machine's firmware find a disk among Args that boots the guest,
+	// and gives it none itself: see Parts. It boots again when it is reset.
+	Firmware bool
 }
 
 func (o Options) withDefaults() Options {
@@ -62,10 +65,14 @@ func (o Options) arguments(i image) []string {
 	}
 	args = append(args,
 		"-accel", "tcg", "-machine", machine, "-cpu", "qemu64,+rdrand", "-m", memory,
-		"-nodefaults", "-no-user-config", "-no-reboot", "-display", "none",
-		"-kernel", i.file("vmlinuz"), "-initrd", i.file("initrd"), "-append", cmdline,
-		"-blockdev", "driver=raw,node-name=root,read-only=on,file.driver=file,file.locking=off,file.filename="+i.file("root"),
-		"-device", "virtio-blk-pci,drive=root,serial=root",
+		"-nodefaults", "-no-user-config", "-display", "none")
+	if !o.Firmware {
+		args = append(args, "-no-reboot",
+			"-kernel", i.file("vmlinuz"), "-initrd", i.file("initrd"), "-append", cmdline,
+			"-blockdev", "driver=raw,node-name=root,read-only=on,file.driver=file,file.locking=off,file.filename="+i.file("root"),
+			"-device", "virtio-blk-pci,drive=root,serial=root")
+	}
+	args = append(args,
 		"-device", "virtio-rng-pci", "-device", "virtio-scsi-pci,id=scsi0",
 		"-device", "virtio-serial-pci", "-device", "virtserialport,chardev=agent,name="+agent.Port)
 	for n := range o.RootPorts {
@@ -165,6 +172,19 @@ func (v *VM) Pid() int { return v.process.Pid() }
 func (v *VM) Do(ctx context.Context, command string, args qmp.Args) error {
 	_, err := v.control.Do(ctx, command, args)
 	return err
+}
+
+// Reset presses the machine's reset button, and waits for the guest that boots.
+func (v *VM) Reset(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, bootTime)
+	defer cancel()
+	if err := v.agent.Close(); err != nil {
+		return err
+	}
+	if err := v.Do(ctx, "system_reset", nil); err != nil {
+		return err
+	}
+	return v.meet(ctx)
 }
 
 // boot starts a guest from power-on and waits for its agent.

@@ -91,8 +91,15 @@ func loadModules() error {
 	return nil
 }
 
-// rootDisk finds the disk with the serial "root".
+// rootParameter is the kernel's that names the root's node, which it passes on.
+const rootParameter = "guest_root"
+
+// rootDisk finds the disk with the serial "root", unless the kernel's command line
+// names another.
 func rootDisk() (string, error) {
+	if name := os.Getenv(rootParameter); name != "" {
+		return "/dev/" + name, nil
+	}
 	disks, err := filepath.Glob("/sys/block/vd*/serial")
 	if err != nil {
 		return "", err
