@@ -2,11 +2,13 @@ package main_test
 
 import (
 	"bytes"
+	"fmt"
 	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,17 +16,24 @@ import (
 	"holdfast/blockdev/blockdevtest"
 )
 
-// buildWorker builds the program that serves volumes by sockets.
+// buildWorker builds the program that serves volumes by sockets, once. It is not beside
+// holdfastd: a daemon has workers when a test says so.
 func buildWorker(t testing.TB) string {
 	t.Helper()
-	worker := filepath.Join(t.TempDir(), "holdfast-blockd")
-	build := exec.Command("go", "build", "-o", worker, "holdfast/cmd/holdfast-blockd")
+	path, err := builtWorker()
+	must(t, err)
+	return path
+}
+
+var builtWorker = sync.OnceValues(func() (string, error) {
+	path := filepath.Join(filepath.Dir(holdfastd), "worker", "holdfast-blockd")
+	build := exec.Command("go", "build", "-o", path, "holdfast/cmd/holdfast-blockd")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is installed: what it gives up holds for all its threads
 	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+		return "", fmt.Errorf("%w\n%s", err, out)
 	}
-	return worker
-}
+	return path, nil
+})
 
 // TestLayeredVolumes: in a pool that cannot share bytes a volume of a template is there
 // at once, is served by a worker that outlives the daemon, and becomes one file for who

@@ -1,6 +1,7 @@
 package guesttest_test
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -87,7 +88,14 @@ func killWorker(t *testing.T, a client.Attachment) {
 	must(t, unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(a.Socket), "control.sock")}))
 	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	must(t, err)
-	must(t, unix.Kill(int(peer.Pid), unix.SIGKILL))
+	worker, err := unix.PidfdOpen(int(peer.Pid), 0)
+	must(t, err)
+	defer unix.Close(worker)
+	must(t, unix.PidfdSendSignal(worker, unix.SIGKILL, nil, 0))
+	ended := []unix.PollFd{{Fd: int32(worker), Events: unix.POLLIN}}
+	if n, err := unix.Poll(ended, int(patience.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) || n == 0 {
+		t.Errorf("the worker does not end: %v", err)
+	}
 }
 
 // served waits until a worker that began after a time has a client.
