@@ -92,6 +92,9 @@ func (p *Pool) body(ctx context.Context, id blockdev.ID, dir string, draft, read
 	case c != nil && !readOnly && sealedForEver(id, draft):
 		return nil, fmt.Errorf("%w: a snapshot is never written", blockdev.ErrInvalid)
 	case c != nil:
+		if !readOnly {
+			p.forgetDescent(id)
+		}
 		return assemble(ctx, dir, c, readOnly, nil)
 	}
 	if err := writable(id, dir, draft, readOnly); err != nil {

@@ -16,7 +16,7 @@ import (
 )
 
 const (
-	// flatFresh is a second name for a top layer's data on its way to be the image.
+	// flatFresh is a second name for a file with all bytes on its way to be the image.
 	flatFresh = imageFile + ".flat"
 	// keepEvery is how much is copied between two flushes: what a crash costs.
 	keepEvery = 64 << 20 // bytes
@@ -65,10 +65,11 @@ func (p *Pool) flattenIn(ctx context.Context, id blockdev.ID, dir string, draft 
 	if err := p.sweep(dir, c); err != nil {
 		return err
 	}
-	if err := p.bringUp(ctx, id, dir, c, pace); err != nil {
+	whole, err := p.bringTogether(ctx, id, dir, c, pace)
+	if err != nil {
 		return err
 	}
-	return p.becomeFlat(id, dir, c)
+	return p.becomeFlat(id, dir, whole)
 }
 
 // sealedForEver reports whether a layered image is one that nobody writes to.
@@ -76,8 +77,30 @@ func sealedForEver(id blockdev.ID, draft bool) bool {
 	return !draft && strings.HasPrefix(string(id), blockdev.PrefixSnapshot+"-")
 }
 
-// bringUp copies into the top what it lacks. What was copied is kept also when it
-// ends early.
+// bringTogether makes one file hold all bytes of an image, and names it. What was
+// copied is kept also when it ends early.
+func (p *Pool) bringTogether(ctx context.Context, id blockdev.ID, dir string, c *chain, pace func(n int) error) (whole string, err error) {
+	for {
+		down, err := goesDown(dir, c)
+		switch {
+		case err != nil:
+			return "", err
+		case down && len(c.Layers) == 1:
+			return c.Base, p.mergeIntoBase(ctx, id, dir, c, pace)
+		case down:
+			err = p.mergeDown(ctx, id, dir, c, pace)
+		case len(c.Layers) == 1:
+			return c.Layers[0] + dataSuffix, p.bringUp(ctx, id, dir, c, pace)
+		default:
+			err = p.bringUp(ctx, id, dir, c, pace)
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+}
+
+// bringUp copies into the top what it lacks of the next layer, or else of the base.
 func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain, pace func(n int) error) (err error) {
 	reader := &pacedFiles{pace: pace, copied: make(chan struct{}, 1)}
 	v, err := assemble(ctx, dir, c, false, reader)
@@ -98,13 +121,11 @@ func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain
 }
 
 func (p *Pool) copyUp(ctx context.Context, id blockdev.ID, dir string, c *chain, v *overlay.Overlay) error {
-	for len(c.Layers) > 1 {
+	if len(c.Layers) > 1 {
 		if err := p.at("flatten.absorb"); err != nil {
 			return err
 		}
-		if err := v.Absorb(ctx, 0, func() error { return p.dropLayer(id, dir, c, 1) }); err != nil {
-			return err
-		}
+		return v.Absorb(ctx, 0, func() error { return p.dropLayer(id, dir, c, 1) })
 	}
 	if err := p.at("flatten.hydrate"); err != nil {
 		return err
@@ -129,9 +150,9 @@ func (p *Pool) dropLayer(id blockdev.ID, dir string, c *chain, i int) error {
 	return nil
 }
 
-// becomeFlat makes an image plain whose top holds every block, durably. As long as
+// becomeFlat makes an image plain of which one file has all bytes, durably. As long as
 // the chain is there it decides; without it the image's file does.
-func (p *Pool) becomeFlat(id blockdev.ID, dir string, c *chain) error {
+func (p *Pool) becomeFlat(id blockdev.ID, dir, whole string) error {
 	if err := p.at("flat.link"); err != nil {
 		return err
 	}
@@ -139,7 +160,7 @@ func (p *Pool) becomeFlat(id blockdev.ID, dir string, c *chain) error {
 	if err := os.Remove(fresh); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := link(dir+"/"+c.Layers[0]+dataSuffix, fresh); err != nil {
+	if err := link(dir+"/"+whole, fresh); err != nil {
 		return err
 	}
 	if err := os.Rename(fresh, dir+"/"+imageFile); err != nil {
@@ -220,6 +241,14 @@ func (p *pacedFiles) share(below any, dst overlay.File, off, n int64) error {
 	}
 	p.count(overlay.ShareCost)
 	return from.ShareInto(dst, off, n)
+}
+
+// Extent implements overlay.Extenter.
+func (f pacedFile) Extent(off, limit int64) (length int64, hole bool, err error) {
+	if e, ok := f.File.(overlay.Extenter); ok {
+		return e.Extent(off, limit)
+	}
+	return limit, false, nil
 }
 
 // Written tells a layer whose map is loose what was written.

@@ -123,6 +123,7 @@ func (p *Pool) growLayered(ctx context.Context, id blockdev.ID, dir string, draf
 			return err
 		}
 	}
+	p.forgetDescent(id)
 	v, err := assemble(ctx, dir, c, false, nil)
 	if err != nil {
 		return err
@@ -161,6 +162,7 @@ func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
 			if err := p.at("remove.rename"); err != nil {
 				return err
 			}
+			p.forgetDescent(id)
 			if err := p.discardFreeing(dir); err != nil {
 				return err
 			}

@@ -251,7 +251,7 @@ func TestLayeredStory(t *testing.T) {
 	for base, setup := range places {
 		for _, crash := range []bool{true, false} {
 			for cut := 0; ; cut++ {
-				point := layeredStory(t, filepath.Join(base, fmt.Sprintf("%d-%v", cut, crash)), setup, cut, crash)
+				point := cutStory(t, filepath.Join(base, fmt.Sprintf("%d-%v", cut, crash)), setup, cut, crash, layeredStory)
 				if point == "" {
 					break
 				}
@@ -267,7 +267,14 @@ func TestLayeredStory(t *testing.T) {
 	}
 }
 
-func layeredStory(t *testing.T, dir string, setup func(*Pool), cut int, crash bool) (cutAt string) {
+// storyStep is one of a story; of is the image that a cut leaves grown or gone, or not.
+type storyStep struct {
+	of blockdev.ID
+	do func() error
+}
+
+// cutStory lives one, and cuts it at the n-th point.
+func cutStory(t *testing.T, dir string, setup func(*Pool), cut int, crash bool, steps func(m *model) []storyStep) (cutAt string) {
 	t.Helper()
 	passed := 0
 	m := newModel(t, dir, func(p *Pool) {
@@ -280,16 +287,37 @@ func layeredStory(t *testing.T, dir string, setup func(*Pool), cut int, crash bo
 			return nil
 		}
 	})
+	for i, step := range steps(m) {
+		err := step.do()
+		if errors.Is(err, errCut) {
+			if crash {
+				m.reopen()
+			}
+			m.check(fmt.Sprintf("cut %d at %s in step %d", cut, cutAt, i), step.of, step.of)
+			err = step.do()
+		}
+		if err != nil {
+			t.Fatalf("cut %d (crash %v) at %s: step %d: %v", cut, crash, cutAt, i, err)
+		}
+	}
+	m.reopen()
+	m.check(fmt.Sprintf("cut %d at %s, at the end", cut, cutAt), "", "")
+	m.tidy(fmt.Sprintf("cut %d at %s", cut, cutAt))
+	m.kept.close()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	return cutAt
+}
+
+func layeredStory(m *model) []storyStep {
 	ids := map[string]blockdev.ID{}
 	for _, name := range []string{"src.1", "vol.1", "snp.1", "snp.2", "vol.2", "snp.3", "vol.3", "snp.4"} {
 		ids[name] = blockdevtest.NewID(name[:3])
 	}
 	src, vol, fork, third := ids["src.1"], ids["vol.1"], ids["vol.2"], ids["vol.3"]
-	flatten := func(id blockdev.ID) error { return m.pool.Flatten(t.Context(), id) }
-	steps := []struct {
-		of blockdev.ID
-		do func() error
-	}{
+	flatten := func(id blockdev.ID) error { return m.pool.Flatten(m.t.Context(), id) }
+	return []storyStep{
 		{src, func() error { return m.create(src) }},
 		{"", func() error { return m.writeOnce(src, 1, 0, 1, 2, 3, 60) }},
 		{vol, func() error { return m.fork(vol, src, modelSize) }},
@@ -311,27 +339,6 @@ func layeredStory(t *testing.T, dir string, setup func(*Pool), cut int, crash bo
 		{ids["snp.3"], func() error { return m.remove(ids["snp.3"]) }},
 		{"", func() error { return flatten(third) }},
 	}
-	for i, step := range steps {
-		err := step.do()
-		if errors.Is(err, errCut) {
-			if crash {
-				m.reopen()
-			}
-			m.check(fmt.Sprintf("cut %d at %s in step %d", cut, cutAt, i), step.of, step.of)
-			err = step.do()
-		}
-		if err != nil {
-			t.Fatalf("cut %d (crash %v) at %s: step %d: %v", cut, crash, cutAt, i, err)
-		}
-	}
-	m.reopen()
-	m.check(fmt.Sprintf("cut %d at %s, at the end", cut, cutAt), "", "")
-	m.tidy(fmt.Sprintf("cut %d at %s", cut, cutAt))
-	m.kept.close()
-	if err := os.RemoveAll(dir); err != nil {
-		t.Fatal(err)
-	}
-	return cutAt
 }
 
 // writeOnce is write of an image that takes writes only as long as nobody reads from

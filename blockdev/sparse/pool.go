@@ -76,6 +76,7 @@ type Pool struct {
 	mu       sync.Mutex
 	openings map[blockdev.ID]*opening // rebuilt from the kernel by Open
 	accessed map[blockdev.ID]int      // handles of Access
+	descents map[blockdev.ID]*descent // merges down that ended early
 
 	shared sharedSum
 	chunks chunkFiles
@@ -111,7 +112,7 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, workers: o.Workers, layers: o.Workers != nil, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{},
+	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, workers: o.Workers, layers: o.Workers != nil, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{}, descents: map[blockdev.ID]*descent{},
 		wake: make(chan struct{}, 1), flatter: make(chan struct{}, 1)}
 	if p.rate == 0 {
 		p.rate = defaultRate

@@ -268,6 +268,7 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 			spec.Base, spec.BaseSize = open(c.Base, os.O_RDONLY), c.BaseSize
 		}
 		if !o.readOnly {
+			p.forgetDescent(id)
 			err = errors.Join(err, ownTop(dir, c))
 		}
 	}
@@ -379,7 +380,7 @@ func (p *Pool) settle(id blockdev.ID, dir string, draft bool) error {
 	if err = errors.Join(err, closeFiles()); err != nil || held < size {
 		return err
 	}
-	return errors.Join(ownTop(dir, c), p.becomeFlat(id, dir, c))
+	return errors.Join(ownTop(dir, c), p.becomeFlat(id, dir, c.Layers[0]+dataSuffix))
 }
 
 // severServed ends the only way to the image: the worker.

@@ -229,6 +229,17 @@ func (f *diskFile) punch(off, n int64) error {
 	return err
 }
 
+// Extent implements overlay.Extenter, as far as the journal keeps the holes.
+func (f *diskFile) Extent(off, limit int64) (length int64, hole bool, err error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	hole = f.witness && !f.data[off/block]
+	for b := off / block; b*block < off+limit && (f.witness && !f.data[b]) == hole; b++ {
+		length = min((b+1)*block-off, limit)
+	}
+	return length, hole, nil
+}
+
 // ShareInto implements overlay.Sharer.
 func (f *diskFile) ShareInto(dst overlay.File, off, n int64) error {
 	f.d.mu.Lock()

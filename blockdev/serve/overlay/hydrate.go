@@ -186,7 +186,10 @@ func (h *Hydrator) shared(ctx context.Context, off, end int64) (rest int64, err 
 	}
 	all := true
 	err = h.v.fillTop(run{off / BlockSize, end / BlockSize}, func(top *layer, missing run) error {
-		done, err := h.share.into(top, missing)
+		done, err := h.share.into(top.Data, missing)
+		if done {
+			top.mark(missing.first, missing.end)
+		}
 		all = all && done
 		return err
 	})

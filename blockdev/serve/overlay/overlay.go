@@ -34,6 +34,7 @@ type Overlay struct {
 	chunks  chunkLocks
 	flushes flushes
 	seals   sync.Mutex
+	merging *merging                // under seals; nil: none is under way
 	barrier atomic.Pointer[barrier] // a Seal that is not durable yet
 	failed  atomic.Pointer[error]
 }

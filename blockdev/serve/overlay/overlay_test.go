@@ -173,7 +173,7 @@ func (l *life) one(r *rand.Rand) error {
 	case 3:
 		return l.seal()
 	case 4:
-		return l.absorb(r)
+		return l.merge(r, false)
 	case 5:
 		h := overlay.NewHydrator(l.v, nil, []int64{0, -1, 99})
 		err := h.Run(l.t.Context())
@@ -221,27 +221,43 @@ func (l *life) seal() error {
 	return err
 }
 
-func (l *life) absorb(r *rand.Rand) error {
+// merge makes one layer of two, upwards or downwards, in steps, perhaps not to the end.
+// The top of a volume that is live stays.
+func (l *life) merge(r *rand.Rand, live bool) error {
 	if len(l.stack) < 2 {
 		return nil
 	}
 	i := r.IntN(len(l.stack) - 1)
-	return l.v.Absorb(l.t.Context(), i, func() error {
-		deep := len(l.stack)
-		l.stack = slices.Delete(slices.Clone(l.stack), i+1, i+2)
-		// The snapshot that layer i+1 was the top of is gone, those above it move down.
-		gone := deep - 1 - i
+	m := overlay.Merge{Layer: i, Most: r.Int64N(3) * overlay.ShareCost}
+	gone := len(l.stack) - 1 - i // the snapshot that the lower one was the top of
+	out := i + 1
+	if r.IntN(2) == 0 && !(live && i == 0) {
+		m.Into, out = &l.stack[i+1], i
+		m.Most *= int64(min(i, 1))
 		delete(l.snaps, gone)
-		moved := map[int][]byte{}
-		for n, snap := range l.snaps {
-			if n > gone {
-				n--
-			}
-			moved[n] = snap
+	}
+	for {
+		done, _, err := l.v.Merge(l.t.Context(), m, func() error { return l.merged(out, gone) })
+		if done || err != nil || r.IntN(4) == 0 {
+			return err
 		}
-		l.snaps = moved
-		return nil
-	})
+	}
+}
+
+// merged records a stack without a layer.
+func (l *life) merged(out, gone int) error {
+	l.stack = slices.Delete(slices.Clone(l.stack), out, out+1)
+	// The snapshot is gone, those above it move down.
+	delete(l.snaps, gone)
+	moved := map[int][]byte{}
+	for n, snap := range l.snaps {
+		if n > gone {
+			n--
+		}
+		moved[n] = snap
+	}
+	l.snaps = moved
+	return nil
 }
 
 // snapshots compares each snapshot with what the volume was when it was made.
@@ -347,9 +363,10 @@ func TestFeet(t *testing.T) {
 	l := newLife(t, someBase(r, 200), 256*block)
 	ctx, cancel := context.WithCancel(t.Context())
 	var work, moving sync.WaitGroup
+	turns := rand.New(rand.NewPCG(3, 3))
 	moving.Go(func() {
 		for ctx.Err() == nil {
-			if err := errors.Join(l.seal(), l.absorb(rand.New(rand.NewPCG(3, 3)))); err != nil {
+			if err := errors.Join(l.seal(), l.seal(), l.merge(turns, true)); err != nil {
 				t.Error(err)
 				return
 			}

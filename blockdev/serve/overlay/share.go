@@ -49,16 +49,16 @@ func (s *sharing) most(copied int64) int64 {
 	return s.atOnce
 }
 
-// into has the layer share a run of blocks that it lacks; done is false where they have
-// to be copied. The caller has them locked alone. What the layer gets is what it reads
-// as already, from below: so it may be found there, or not, after any crash before what
-// is below goes, which waits for the whole map.
-func (s *sharing) into(l *layer, r run) (done bool, err error) {
+// into has a file share a run of blocks; done is false where they have to be copied. The
+// caller has them locked alone, where others may want them. What a layer gets so from
+// below is what it reads as already: so it may be found there, or not, after any crash
+// before what is below goes, which waits for the whole map.
+func (s *sharing) into(dst File, r run) (done bool, err error) {
 	if s.from == nil {
 		return false, nil
 	}
 	begun := time.Now()
-	err = s.from.ShareInto(l.Data, r.first*BlockSize, (r.end-r.first)*BlockSize)
+	err = s.from.ShareInto(dst, r.first*BlockSize, (r.end-r.first)*BlockSize)
 	switch {
 	case errors.Is(err, errors.ErrUnsupported):
 		s.from = nil
@@ -70,6 +70,5 @@ func (s *sharing) into(l *layer, r run) (done bool, err error) {
 	default:
 		s.atOnce = min(s.atOnce*2, shareMost)
 	}
-	l.mark(r.first, r.end)
 	return true, nil
 }
