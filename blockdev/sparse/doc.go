@@ -29,13 +29,14 @@
 // directory (an image, a part that it does not name) is what a crash left, and goes.
 // A name is layer-, base- or chunks- and 16 random hex digits, so no two parts have the same
 // one; all lie in the image's own directory. What several images read from are hard
-// links of one file, which nobody writes: only a top layer is written, and a top has
-// one name. A removal unlinks, and the last one frees.
+// links of one file, which nobody writes: only a file of one name is written, the top or
+// what it is brought down into. A removal unlinks, and the last one frees.
 //
 // A seal (Snapshot, or Clone of a layered volume) puts an empty layer on top. A flat
 // image's file gets its second name as a base, durably, then chain.json names it, then
-// the first name goes. Flatten brings blocks up into the top until it holds all,
-// gives its data the name image, durably, and only then takes chain.json away. Each
+// the first name goes. Flatten brings blocks up into the top, or those of a smaller top
+// down into what lies under it if that is nobody else's, until one file holds all,
+// gives it the name image, durably, and only then takes chain.json away. Each
 // may be cut anywhere. A chain that names a file that is not there, or is too short, is
 // damage: the image is quarantined, and never reads as something else.
 //
