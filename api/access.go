@@ -16,7 +16,7 @@ func (c *call) authenticate() error {
 	if err := c.throttle(); err != nil {
 		return err
 	}
-	if c.route.scope == onNode && !c.principal.ControlPlane {
+	if (c.route.scope == onNode || c.route.scope == byOperator) && !c.principal.ControlPlane {
 		return refuse(ErrForbidden, "this needs a control-plane key")
 	}
 	if c.principal.Role.rank() < c.route.role.rank() {

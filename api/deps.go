@@ -75,6 +75,8 @@ type Library interface {
 	Archive(ctx context.Context, workspace, name, version string, begin func(v templates.Revision, length int64) io.Writer) error
 	Ingest(ctx context.Context, u templates.Upload, length int64, body io.Reader) (templates.Revision, error)
 	Import(ctx context.Context, workspace string, i templates.Import) (templates.Revision, error)
+	Publish(ctx context.Context, workspace, name string, p templates.Publication, begin func(v templates.Revision) io.Writer) error
+	Register(ctx context.Context, workspace string, r templates.Registration) (templates.Revision, error)
 }
 
 // Role is what a principal may do; each includes those before it.

@@ -19,6 +19,7 @@ import (
 	"holdfast/templates/archive"
 	"holdfast/templates/delta"
 	"holdfast/templates/oci"
+	"holdfast/templates/remote"
 )
 
 // Sentinels of this package.
@@ -102,6 +103,12 @@ var answers = []answer{
 	{templates.ErrPinned, 409, "VERSION_PINNED", false},
 	{templates.ErrChunks, 409, "CHUNKS_MISSING", false},
 	{templates.ErrDamaged, 409, "VERSION_DAMAGED", false},
+	{templates.ErrRemote, 409, "VERSION_REMOTE", false},
+	{remote.ErrInvalidURL, 400, "INVALID_REQUEST", false},
+	{remote.ErrNotAllowed, 403, "STORE_NOT_ALLOWED", false},
+	{remote.ErrManifest, 400, "MANIFEST_REFUSED", false},
+	{remote.ErrStore, 502, "STORE_FAILED", false},
+	{remote.ErrStream, 500, "INTERNAL_ERROR", true},
 	{delta.ErrMalformed, 400, "INVALID_REQUEST", false},
 	{delta.ErrDigest, 400, "INVALID_REQUEST", false},
 	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},

@@ -17,6 +17,7 @@ const (
 	inWorkspace                   // a principal and one workspace
 	mayNameWorkspace              // a principal; a control-plane one may leave the workspace out
 	onNode                        // a control-plane principal
+	byOperator                    // a control-plane principal and one workspace
 )
 
 // route is one line of the API.

@@ -49,6 +49,8 @@ func allRoutes() []route {
 		{"DELETE /v0/volume_templates/{name}/versions/{version}/pin", inWorkspace, Writer, "template.version.unpin", false, unpinVersion},
 		{"POST /v0/volume_templates/{name}/versions/{version}/verify", inWorkspace, Writer, "template.version.verify", true, verifyVersion},
 		{"POST /v0/volume_templates/{name}/import", inWorkspace, Writer, "template.version.import", true, importVersion},
+		{"GET /v0/volume_templates/{name}/image", inWorkspace, Reader, "", true, templateImage},
+		{"POST /v0/volume_templates/{name}/remote", byOperator, Admin, "template.version.register", true, registerRemote},
 		{"GET /v0/volume_templates/{name}/diff", inWorkspace, Reader, "", true, diffTemplate},
 		{"GET /v0/volume_templates/{name}/archive", inWorkspace, Reader, "", true, templateArchive},
 		{"POST /uploads/{id}/known", open, "", "", true, knownChunks},

@@ -22,6 +22,7 @@ import (
 	"holdfast/templates"
 	"holdfast/templates/delta"
 	"holdfast/templates/oci"
+	"holdfast/templates/remote"
 )
 
 // shelf is a library of templates in memory: revisions are numbers and sizes,
@@ -329,6 +330,41 @@ func (s *shelf) Import(ctx context.Context, workspace string, i templates.Import
 	}
 	id, _, _ := strings.Cut(strings.TrimPrefix(target, "/uploads/"), "?")
 	return s.Ingest(ctx, templates.Upload{ID: id, Signature: "good"}, int64(len(i.Image)), strings.NewReader(i.Image))
+}
+
+// Publish is the template's name.
+func (s *shelf) Publish(_ context.Context, workspace, name string, p templates.Publication, begin func(templates.Revision) io.Writer) error {
+	s.mu.Lock()
+	t, i, err := s.find(workspace, name, cmp.Or(p.Version, "1"))
+	s.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(begin(t.Revisions[i]), "%s %s %d", name, p.Filesystem, p.SizeMiB)
+	return err
+}
+
+// Register knows one store, which has one manifest.
+func (s *shelf) Register(ctx context.Context, workspace string, r templates.Registration) (templates.Revision, error) {
+	switch {
+	case !strings.HasPrefix(r.Manifest, "https://store.example/"):
+		return templates.Revision{}, fmt.Errorf("%w: %q is not listed", remote.ErrNotAllowed, r.Manifest)
+	case s.registryFails:
+		return templates.Revision{}, fmt.Errorf("%w: down", remote.ErrStore)
+	case r.Digest != "sha256:good":
+		return templates.Revision{}, fmt.Errorf("%w: %s", remote.ErrManifest, r.Digest)
+	}
+	if _, _, err := s.Put(ctx, workspace, r.Template, templates.Change{Actor: r.Actor}, true); err != nil {
+		return templates.Revision{}, err
+	}
+	target, err := s.BeginUpload(ctx, workspace, r.Template, r.Version, r.Actor)
+	if err != nil {
+		return templates.Revision{}, err
+	}
+	id, _, _ := strings.Cut(strings.TrimPrefix(target, "/uploads/"), "?")
+	v, err := s.Ingest(ctx, templates.Upload{ID: id, Signature: "good"}, int64(len(r.Digest)), strings.NewReader(r.Digest))
+	v.ImageBytes, v.Remote = 64<<20, &templates.Remote{Manifest: r.Manifest, Image: "https://store.example/secret/path", Filesystem: "ext4"}
+	return v, err
 }
 
 // Capture clones, and keeps no contents.

@@ -53,6 +53,8 @@ type TemplateVersion struct {
 	RollbackOf   int         `json:"rollbackOf,omitempty"` // number of the version whose contents these are again
 	Pinned       *VersionPin `json:"pinned,omitempty"`
 	Damaged      bool        `json:"damaged,omitempty"` // READY once
+	// Remote is where its bytes are; absent: in the pool.
+	Remote *RemoteVersion `json:"remote,omitempty"`
 }
 
 // TemplateRequest is the body of POST and PUT; absent and null fields are not given.
@@ -112,6 +114,7 @@ func versionBody(r templates.Revision) TemplateVersion {
 		MinimumSize: (r.MinimumBytes + mib - 1) / mib, Entries: r.Entries, Digest: r.Digest, Failure: r.Failure,
 		Workspace: r.Workspace, CreatedAt: stamp(r.CreatedAt), CreatedBy: r.CreatedBy, Number: r.Number,
 		ReadyAt: stamp(r.ReadyAt), VerifiedAt: stamp(r.VerifiedAt), RollbackOf: r.RollbackOf, Damaged: r.Damaged,
+		Remote: remoteBody(r),
 	}
 	if r.Pinned != nil {
 		v.Pinned = &VersionPin{By: r.Pinned.By, At: stamp(r.Pinned.At)}

@@ -38,8 +38,14 @@ func (e *Engine) create(ctx context.Context, r CreateVolume, idempotencyKey stri
 		if err := e.intend(ctx, v, idempotencyKey, r); err != nil {
 			return Volume{}, err
 		}
-		if err := e.settle(ctx, &v); err != nil {
+		switch err := e.settle(ctx, &v); {
+		case errors.Is(err, blockdev.ErrLayered) && v.Phase == Ready: // usable; its filesystem grows later
+			e.setPending(v.ID, pendingFlat)
+		case err != nil:
 			return Volume{}, e.abandon(ctx, v, idempotencyKey, err)
+		}
+		if v.Remote {
+			e.watch(v.ID)
 		}
 		return v, nil
 	})
@@ -76,7 +82,7 @@ func (e *Engine) design(ctx context.Context, r CreateVolume) (Volume, error) {
 			return Volume{}, err
 		}
 	} else if r.Template != "" {
-		if err := e.resolve(ctx, &v, r.Template); err != nil {
+		if err := e.resolve(ctx, &v, r); err != nil {
 			return Volume{}, err
 		}
 	}
@@ -90,7 +96,8 @@ func (e *Engine) design(ctx context.Context, r CreateVolume) (Volume, error) {
 }
 
 // resolve pins the template's revision and takes its default size.
-func (e *Engine) resolve(ctx context.Context, v *Volume, ref string) error {
+func (e *Engine) resolve(ctx context.Context, v *Volume, r CreateVolume) error {
+	ref := r.Template
 	if v.Filesystem == filesystem.None {
 		return problem(ErrInvalid, "spec.filesystem", "a volume from a template has a filesystem: leave it out or choose ext4, xfs or btrfs")
 	}
@@ -105,6 +112,26 @@ func (e *Engine) resolve(ctx context.Context, v *Volume, ref string) error {
 	if template.DefaultSizeMiB > 0 {
 		v.SizeMiB = template.DefaultSizeMiB
 	}
+	if revision.Remote != nil {
+		return e.resolveRemote(v, r, template, revision)
+	}
+	return nil
+}
+
+// resolveRemote takes what a volume cannot have otherwise whose bytes are far away.
+func (e *Engine) resolveRemote(v *Volume, r CreateVolume, template templates.Template, from templates.Revision) error {
+	switch {
+	case r.Filesystem != "" && v.Filesystem != from.Remote.Filesystem:
+		return problem(ErrInvalid, "spec.filesystem", "template %s is remote and holds %s: leave it out", v.Template, from.Remote.Filesystem)
+	case r.Pool != "" && v.Pool != "":
+		return problem(ErrInvalid, "spec.pool", "template %s is remote, and volumes of it are made in pool %q: leave it out, and move the volume when it is hydrated", v.Template, e.poolName(""))
+	}
+	v.Filesystem, v.Pool = from.Remote.Filesystem, ""
+	if template.DefaultSizeMiB == 0 { // it was published for volumes of this size
+		v.SizeMiB = 0
+	}
+	v.SizeMiB = max(v.SizeMiB, mibUp(from.ImageBytes))
+	v.Remote = true
 	return nil
 }
 

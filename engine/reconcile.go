@@ -2,6 +2,7 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -212,6 +213,9 @@ func (e *Engine) resume(ctx context.Context, v Volume) (r Report, err error) {
 		r.Finished++
 		e.o.Log.Warn("an interrupted create cannot be finished: it is taken back", "volume", v.ID, "err", err)
 		return r, e.abandon(ctx, v, "", nil)
+	case errors.Is(err, blockdev.ErrLayered):
+		e.setPending(v.ID, pendingFlat)
+		e.watch(v.ID)
 	case err != nil:
 		e.o.Log.Warn("a volume needs another try", "volume", v.ID, "name", v.Name, "err", err)
 		e.setPending(v.ID, pendingFailed)
@@ -225,7 +229,7 @@ func (e *Engine) resume(ctx context.Context, v Volume) (r Report, err error) {
 	if len(v.Attachments) > 0 {
 		e.guard(v)
 	}
-	if len(v.Attachments) > 0 || v.Move != nil {
+	if len(v.Attachments) > 0 || v.Move != nil || v.Remote {
 		e.watch(v.ID)
 	}
 	return r, nil

@@ -58,8 +58,10 @@ func waiting(v Volume, f facts) string {
 func (e *Engine) take(ctx context.Context, v *Volume, f facts, next action) (again bool, err error) {
 	switch next {
 	case actAllocate:
-		// Its image has the wanted size, and its filesystem the image's, unless it is a fork.
-		return v.Snapshot != "", e.allocate(ctx, v)
+		// Its image has the wanted size, and its filesystem the image's, unless it is a
+		// fork, or its bytes are far away.
+		err := e.allocate(ctx, v)
+		return v.Snapshot != "" || v.Remote, err
 	case actAdopt:
 		return true, e.adoptImage(ctx, v)
 	case actRemove:
@@ -185,6 +187,9 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 		e.happened(&ready, "sanitize", "%s", s)
 	}
 	e.happened(&ready, "deployment", "Volume is ready")
+	if ready.Remote {
+		e.happened(&ready, "hydration", "Its blocks are fetched as they are wanted, and the rest in the background")
+	}
 	b, err := describe(ready)
 	if err != nil {
 		return err
@@ -258,6 +263,11 @@ func (e *Engine) remove(ctx context.Context, v Volume) error {
 // growOffline grows the filesystem of a volume that nobody uses. ext4 is marked
 // first: a growth that is cut short needs the checker before the next use.
 func (e *Engine) growOffline(ctx context.Context, v *Volume, f facts) (again bool, err error) {
+	if v.Remote { // nobody waits for a store to have a filesystem grow
+		if err := e.growsWhenFlat(ctx, *v); err != nil {
+			return false, err
+		}
+	}
 	if v.Tainted && !v.CheckFirst { // later what the checker finds may be of our own growth
 		if ready, err := e.preen(ctx, *v); !ready {
 			return false, err

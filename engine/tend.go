@@ -180,6 +180,9 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 			return fmt.Errorf("volume %s: move: %w", id, err)
 		}
 	}
+	if err := e.tendRemote(ctx, &v); err != nil {
+		return fmt.Errorf("volume %s: hydration: %w", id, err)
+	}
 	if err := e.flattenOn(ctx, v); err != nil {
 		return fmt.Errorf("volume %s: flatten: %w", id, err)
 	}
@@ -205,7 +208,11 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 		e.postpone(id)
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
-	if len(v.Attachments) == 0 && v.Move == nil {
+	switch {
+	case len(v.Attachments) > 0 || v.Move != nil:
+	case v.Remote:
+		e.watchFrom(id, e.now().Add(remoteLook))
+	default:
 		e.unwatch(id)
 	}
 	return nil

@@ -50,6 +50,8 @@ type Volume struct {
 	ForkOf      string            `json:"forkOf,omitempty"`   // the same as "volume/snapshot", by their names then
 	// SanitizedFrom is the volume whose files it was made of.
 	SanitizedFrom blockdev.ID  `json:"sanitizedFrom,omitempty"`
+	Remote        bool         `json:"remote,omitempty"`   // blocks of it still have to come from far away
+	Awaiting      *time.Time   `json:"awaiting,omitempty"` // since when these do not come, where that was made an event
 	Phase         Phase        `json:"phase"`
 	Failure       string       `json:"failure,omitempty"`    // a permanent error: shows as FAILED
 	Epoch         uint64       `json:"epoch,omitempty"`      // of the newest writable attachment
@@ -131,7 +133,7 @@ type Attachment struct {
 
 // Event is something that happened to a volume.
 type Event struct {
-	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "snapshot", "move", "sanitize", "failure"
+	Type    string    `json:"type"`   // "deployment", "resize", "attach", "detach", "freeze", "thaw", "trim", "capture", "snapshot", "move", "sanitize", "hydration", "failure"
 	Status  Status    `json:"status"` // after it
 	Message string    `json:"message"`
 	Time    time.Time `json:"time"`

@@ -197,6 +197,9 @@ func (l *Library) withFile(ctx context.Context, id blockdev.ID, fn func(path str
 
 func (l *Library) withEndpoint(ctx context.Context, id blockdev.ID, w blockdev.Want, fn func(path string) error) error {
 	e, err := l.o.Pool.Open(ctx, id, w)
+	if errors.Is(err, blockdev.ErrLayered) && isRevision(id) {
+		return ErrRemote // it is never brought here
+	}
 	if errors.Is(err, blockdev.ErrLayered) { // a volume, or a clone of one
 		if err = l.flatten(ctx, id); err == nil {
 			e, err = l.o.Pool.Open(ctx, id, w)

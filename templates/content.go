@@ -30,6 +30,10 @@ func (l *Library) openContents(ctx context.Context, id blockdev.ID) (o *openRevi
 	if err != nil {
 		return nil, err
 	}
+	if v.Remote != nil {
+		l.unpin(id)
+		return nil, v.remoteError()
+	}
 	o = &openRevision{Revision: v, release: func() { l.unpin(id) }}
 	defer func() {
 		if err != nil {

@@ -58,6 +58,13 @@ func (l *Library) verify(ctx context.Context, id blockdev.ID, rate int64) (Revis
 		return Revision{}, err
 	}
 	defer l.unpin(id)
+	if v.Remote != nil {
+		why, err := l.examineRemote(ctx, v)
+		if err != nil {
+			return Revision{}, err
+		}
+		return l.found(ctx, id, v.ImageDigest, why)
+	}
 	digest, err := l.digestImage(ctx, id, v.ImageBytes, rate)
 	switch why := damageOf(err); {
 	case why != "":

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	"holdfast/blockdev"
@@ -75,6 +76,17 @@ func (p *fusedPool) Clone(ctx context.Context, dst, src blockdev.ID, size int64)
 	return p.f.around("Clone", func() error { return p.p.Clone(ctx, dst, src, size) })
 }
 
+func (p *fusedPool) CreateRemote(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
+	return p.f.around("CreateRemote", func() error { return p.p.CreateRemote(ctx, id, base) })
+}
+
+func (p *fusedPool) Access(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Bytes, error) {
+	if err := p.f.failpoint("before Access"); err != nil {
+		return nil, err
+	}
+	return p.p.Access(ctx, id, readOnly)
+}
+
 func (p *fusedPool) Publish(ctx context.Context, id blockdev.ID, d []byte) error {
 	return p.f.around("Publish "+string(id[:3]), func() error { return p.p.Publish(ctx, id, d) })
 }
@@ -139,6 +151,14 @@ func (x *fusedTools) Make(ctx context.Context, path string, t filesystem.Type, o
 
 func (x *fusedTools) Grow(ctx context.Context, path string, t filesystem.Type) error {
 	return x.f.around("Grow filesystem", func() error { return x.t.Grow(ctx, path, t) })
+}
+
+func (x *fusedTools) SizeIn(ctx context.Context, image io.ReaderAt, t filesystem.Type) (int64, error) {
+	return x.t.SizeIn(ctx, image, t)
+}
+
+func (x *fusedTools) IdentifyIn(ctx context.Context, image filesystem.Image, size int64, t filesystem.Type, uuid string) error {
+	return x.t.IdentifyIn(ctx, image, size, t, uuid)
 }
 
 func (x *fusedTools) Check(ctx context.Context, path string, t filesystem.Type, repair bool) error {

@@ -14,6 +14,9 @@ import (
 // source's UUID until it is given its own. ErrTooSmall when the revision does
 // not fit.
 func (l *Library) Hydrate(ctx context.Context, dst blockdev.ID, s SourceSpec) error {
+	if v := l.remoteOf(s.Revision); v != nil {
+		return l.hydrateRemote(ctx, dst, s, *v)
+	}
 	src, release, err := l.Source(ctx, s)
 	if err != nil {
 		return err

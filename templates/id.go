@@ -36,3 +36,8 @@ func madeAt(id blockdev.ID) time.Time {
 	}
 	return time.UnixMilli(ms)
 }
+
+// isRevision tells whether an id is a revision's.
+func isRevision(id blockdev.ID) bool {
+	return strings.HasPrefix(string(id), blockdev.PrefixRevision+"-")
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 	"holdfast/blockdev/filesystem"
 	"holdfast/metadata"
 	"holdfast/templates/oci"
+	"holdfast/templates/remote"
 )
 
 // Space sets pool bytes aside while an archive is staged and built.
@@ -37,6 +39,10 @@ type Filesystems interface {
 	Grow(ctx context.Context, path string, t filesystem.Type) error
 	// Check returns nil when an unmounted filesystem is clean.
 	Check(ctx context.Context, path string, t filesystem.Type, repair bool) error
+	// SizeIn tells how large an unmounted filesystem is, in bytes.
+	SizeIn(ctx context.Context, image io.ReaderAt, t filesystem.Type) (int64, error)
+	// IdentifyIn gives an unmounted filesystem a UUID.
+	IdentifyIn(ctx context.Context, image filesystem.Image, size int64, t filesystem.Type, uuid string) error
 }
 
 // Options are what a Library is made of; all required but the limits.
@@ -53,6 +59,7 @@ type Options struct {
 	Log         *slog.Logger
 	Now         func() time.Time // nil: time.Now
 	Registries  *oci.Registries  // that images may be imported from; nil: none
+	Stores      *remote.Stores   // that revisions may be far away in; nil: none
 	OnFailure   func(error)      // told when a flush in the pool failed: the owner ends the process; nil: nobody
 
 	Failpoint func(point string) error // tests: an error at a point between two side effects; nil: none

@@ -54,6 +54,9 @@ func (l *Library) Manifest(ctx context.Context, workspace, ref string) (tree.Tre
 		return tree.Tree{}, err
 	}
 	defer l.unpin(v.ID)
+	if v.Remote != nil {
+		return tree.Tree{}, v.remoteError()
+	}
 	return l.manifest(ctx, v)
 }
 
@@ -228,6 +231,9 @@ func (l *Library) OpenImage(ctx context.Context, id blockdev.ID, fn func(image *
 func (l *Library) lend(ctx context.Context, id blockdev.ID) (*os.File, func(), error) {
 	lock := l.openings.lock(string(id))
 	e, err := l.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: true})
+	if errors.Is(err, blockdev.ErrLayered) && isRevision(id) {
+		err = ErrRemote
+	}
 	if err != nil {
 		lock.Unlock()
 		return nil, nil, err

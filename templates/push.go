@@ -96,7 +96,7 @@ func (l *Library) uploadTo(u Upload) (key string, err error) {
 	return key, nil
 }
 
-// newestReady gives READY revisions of a template, the newest first.
+// newestReady gives READY revisions of a template whose bytes are here, the newest first.
 func (l *Library) newestReady(key string) []Revision {
 	r := l.lookup(key)
 	if r == nil {
@@ -104,7 +104,7 @@ func (l *Library) newestReady(key string) []Revision {
 	}
 	var newest []Revision
 	for i := len(r.Template.Revisions) - 1; i >= 0 && len(newest) < knownRevisions; i-- {
-		if v := r.Template.Revisions[i]; v.Status == Ready {
+		if v := r.Template.Revisions[i]; v.Status == Ready && v.Remote == nil {
 			newest = append(newest, v)
 		}
 	}

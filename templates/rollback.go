@@ -49,11 +49,22 @@ func (l *Library) rollback(ctx context.Context, workspace, name, version, actor 
 
 // sameAs tells whether two revisions hold the same: their images are equal.
 func (v Revision) sameAs(o Revision) bool {
-	return v.ID == o.ID || v.ImageDigest != "" && v.ImageDigest == o.ImageDigest
+	if v.ID == o.ID {
+		return true
+	}
+	return v.ImageDigest != "" && v.ImageDigest == o.ImageDigest && (v.Remote == nil) == (o.Remote == nil) && (v.Remote == nil || *v.Remote == *o.Remote)
 }
 
 // copyRevision makes a draft that holds a revision's image.
 func (l *Library) copyRevision(ctx context.Context, id blockdev.ID, of Revision) error {
+	if of.Remote != nil {
+		cloner, ok := l.o.Pool.(blockdev.Cloner)
+		if !ok {
+			return errNoRemotePool
+		}
+		defer l.openings.lock(string(of.ID)).Unlock() // it is not verified meanwhile
+		return cloner.Clone(ctx, id, of.ID, of.ImageBytes)
+	}
 	if err := l.cloneFlat(ctx, id, of.ID, of.ImageBytes); !errors.Is(err, errors.ErrUnsupported) {
 		return err
 	}
@@ -78,6 +89,9 @@ func (l *Library) rolledBack(ctx context.Context, key string, id blockdev.ID, ol
 	}
 	v := old
 	v.ID, v.Family = id, old.family()
+	if v.Remote != nil { // what it shares is files, which are counted by their names
+		v.Family = ""
+	}
 	v.Number, v.RollbackOf, v.Pinned = r.Template.NextNumber, old.Number, nil
 	v.Name = strconv.Itoa(v.Number)
 	v.CreatedAt, v.CreatedBy = l.now(), actor

@@ -151,7 +151,7 @@ func (l *Library) baseFor(ctx context.Context, key string) *base {
 		return nil
 	}
 	latest := r.Template.Latest()
-	if latest == nil {
+	if latest == nil || latest.Remote != nil {
 		return nil
 	}
 	v, err := l.pin(latest.ID)

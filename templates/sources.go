@@ -260,6 +260,9 @@ func (l *Library) checkSource(s SourceSpec) error {
 		return err
 	}
 	defer l.unpin(s.Revision)
+	if v.Remote != nil {
+		return v.remoteError()
+	}
 	if least := v.MinimumFor(s.Filesystem); s.Size < least {
 		return tooSmall(fmt.Sprintf("template %s:%s with filesystem %s", v.Template, v.Name, s.Filesystem), least)
 	}

@@ -22,6 +22,7 @@ var (
 	ErrPinned       = errors.New("version is pinned")
 	ErrDamaged      = errors.New("version is damaged")
 	ErrChunks       = errors.New("chunks of the tree are missing") // send them, or a plain archive
+	ErrRemote       = errors.New("version is remote")              // its bytes are far away: what needs all of them here is refused
 )
 
 // RevisionStatus is the state of a revision, in the contract's words.
@@ -59,6 +60,16 @@ type Revision struct {
 	ImageDigest  string         `json:"imageDigest,omitempty"` // of the image as published; see extent.Digester
 	VerifiedAt   time.Time      `json:"verifiedAt,omitzero"`   // when the image was last held against it
 	Damaged      bool           `json:"damaged,omitempty"`     // READY once; its image is not what was published, or gone
+	Remote       *Remote        `json:"remote,omitempty"`      // nil: its bytes are in the pool. Never changed
+}
+
+// Remote says where the bytes of a revision are that are far away. Its image in the
+// pool reads them as they are wanted; its ImageBytes is the smallest volume.
+type Remote struct {
+	Manifest   string          `json:"manifest"` // URLs
+	Image      string          `json:"image"`
+	Chunks     string          `json:"chunks"` // SHA-256 of what the bytes are, "sha256:..."
+	Filesystem filesystem.Type `json:"filesystem"`
 }
 
 // Template is a named line of revisions.

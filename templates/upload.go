@@ -263,6 +263,7 @@ func (v Revision) like(o Revision) Revision {
 	v.Digest, v.TreeDigest, v.ImageDigest = o.Digest, o.TreeDigest, o.ImageDigest
 	v.ContentBytes, v.Entries, v.DataBytes, v.LongestLink = o.ContentBytes, o.Entries, o.DataBytes, o.LongestLink
 	v.MinimumBytes, v.ImageBytes, v.Family = o.MinimumBytes, o.ImageBytes, o.Family
+	v.Remote = o.Remote
 	return v
 }
 

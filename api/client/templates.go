@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"time"
 )
 
@@ -53,6 +54,14 @@ type TemplateVersion struct {
 	RollbackOf   int         `json:"rollbackOf,omitempty"`
 	Pinned       *VersionPin `json:"pinned,omitempty"`
 	Damaged      bool        `json:"damaged,omitempty"`
+	Remote       *Remote     `json:"remote,omitempty"` // nil: its bytes are in the pool
+}
+
+// Remote is where the bytes of a version are that stay far away.
+type Remote struct {
+	Host       string `json:"host"`
+	Filesystem string `json:"filesystem"`
+	Size       int64  `json:"size"` // MiB: of the smallest volume
 }
 
 // Templates lists the templates of the workspace.
@@ -187,6 +196,48 @@ func (c *Client) ImportTemplate(ctx context.Context, name string, i Import) (Tem
 	var out TemplateVersion
 	err := c.do(ctx, call{method: "POST", path: []string{"volume_templates", name, "import"}, body: i}, &out)
 	return out, err
+}
+
+// Registration is a published version that is to be one of a template here.
+type Registration struct {
+	Manifest string `json:"manifest"`          // URL
+	Digest   string `json:"digest"`            // SHA-256 of the manifest
+	Version  string `json:"version,omitempty"` // empty: its number
+}
+
+// RegisterTemplate makes a version whose bytes stay where they were published; the
+// template is made if it is not there. It needs a control-plane key. It returns when
+// the version is usable and durable.
+func (c *Client) RegisterTemplate(ctx context.Context, name string, r Registration) (TemplateVersion, error) {
+	var out TemplateVersion
+	err := c.do(ctx, call{method: "POST", path: []string{"volume_templates", name, "remote"}, body: r}, &out)
+	return out, err
+}
+
+// Publication asks for the image of a version.
+type Publication struct {
+	Version    string // empty: the newest
+	Filesystem string // empty: ext4
+	Size       int64  // MiB; 0: the template's default
+}
+
+// TemplateImage gives the sized image of a version as package templates/remote sends
+// it. The caller closes it.
+func (c *Client) TemplateImage(ctx context.Context, name string, p Publication) (io.ReadCloser, error) {
+	q := url.Values{}
+	for key, value := range map[string]string{"version": p.Version, "filesystem": p.Filesystem} {
+		if value != "" {
+			q.Set(key, value)
+		}
+	}
+	if p.Size > 0 {
+		q.Set("size", strconv.FormatInt(p.Size, 10))
+	}
+	resp, err := c.send(ctx, call{method: "GET", path: []string{"volume_templates", name, "image"}, query: q}) //nolint:bodyclose // the caller closes it
+	if err != nil {
+		return nil, err
+	}
+	return resp.Body, nil
 }
 
 // counter reports how far its reader was read.

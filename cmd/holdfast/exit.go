@@ -66,6 +66,8 @@ func explainRefusal(e *client.Error) (code int, hint string) {
 		return exitFull, "holdfast pool list shows the space; delete volumes or template versions"
 	case e.Status == http.StatusUnauthorized:
 		return exitUnauthorized, "give a key with --key or HOLDFAST_KEY, or use the daemon's socket as root"
+	case e.Code == "STORE_NOT_ALLOWED":
+		return exitUnauthorized, "the operator lists prefixes of URLs with the setting remote_templates"
 	case e.Code == "REGISTRY_NOT_ALLOWED":
 		return exitUnauthorized, "the operator lists registries with the setting registries"
 	case e.Status == http.StatusForbidden:

@@ -85,6 +85,7 @@ type Config struct {
 	RegistryHosts       []string // further ones that those may send us to, for blobs and tokens
 	RegistryCredentials string   // docker config.json; "": none
 	ImportLimit         time.Duration
+	RemoteTemplates     []string // prefixes of URLs that template versions may stay at
 
 	BackupInterval time.Duration // 0: none
 	BackupKeep     int
@@ -184,6 +185,7 @@ func (c *Config) settings() []setting {
 		{"registries", "registries that container images may be fetched from, as HOST[:PORT], or http://HOST[:PORT] to ask in clear (default: none)", listValue{&c.Registries}},
 		{"registry_hosts", "further hosts, in the same form, that a registry may send the server to for blobs and tokens", listValue{&c.RegistryHosts}},
 		{"registry_credentials", "docker config.json with credentials for registries (default: none)", textValue{&c.RegistryCredentials}},
+		{"remote_templates", "prefixes of URLs, https://HOST/PATH/ or http://HOST/PATH/, below which the bytes of registered template versions may stay; read docs/remote-templates.md (default: none)", listValue{&c.RemoteTemplates}},
 		{"import_timeout", "for importing an image, fetching and building", durationValue{&c.ImportLimit}},
 		{"backup_interval", "between backups of the metadata into STATE_DIR/backups; 0: none", durationValue{&c.BackupInterval}},
 		{"backup_keep", "backups that are kept", intValue{&c.BackupKeep}},

@@ -148,7 +148,7 @@ func TestWrittenConfigurationIsReadBack(t *testing.T) {
 	back, err := Load(Sources{File: file(t, b.String())})
 	must(t, err)
 	// An empty list is written as [], which is not nil.
-	for _, list := range []*[]string{&c.Pools, &c.RuncRoots, &c.VMSockets, &c.SandboxImages, &c.Registries, &c.RegistryHosts} {
+	for _, list := range []*[]string{&c.Pools, &c.RuncRoots, &c.VMSockets, &c.SandboxImages, &c.Registries, &c.RegistryHosts, &c.RemoteTemplates} {
 		if *list == nil {
 			*list = []string{}
 		}

@@ -39,6 +39,7 @@ import (
 	"holdfast/metadata"
 	"holdfast/templates"
 	"holdfast/templates/oci"
+	"holdfast/templates/remote"
 )
 
 // node is everything that is open, in the order in which it was opened.
@@ -273,13 +274,17 @@ func (n *node) openLibrary(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("registries, registry_hosts, registry_credentials: %w", err)
 	}
+	stores, err := remote.NewStores(n.c.RemoteTemplates)
+	if err != nil {
+		return fmt.Errorf("remote_templates: %w", err)
+	}
 	n.library, err = templates.Open(ctx, templates.Options{
 		Store: n.store, SideLog: n.side, Pool: n.pools, Space: n.ledger, Spaces: spaces,
 		Filesystems: n.tools, Staging: filepath.Join(n.pool.Staging(), "uploads"), Manifests: n.pool.Manifests(),
 		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxEntries: int64(n.c.MaxEntries), MaxUploads: n.c.MaxUploads,
 		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
 		Unclean: !n.clean, OnEvent: n.templateEvent,
-		Registries: n.registries,
+		Registries: n.registries, Stores: stores,
 	})
 	if err != nil {
 		return err

@@ -1,0 +1,107 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"io"
+	"net/http"
+	"net/url"
+	"time"
+
+	"holdfast/blockdev/filesystem"
+	"holdfast/templates"
+)
+
+// RemoteVersion says where the bytes of a version are that are not in the pool.
+type RemoteVersion struct {
+	Host       string `json:"host"` // of the store, with its port; the rest is the operator's
+	Filesystem string `json:"filesystem"`
+	Size       int64  `json:"size"` // MiB, of the image: the smallest volume
+}
+
+func remoteBody(r templates.Revision) *RemoteVersion {
+	if r.Remote == nil {
+		return nil
+	}
+	b := &RemoteVersion{Filesystem: string(r.Remote.Filesystem), Size: r.ImageBytes >> 20}
+	if u, err := url.Parse(r.Remote.Image); err == nil {
+		b.Host = u.Host
+	}
+	return b
+}
+
+// templateImage sends the sized image of a version, for `holdfast template publish`.
+func templateImage(c *call) error {
+	name, err := c.pathName("volume template")
+	if err != nil {
+		return err
+	}
+	query, err := url.ParseQuery(c.r.URL.RawQuery)
+	if err != nil {
+		return invalid("query", "is not well-formed")
+	}
+	p := templates.Publication{Version: query.Get("version"), Filesystem: filesystem.Type(query.Get("filesystem"))}
+	size, err := mebibytes("size", []byte(query.Get("size")))
+	if err != nil {
+		return err
+	}
+	if size != nil {
+		p.SizeMiB = *size
+	}
+	var out *bufio.Writer
+	err = c.s.o.Library.Publish(c.r.Context(), c.workspace, name, p, func(v templates.Revision) io.Writer {
+		h := c.w.Header()
+		h.Set("Content-Type", "application/octet-stream")
+		h.Set(versionHeader, v.Name)
+		c.w.WriteHeader(http.StatusOK)
+		out = bufio.NewWriterSize(patientWriter{c}, 256<<10)
+		return out
+	})
+	if err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// RemoteRequest is the body of the registration of a published version.
+type RemoteRequest struct {
+	Manifest *string `json:"manifest"` // URL
+	Digest   *string `json:"digest"`   // SHA-256 of the manifest
+	Version  *string `json:"version"`  // name of the version; absent: its number
+}
+
+// registerRemote makes a version whose bytes stay in a store. It answers when the
+// version is READY.
+func registerRemote(c *call) error {
+	name := c.r.PathValue("name")
+	if !validName(name) {
+		return invalid("metadata.name", nameRule)
+	}
+	c.resource = name
+	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
+	var b RemoteRequest
+	if err := c.decode(&b); err != nil {
+		return err
+	}
+	switch {
+	case value(b.Manifest) == "":
+		return invalid("manifest", "is required: the URL of the manifest that `holdfast template publish` wrote")
+	case value(b.Digest) == "":
+		return invalid("digest", "is required: the SHA-256 of the manifest, which `holdfast template publish` printed")
+	}
+	if err := c.uploadPlace(); err != nil {
+		return err
+	}
+	defer func() { <-c.s.uploads }()
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
+	defer cancel()
+	rev, err := c.s.o.Library.Register(ctx, c.workspace, templates.Registration{
+		Template: name, Version: value(b.Version), Manifest: *b.Manifest, Digest: *b.Digest, Actor: c.principal.actor(),
+	})
+	if err != nil {
+		return err
+	}
+	c.resource = rev.Template + ":" + rev.Name
+	c.extendWrite()
+	return c.json(versionBody(rev))
+}

@@ -1,0 +1,40 @@
+package api_test
+
+import (
+	"strings"
+	"testing"
+
+	"holdfast/api"
+)
+
+// TestRemoteVersions: only who operates the host says where bytes may be fetched, and
+// users learn the store's host and no more.
+func TestRemoteVersions(t *testing.T) {
+	w := newWorld(t)
+	const line, body = "POST /v0/volume_templates/far/remote", `{"manifest":"https://store.example/secret/path/far.json","digest":"sha256:good","version":"first"}`
+	const here = "X-Blaxel-Workspace: main"
+	w.as(adminKey, line, body).refused(403, "FORBIDDEN", "control-plane")
+	w.as(nodeKey, line, body).refused(400, "INVALID_REQUEST", "X-Blaxel-Workspace")
+	r := w.as(nodeKey, line, body, here).is(200)
+	v := into[api.TemplateVersion](r)
+	if v.TemplateName != "far" || v.Name != "first" || v.Status != "READY" || v.Remote == nil || *v.Remote != (api.RemoteVersion{Host: "store.example", Filesystem: "ext4", Size: 64}) {
+		t.Errorf("%+v, %+v", v, v.Remote)
+	}
+	if strings.Contains(string(r.Body), "secret") {
+		t.Errorf("the answer tells where in the store: %s", r.Body)
+	}
+	w.as(nodeKey, line, `{"digest":"sha256:good"}`, here).refused(400, "INVALID_REQUEST", "manifest")
+	w.as(nodeKey, line, `{"manifest":"https://store.example/m.json"}`, here).refused(400, "INVALID_REQUEST", "digest")
+	w.as(nodeKey, line, `{"manifest":"https://store.example/m.json","digest":"sha256:bad"}`, here).refused(400, "MANIFEST_REFUSED", "")
+	w.as(nodeKey, line, `{"manifest":"http://169.254.169.254/latest","digest":"sha256:good"}`, here).refused(403, "STORE_NOT_ALLOWED", "")
+	w.shelf.registryFails = true
+	w.as(nodeKey, line, body, here).refused(502, "STORE_FAILED", "")
+
+	w.push("app", 10)
+	image := w.request("GET /v0/volume_templates/app/image?filesystem=xfs&size=300", nil).is(200)
+	if string(image.Body) != "app xfs 300" || image.Header.Get("X-Holdfast-Version") != "1" {
+		t.Errorf("%q, %v", image.Body, image.Header)
+	}
+	w.request("GET /v0/volume_templates/app/image?size=0", nil).refused(400, "INVALID_REQUEST", "size")
+	w.request("GET /v0/volume_templates/app/image?version=9", nil).refused(404, "NOT_FOUND", "")
+}
