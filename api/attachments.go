@@ -2,6 +2,8 @@ package api
 
 import (
 	"encoding/json"
+	"slices"
+	"strings"
 	"time"
 
 	"holdfast/blockdev/attach"
@@ -45,22 +47,35 @@ type Target struct {
 	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API
 	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
-	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else
+	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else; export: "tls" for a port
 	Protocol  string `json:"protocol,omitempty"`  // export: "nbd" or "vhost-user"
 	Owner     int    `json:"owner,omitempty"`     // export: user of the server's host who may connect besides root
+
+	Clients []string `json:"clients,omitempty"` // export by tls: names, of which a client's certificate has one
 }
 
 func (t Target) target() attach.Target {
 	return attach.Target{
 		Type: t.Type, Path: t.Path, Container: t.Container, Root: t.Root, VMM: t.VMM,
 		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport, Protocol: t.Protocol, Owner: t.Owner,
+		Clients: clientsText(t.Clients),
 	}
+}
+
+// clientsText puts names into one text, which is none that a target may have where one
+// of them is not to be told from several, or from nobody's.
+func clientsText(names []string) string {
+	if slices.ContainsFunc(names, func(name string) bool { return name == "" || strings.Contains(name, " ") }) {
+		return " "
+	}
+	return strings.Join(names, " ")
 }
 
 func targetBody(t attach.Target) Target {
 	return Target{
 		Type: t.Type, Path: t.Path, Container: t.Container, Root: t.Root, VMM: t.VMM,
 		Socket: t.Socket, Agent: t.Agent, QemuAgent: t.QemuAgent, Transport: t.Transport, Protocol: t.Protocol, Owner: t.Owner,
+		Clients: strings.Fields(t.Clients),
 	}
 }
 
@@ -158,7 +173,11 @@ func (c *call) launched(v engine.Volume, a engine.Attachment) error {
 		return err
 	}
 	if l != nil {
-		b.Launch = &Launch{Path: l.Path, URI: l.URI, Arguments: l.Arguments, Document: l.Document, File: l.File, Process: l.Pid}
+		uri := l.URI
+		if a.Target.Transport == "tls" && c.mayAttach() != nil {
+			uri = "" // it has the export's name, which opens the volume
+		}
+		b.Launch = &Launch{Path: l.Path, URI: uri, Arguments: l.Arguments, Document: l.Document, File: l.File, Process: l.Pid}
 	}
 	return c.json(b)
 }

@@ -66,9 +66,11 @@ type Target struct {
 	Socket    string `json:"socket,omitempty"`    // qemu: of a monitor (QMP); firecracker, cloud-hypervisor: of the API; export: where a link to the socket is made
 	Agent     string `json:"agent,omitempty"`     // of a virtual machine: socket that leads to our agent in the guest
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
-	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else
+	Transport string `json:"transport,omitempty"` // of a virtual machine: "vhost-user" for a worker's socket and nothing else; export: "tls" for a port of the server's host
 	Protocol  string `json:"protocol,omitempty"`  // export: "nbd" or "vhost-user"
 	Owner     int    `json:"owner,omitempty"`     // export: user of the server's host who may connect besides root
+
+	Clients []string `json:"clients,omitempty"` // export by tls: names, of which a client's certificate has one; empty: any
 }
 
 // RateLimits bound what an attachment reads and writes, per second; 0 is no limit.

@@ -18,10 +18,14 @@ type Target struct {
 	Agent     string `json:"agent,omitempty"`     // socket that leads to our agent in the guest; "": there is none
 	QemuAgent string `json:"qemuAgent,omitempty"` // qemu: socket that leads to QEMU's own guest agent
 	// Transport is how a virtual machine gets the volume: "" by the first kind that it
-	// can use and the volume has, "vhost-user" by a worker's socket only.
+	// can use and the volume has, "vhost-user" by a worker's socket only. export: "" for
+	// a socket of this host, "tls" for a port of it.
 	Transport string `json:"transport,omitempty"`
 	Protocol  string `json:"protocol,omitempty"`  // export: "nbd" or "vhost-user"
 	Owner     int    `json:"owner,omitempty"`     // export: user of this host who may connect besides root; 0: nobody
+	Clients   string `json:"clients,omitempty"`   // export by tls: names that certificates of clients may have, a space apart; "": any
+	Port      int    `json:"port,omitempty"`      // export by tls: where it is reached, chosen when it is resolved, never taken from a caller
+	Export    string `json:"export,omitempty"`    // export by tls: the name of the export, which nobody can guess; the same
 	Shared    bool   `json:"shared,omitempty"`    // a VMM's guest memory can be shared with a worker, found at attach time, never taken from a caller
 	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
 	StartTime uint64 `json:"startTime,omitempty"` // of that process (field 22 of /proc/pid/stat), against pid reuse

@@ -1,6 +1,7 @@
 package blockdevtest
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -19,9 +20,10 @@ const (
 	nbdRequest     = 0x25609513
 	nbdReply       = 0x67446698
 
-	nbdOptGo   = 7
-	nbdRepAck  = 1
-	nbdRepInfo = 3
+	nbdOptStartTLS = 5
+	nbdOptGo       = 7
+	nbdRepAck      = 1
+	nbdRepInfo     = 3
 
 	nbdRead, nbdWrite, nbdDisconnect, nbdFlush = 0, 1, 2, 3
 )
@@ -35,10 +37,30 @@ func DialNBD(t testing.TB, socket string) File {
 		t.Fatal(err)
 	}
 	c := &nbdClient{conn: conn}
-	if err := c.begin(); err != nil {
+	if err := errors.Join(c.greet(), c.enter("")); err != nil {
 		t.Fatal(errors.Join(fmt.Errorf("NBD at %s: %w", socket, err), conn.Close()))
 	}
 	return c
+}
+
+// DialNBDS connects to an export at a TCP address, over TLS.
+func DialNBDS(address, name string, config *tls.Config) (File, error) {
+	conn, err := net.Dial("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	c := &nbdClient{conn: conn}
+	if err = c.greet(); err == nil {
+		err = c.option(nbdOptStartTLS, nil)
+	}
+	if err == nil {
+		c.conn = tls.Client(conn, config)
+		err = c.enter(name)
+	}
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("NBD at %s: %w", address, err), conn.Close())
+	}
+	return c, nil
 }
 
 type nbdClient struct {
@@ -48,8 +70,8 @@ type nbdClient struct {
 
 var errNBD = errors.New("not what an NBD server answers")
 
-// begin shakes hands and asks for the default export.
-func (c *nbdClient) begin() error {
+// greet takes the server's greeting and answers it.
+func (c *nbdClient) greet() error {
 	var hello struct {
 		Magic, Option uint64
 		Flags         uint16
@@ -60,11 +82,16 @@ func (c *nbdClient) begin() error {
 	if hello.Magic != nbdMagic || hello.Option != nbdOption {
 		return errNBD
 	}
-	ask := binary.BigEndian.AppendUint32(nil, uint32(hello.Flags&3))
-	ask = binary.BigEndian.AppendUint64(ask, nbdOption)
-	ask = binary.BigEndian.AppendUint32(ask, nbdOptGo)
-	ask = binary.BigEndian.AppendUint32(ask, 6) // no name, no question
-	if _, err := c.conn.Write(append(ask, make([]byte, 6)...)); err != nil {
+	_, err := c.conn.Write(binary.BigEndian.AppendUint32(nil, uint32(hello.Flags&3)))
+	return err
+}
+
+// option asks for one, and returns once the server has agreed.
+func (c *nbdClient) option(option uint32, data []byte) error {
+	ask := binary.BigEndian.AppendUint64(nil, nbdOption)
+	ask = binary.BigEndian.AppendUint32(ask, option)
+	ask = binary.BigEndian.AppendUint32(ask, uint32(len(data))) //nolint:gosec // a test's
+	if _, err := c.conn.Write(append(ask, data...)); err != nil {
 		return err
 	}
 	for {
@@ -85,6 +112,12 @@ func (c *nbdClient) begin() error {
 			return nil
 		}
 	}
+}
+
+// enter asks for an export, with no question about it.
+func (c *nbdClient) enter(name string) error {
+	ask := binary.BigEndian.AppendUint32(nil, uint32(len(name))) //nolint:gosec // a test's
+	return c.option(nbdOptGo, append(append(ask, name...), 0, 0))
 }
 
 // do makes one request, and fills in with what comes.

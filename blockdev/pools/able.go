@@ -136,6 +136,21 @@ func (s *Set) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Limi
 	return noWorker("pools.Throttle", id, err)
 }
 
+// Expose implements serve.Exposer.
+func (s *Set) Expose(ctx context.Context, id blockdev.ID, e serve.Exposure) error {
+	err := able(ctx, s, id, func(b serve.Exposer) error { return b.Expose(ctx, id, e) })
+	return noWorker("pools.Expose", id, err)
+}
+
+// Withdraw implements serve.Exposer.
+func (s *Set) Withdraw(ctx context.Context, id blockdev.ID, name string) error {
+	err := able(ctx, s, id, func(b serve.Exposer) error { return b.Withdraw(ctx, id, name) })
+	if errors.Is(err, errors.ErrUnsupported) { // nothing is exposed there
+		return nil
+	}
+	return err
+}
+
 func noWorker(op string, id blockdev.ID, err error) error {
 	if errors.Is(err, errors.ErrUnsupported) {
 		return blockdev.Op(op, id, fmt.Errorf("%w: its pool has no workers", blockdev.ErrNotFound))

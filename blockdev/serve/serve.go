@@ -2,6 +2,11 @@ package serve
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"holdfast/blockdev"
@@ -18,6 +23,55 @@ type Service struct {
 	Limits  blockdev.Limits
 	Failed  string     // why no write is acknowledged any more; "" while all is well
 	Layers  *Hydration // nil for a flat image
+	Exposed []Exposed  // where clients connect over the network
+}
+
+// Exposed is a way to a volume over the network.
+type Exposed struct {
+	Name    string // of the export
+	Address string // host and port
+	Clients int    // that have the volume now; they are among those of the Service
+	Met     string // Exposure.Met of what clients are met with that come now
+}
+
+// Exposure is a way to a volume over the network: NBD over TLS, with certificates on
+// both sides.
+type Exposure struct {
+	Name string // of the export; who does not know it gets nothing
+	// Socket listens at a TCP address; nil for one of that name that is there already:
+	// clients that come from now on are met with the rest.
+	Socket *os.File
+	// Certificate with its chain, its key, and the authorities whose clients are let in
+	// are PEM, together at most MaxPEM bytes.
+	Certificate, Key, Authorities []byte
+	// Clients are names, of which a client's certificate must have one as its subject's
+	// common name or among its DNS names; empty: any certificate of the authorities.
+	Clients []string
+}
+
+// Met tells apart what clients are met with: a digest of all but the socket.
+func (e *Exposure) Met() string {
+	h := sha256.New()
+	for _, part := range [][]byte{e.Certificate, e.Key, e.Authorities, []byte(strings.Join(e.Clients, " "))} {
+		fmt.Fprintf(h, "%d:%s", len(part), part)
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// MaxPEM bounds what comes with an Exposure, in bytes: it goes to the worker in one
+// message.
+const MaxPEM = 64 << 10
+
+// Exposer is a backend whose workers take clients over the network as well.
+type Exposer interface {
+	// Expose has the worker of an image that is open as NBD take clients by an exposure,
+	// until the worker ends. blockdev.ErrInvalid for certificates that are of no use,
+	// blockdev.ErrExists for a socket where the name has one, blockdev.ErrNotFound for a
+	// name that has none, and while no worker serves the image.
+	Expose(ctx context.Context, id blockdev.ID, e Exposure) error
+	// Withdraw ends an exposure. blockdev.ErrBusy while a client has the volume by it;
+	// then nothing has changed. None of that name is success.
+	Withdraw(ctx context.Context, id blockdev.ID, name string) error
 }
 
 // Hydration is how far a layered image is on its way to a flat one.

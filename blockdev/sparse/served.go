@@ -34,6 +34,7 @@ var (
 	_ serve.Observer  = (*Pool)(nil)
 	_ serve.Throttler = (*Pool)(nil)
 	_ serve.Sentry    = (*Pool)(nil)
+	_ serve.Exposer   = (*Pool)(nil)
 )
 
 // served is what the lock file beside an image says of an opening at a worker: it
@@ -474,6 +475,27 @@ func (p *Pool) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Lim
 		err = w.Throttle(ctx, limits)
 	}
 	return blockdev.Op("sparse.Throttle", id, err)
+}
+
+// Expose implements serve.Exposer.
+func (p *Pool) Expose(ctx context.Context, id blockdev.ID, e serve.Exposure) error {
+	w, err := p.observed(ctx, id)
+	if err == nil {
+		err = w.Expose(ctx, e)
+	}
+	return blockdev.Op("sparse.Expose", id, err)
+}
+
+// Withdraw implements serve.Exposer.
+func (p *Pool) Withdraw(ctx context.Context, id blockdev.ID, name string) error {
+	w, err := p.observed(ctx, id)
+	if err == nil {
+		err = w.Withdraw(ctx, name)
+	}
+	if errors.Is(err, blockdev.ErrNotFound) { // its worker has ended, and so has the exposure
+		return nil
+	}
+	return blockdev.Op("sparse.Withdraw", id, err)
 }
 
 // AwaitEnd implements serve.Sentry.

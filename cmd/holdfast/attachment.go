@@ -60,7 +60,8 @@ func (a *app) attachmentCreate() *cobra.Command {
 	f.StringVar(&at.Target.Protocol, "export", "", "nbd or vhost-user: serve it by a socket of the server's host")
 	f.StringVar(&sockets.export, "export-link", "", "with --export: where a link to the socket is made, below an allowed prefix")
 	f.IntVar(&at.Target.Owner, "export-owner", 0, "with --export: number of a user of the server's host who may connect besides root")
-	f.StringVar(&at.Target.Transport, "transport", "", "vhost-user: by a worker's socket, also where the virtual machine could open the volume's file")
+	f.StringSliceVar(&at.Target.Clients, "export-client", nil, "with --transport tls: name in a client's certificate that is let in, for each; none: every certificate of the operator's authority")
+	f.StringVar(&at.Target.Transport, "transport", "", "vhost-user: by a worker's socket, also where the virtual machine could open the volume's file; tls, with --export nbd: at a port of the server's host, for clients with a certificate")
 	f.StringVar(&at.MountPath, "mount-path", "", "where it shows inside the container, or the guest that has an agent")
 	f.BoolVar(&at.Force, "force", false, "take the volume from whoever is in the way, as delete --force does")
 	f.BoolVar(&at.ReadOnly, "read-only", false, "readers may be many, a writer is alone")
@@ -143,7 +144,7 @@ func (a *app) showAttachment(at client.Attachment) error {
 		r.add("Holder", at.Holder)
 		r.add("Target", targetText(at.Target))
 		r.add("Mount path", at.MountPath)
-		if at.Launch != nil && at.Target.Protocol != "" {
+		if at.Launch != nil && at.Target.Protocol != "" && at.Launch.Path != "" {
 			r.add("Socket", at.Launch.Path)
 		}
 		if at.Launch != nil && at.Launch.URI != "" {

@@ -57,6 +57,13 @@ type Config struct {
 	QemuAIO       string // "auto", "io_uring", "native", "threads"
 	TenantsAttach bool   // with --dev always
 
+	ExportAddress string // where exports over TLS are reached; "": nowhere
+	ExportName    string // "": the address
+	ExportPorts   string // FIRST-LAST
+	ExportCert    string
+	ExportKey     string
+	ExportCA      string
+
 	Worker string // program; "": beside this one; "none"
 
 	Cage       string // "required", "off"
@@ -107,7 +114,7 @@ func DefaultConfig() Config {
 		LogFormat: "text", LogLevel: "info",
 		PoolMode: "auto", Overprovision: 1.0, PoolPolicy: engine.PolicyFirst, LVMExtendBy: 20,
 		DefaultRegion: "local", MaxSize: 64 << 40,
-		RuncRoot: "/run/runc", FirecrackerIO: firecracker.Sync, QemuAIO: string(qemu.Auto),
+		RuncRoot: "/run/runc", FirecrackerIO: firecracker.Sync, QemuAIO: string(qemu.Auto), ExportPorts: "10810-11809",
 		Cage: cageRequired, CageWarm: 2, CageMemory: 1 << 30,
 		RateLimit: 200, RateBurst: 400, MaxUploads: 4, MaxArchive: 64 << 30, MaxEntries: 2_000_000,
 		HeaderLimit: 10 * time.Second, RequestLimit: time.Minute, TransferLimit: time.Minute,
@@ -161,6 +168,12 @@ func (c *Config) settings() []setting {
 		{"firecracker_io_engine", "how Firecracker does a volume's I/O: Sync, or Async (io_uring)", choiceValue{&c.FirecrackerIO, []string{firecracker.Sync, firecracker.Async}}},
 		{"qemu_aio", "how QEMU does a volume's I/O: io_uring, native, threads, or auto: the first of them that it has", choiceValue{&c.QemuAIO, qemu.AIOs()}},
 		{"tenants_attach", "let a workspace's own keys attach volumes: their targets are paths and containers of this host", boolValue{&c.TenantsAttach}},
+		{"export_address", "address of this host where exports with transport tls are reached (default: nowhere)", textValue{&c.ExportAddress}},
+		{"export_name", "name of this host in the addresses of exports, which the certificate is for (default: export_address)", textValue{&c.ExportName}},
+		{"export_ports", "ports for exports, one each, as FIRST-LAST", textValue{&c.ExportPorts}},
+		{"export_cert", "certificate file (PEM, with its chain) of exports; read again when replaced", textValue{&c.ExportCert}},
+		{"export_key", "private key file (PEM) of exports: each worker that serves one gets it, so have one for nothing else", textValue{&c.ExportKey}},
+		{"export_client_ca", "file (PEM) of the authorities whose certificates clients of exports must have", textValue{&c.ExportCA}},
 		{"worker", "program that serves volumes over sockets, one process for each (default: holdfast-blockd beside holdfastd, if it is there; \"none\": no workers)", textValue{&c.Worker}},
 		{"cage", "where filesystem tools read what tenants have written: in a cage (runc, user namespaces), or, off, as root on this host", choiceValue{&c.Cage, []string{cageRequired, cageOff}}},
 		{"cage_warm", "cages that wait ready: a grow that finds none waits for one to be made", intValue{&c.CageWarm}},
@@ -377,6 +390,9 @@ func (c *Config) check() []error {
 		}
 	}
 	errs = append(errs, c.checkSandbox()...)
+	if _, err := c.exportNetwork(); err != nil {
+		errs = append(errs, err)
+	}
 	if u, err := url.Parse(c.PublicURL); c.PublicURL != "" && (err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https")) {
 		bad("public_url: %q is not an http or https URL", c.PublicURL)
 	}

@@ -75,6 +75,10 @@ func TestMistakesAreNamed(t *testing.T) {
 		s    Sources
 		want string
 	}{
+		"exports to anybody":     {Sources{File: file(t, "export_address = \"10.0.0.1\"\n")}, "export_client_ca are needed"},
+		"exports by a name":      {Sources{File: file(t, "export_address = \"host\"\n")}, "is not an IP address"},
+		"exports nowhere":        {Sources{File: file(t, "export_address = \"::\"\n")}, "export_name is needed"},
+		"ports of exports":       {Sources{File: file(t, "export_address = \"::1\"\nexport_ports = \"9-8\"\n")}, "FIRST-LAST"},
 		"unknown key":            {Sources{File: file(t, "pool_sise = \"1GiB\"\n")}, `unknown key "pool_sise"`},
 		"unknown table":          {Sources{File: file(t, "[pool]\nsize = 1\n")}, `"pool"`},
 		"two unknown keys":       {Sources{File: file(t, "alpha = 1\nbeta = 2\n")}, `unknown key "beta"`},

@@ -14,7 +14,7 @@ import (
 // Doctor prints what this host has and lacks, without a daemon and changing
 // nothing. ErrHost when the main job cannot be done.
 func Doctor(ctx context.Context, c Config, out io.Writer) error {
-	checks := append(preflight.Host(ctx), cageCheck(c), workerCheck(c))
+	checks := append(preflight.Host(ctx), cageCheck(c), workerCheck(c), exportCheck(c))
 	if _, err := os.Stat(c.StateDir); err == nil {
 		l := layout{c.StateDir}
 		checks = append(checks, preflight.Place(c.StateDir, c.PoolDir, l.metadata())...)

@@ -150,7 +150,7 @@ func (n *node) open(ctx context.Context) error {
 }
 
 func (n *node) checkHost(ctx context.Context) error {
-	n.checks = append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c))
+	n.checks = append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c), exportCheck(n.c))
 	logChecks(n.log, n.checks)
 	if failed := preflight.Failed(n.checks); len(failed) > 0 {
 		return fmt.Errorf("%w: %s: %s; %s", ErrHost, failed[0].Name, failed[0].Consequence, failed[0].Fix)
@@ -367,9 +367,17 @@ func (n *node) attachers() (map[string]attach.Attacher, error) {
 	if err != nil {
 		return nil, err
 	}
+	network, err := n.c.exportNetwork()
+	if err != nil {
+		return nil, err
+	}
+	exported, err := export.New(export.Options{Door: door, Pool: n.pools, Network: network})
+	if err != nil {
+		return nil, err
+	}
 	// Also when they are not enabled: an earlier run may have left some.
 	return map[string]attach.Attacher{
-		vmstart.Type: atStart, export.Type: export.New(door, n.pools),
+		vmstart.Type: atStart, export.Type: exported,
 		host.Type: onHost, runc.Type: inRunc, api.SandboxTarget: sandbox.NewAttacher(inSandbox),
 		qemu.Type: inQEMU, firecracker.Type: inFirecracker,
 		cloudhypervisor.Type: inCloudHypervisor,
@@ -418,7 +426,7 @@ func (n *node) healthy(context.Context) error {
 
 // doctor looks again at everything that can change while the daemon runs.
 func (n *node) doctor(ctx context.Context) []preflight.Check {
-	checks := append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c))
+	checks := append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c), exportCheck(n.c))
 	checks = append(checks, preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
 	return append(append(checks, n.checkPoolsNow(ctx)...), n.checkTemplates())
 }

@@ -10,6 +10,15 @@
 // there: a name that stays when the worker is replaced, and that whoever prepares a
 // virtual machine can choose. It opens no door that the owner does not open.
 //
+// # Over the network
+//
+// With transport "tls" a volume is reached at a port of the host instead: NBD over TLS.
+// The worker has the listening socket and the certificates, so that connections outlive
+// the daemon, and opened neither. Who connects needs a certificate of the operator's
+// authority (of one of the target's clients, if it names any) and the export's name,
+// which is random. Port and name are the attachment's for good. Certificates that the
+// operator has replaced are handed to the workers at the next Probe and Attach.
+//
 // # Its end
 //
 // A detach is refused while a client is connected, and nothing has changed: clients hang

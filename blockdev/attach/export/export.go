@@ -7,7 +7,9 @@ import (
 	"math"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -21,8 +23,15 @@ const Type = "export"
 
 // Attacher is an attach.Attacher, attach.Chooser, attach.Resizer and attach.Launcher.
 type Attacher struct {
-	door *vmsocket.Door
-	pool serve.Observer
+	door    *vmsocket.Door
+	pool    Pool
+	network *network // nil: there is none
+}
+
+// Pool is what knows the workers of volumes, and has them listen to the network.
+type Pool interface {
+	serve.Observer
+	serve.Exposer
 }
 
 var (
@@ -31,9 +40,25 @@ var (
 	_ attach.Launcher = (*Attacher)(nil)
 )
 
-// New takes the door to the directories where links may be made, and what knows the
-// workers of volumes.
-func New(door *vmsocket.Door, pool serve.Observer) *Attacher { return &Attacher{door, pool} }
+// Options of an Attacher.
+type Options struct {
+	Door    *vmsocket.Door // to the directories where links may be made
+	Pool    Pool
+	Network Network // where exports over TLS are reached; the zero Network: nowhere
+}
+
+// New makes an Attacher. blockdev.ErrInvalid for a Network that cannot be used.
+func New(o Options) (*Attacher, error) {
+	a := &Attacher{door: o.Door, pool: o.Pool}
+	if o.Network == (Network{}) {
+		return a, nil
+	}
+	if err := o.Network.check(); err != nil {
+		return nil, blockdev.Op("export.New", "", err)
+	}
+	a.network = &network{Network: o.Network, given: map[int]time.Time{}}
+	return a, nil
+}
 
 // Needs is a worker's socket. Whoever connects can write any block.
 func (a *Attacher) Needs() attach.Needs {
@@ -52,6 +77,9 @@ func (a *Attacher) Resolve(_ context.Context, t attach.Target, mountPath string)
 	if err == nil && t.Socket != "" {
 		_, err = a.linked(t.Socket)
 	}
+	if err == nil && t.Transport == TLS {
+		t.Port, t.Export, err = a.network.reserve()
+	}
 	t.Pid, t.StartTime, t.Boot, t.Shared = 0, 0, "", false // of a sandbox, and there is none
 	return t, blockdev.Op("export.Resolve", "", err)
 }
@@ -63,8 +91,14 @@ func check(t attach.Target, mountPath string) error {
 		rule = fmt.Sprintf("target.protocol must be one of: %s, %s", blockdev.NBD, blockdev.VhostUser)
 	case t.Owner < 0 || t.Owner >= math.MaxUint32: // (uid_t)-1 is nobody
 		rule = "target.owner must be the number of a user of this server's host"
-	case t.Path != "" || t.Container != "" || t.Root != "" || t.VMM != "" || t.Agent != "" || t.QemuAgent != "" || t.Transport != "":
-		rule = "an export target has a protocol, and perhaps a socket and an owner, only"
+	case t.Path != "" || t.Container != "" || t.Root != "" || t.VMM != "" || t.Agent != "" || t.QemuAgent != "" || t.Port != 0 || t.Export != "":
+		rule = "an export target has a protocol, and perhaps a socket and an owner, or a transport and clients, only"
+	case t.Transport == TLS && (t.Protocol != string(blockdev.NBD) || t.Socket != "" || t.Owner != 0):
+		rule = "target.transport tls is of protocol nbd, without a socket and an owner"
+	case t.Transport == TLS && !clientsForm.MatchString(t.Clients):
+		rule = fmt.Sprintf("target.clients must be at most %d names of 1 to 64 letters, digits and _.@-", mostClients)
+	case t.Transport != TLS && (t.Transport != "" || t.Clients != ""):
+		rule = "target.transport of an export is tls or absent; target.clients are of transport tls only"
 	case mountPath != "":
 		rule = "mountPath does not apply to an export: whoever connects gets the device"
 	default:
@@ -75,19 +109,22 @@ func check(t attach.Target, mountPath string) error {
 
 // Attach lets the target's owner in and makes its link. blockdev.ErrBusy when another
 // export of the volume has another owner, or the link's name is taken.
-func (a *Attacher) Attach(_ context.Context, r attach.Request) error {
-	return blockdev.Op("export.Attach", r.Volume, a.open(r))
+func (a *Attacher) Attach(ctx context.Context, r attach.Request) error {
+	return blockdev.Op("export.Attach", r.Volume, a.open(ctx, r))
 }
 
-func (a *Attacher) open(r attach.Request) error {
+func (a *Attacher) open(ctx context.Context, r attach.Request) error {
 	if string(r.Endpoint.Kind) != r.Target.Protocol {
 		return fmt.Errorf("%w: the volume is served by %s", blockdev.ErrBusy, r.Endpoint.Kind)
+	}
+	if r.Target.Transport == TLS {
+		return a.expose(ctx, r)
 	}
 	owner, err := ownerOf(r.Endpoint.Path)
 	if err != nil {
 		return err
 	}
-	if owner != r.Target.Owner && len(r.Others) > 0 {
+	if owner != r.Target.Owner && hasSocket(r.Others) {
 		return fmt.Errorf("%w: another export of the volume has another owner", blockdev.ErrBusy)
 	}
 	if owner != r.Target.Owner {
@@ -108,6 +145,9 @@ func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 }
 
 func (a *Attacher) close(ctx context.Context, r attach.Request) error {
+	if r.Target.Transport == TLS {
+		return a.withdraw(ctx, r)
+	}
 	if err := a.unused(ctx, r); err != nil {
 		return err
 	}
@@ -125,19 +165,29 @@ func (a *Attacher) close(ctx context.Context, r attach.Request) error {
 
 // unused is nil when nobody is connected whose connection ends with this attachment.
 func (a *Attacher) unused(ctx context.Context, r attach.Request) error {
-	if len(r.Others) > 0 {
+	if hasSocket(r.Others) {
 		return nil
 	}
 	s, err := a.pool.Observe(ctx, r.Volume)
-	switch {
-	case errors.Is(err, blockdev.ErrNotFound): // nobody can be
+	if errors.Is(err, blockdev.ErrNotFound) { // nobody can be
 		return nil
-	case err != nil:
+	}
+	if err != nil {
 		return err
-	case s.Clients > 0:
-		return inUse{s.Clients}
+	}
+	here := s.Clients
+	for _, x := range s.Exposed {
+		here -= x.Clients
+	}
+	if here > 0 {
+		return inUse{here}
 	}
 	return nil
+}
+
+// hasSocket reports whether one of the targets is a socket of this host.
+func hasSocket(targets []attach.Target) bool {
+	return slices.ContainsFunc(targets, func(t attach.Target) bool { return t.Transport != TLS })
 }
 
 // inUse is an attach.ErrInUse in its own words.
@@ -161,18 +211,21 @@ func (a *Attacher) Probe(ctx context.Context, r attach.Request) (attach.State, e
 }
 
 func (a *Attacher) probe(ctx context.Context, r attach.Request) (attach.State, error) {
-	_, err := a.pool.Observe(ctx, r.Volume)
+	s, err := a.pool.Observe(ctx, r.Volume)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return attach.StateMissing, nil
 	}
 	if err != nil {
 		return "", err
 	}
+	if r.Target.Transport == TLS {
+		return a.exposed(s, r.Target), nil
+	}
 	owner, err := ownerOf(r.Endpoint.Path)
 	if err != nil {
 		return "", err
 	}
-	if owner != r.Target.Owner && len(r.Others) == 0 {
+	if owner != r.Target.Owner && !hasSocket(r.Others) {
 		return attach.StateMissing, nil
 	}
 	if r.Target.Socket != "" {
@@ -223,6 +276,9 @@ var escaped = strings.NewReplacer("%2F", "/", "+", "%20")
 
 // Launch implements attach.Launcher: where to connect to.
 func (a *Attacher) Launch(_ context.Context, r attach.Request, _ filesystem.Type) (attach.Launch, error) {
+	if r.Target.Transport == TLS {
+		return attach.Launch{URI: a.network.uri(r.Target)}, nil
+	}
 	l := attach.Launch{Path: r.Target.Socket}
 	if l.Path == "" {
 		l.Path = r.Endpoint.Path

@@ -85,6 +85,11 @@ func (w *worker) Observe(context.Context, blockdev.ID) (serve.Service, error) {
 	return serve.Service{Pid: w.cmd.Process.Pid, Since: w.since, Clients: w.clients}, nil
 }
 
+func (w *worker) Expose(context.Context, blockdev.ID, serve.Exposure) error {
+	return errors.ErrUnsupported
+}
+func (w *worker) Withdraw(context.Context, blockdev.ID, string) error { return errors.ErrUnsupported }
+
 func (w *worker) set(clients int) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -106,7 +111,8 @@ func newBench(t *testing.T) *bench {
 	b.door, err = vmsocket.New([]string{b.vms}, slog.New(slog.DiscardHandler))
 	good(t, err)
 	b.w = startWorker(t, b.run)
-	b.Attacher = export.New(b.door, b.w)
+	b.Attacher, err = export.New(export.Options{Door: b.door, Pool: b.w})
+	good(t, err)
 	return b
 }
 
@@ -155,19 +161,25 @@ func TestTargets(t *testing.T) {
 		want  error
 		words string
 	}{
-		"no protocol":        {t: attach.Target{Type: export.Type}, words: "target.protocol must be one of"},
-		"iscsi":              {t: attach.Target{Type: export.Type, Protocol: "iscsi"}, words: "target.protocol must be one of"},
-		"a file":             {t: attach.Target{Type: export.Type, Protocol: "file"}, words: "target.protocol must be one of"},
-		"a negative owner":   {t: nbd(func(t *attach.Target) { t.Owner = -1 }), words: "target.owner"},
-		"no user's number":   {t: nbd(func(t *attach.Target) { t.Owner = 1<<32 - 1 }), words: "target.owner"},
-		"a container":        {t: nbd(func(t *attach.Target) { t.Container = "c" }), words: "only"},
-		"a transport":        {t: nbd(func(t *attach.Target) { t.Transport = "vhost-user" }), words: "only"},
-		"a mount":            {t: nbd(func(*attach.Target) {}), mount: "/data", words: "mountPath does not apply"},
-		"anywhere":           {t: nbd(func(t *attach.Target) { t.Socket = "/etc/link" }), words: "directories that the operator allows"},
-		"relative":           {t: nbd(func(t *attach.Target) { t.Socket = "link" }), words: "absolute"},
-		"no directory":       {t: nbd(func(t *attach.Target) { t.Socket = b.vms + "/none/link" }), words: "does not exist"},
-		"through a link":     {t: nbd(func(t *attach.Target) { t.Socket = b.vms + "/away/link" }), words: "symbolic link"},
-		"something is there": {t: nbd(func(t *attach.Target) { t.Socket = b.vms + "/file" }), want: blockdev.ErrBusy, words: "something else"},
+		"no protocol":         {t: attach.Target{Type: export.Type}, words: "target.protocol must be one of"},
+		"iscsi":               {t: attach.Target{Type: export.Type, Protocol: "iscsi"}, words: "target.protocol must be one of"},
+		"a file":              {t: attach.Target{Type: export.Type, Protocol: "file"}, words: "target.protocol must be one of"},
+		"a negative owner":    {t: nbd(func(t *attach.Target) { t.Owner = -1 }), words: "target.owner"},
+		"no user's number":    {t: nbd(func(t *attach.Target) { t.Owner = 1<<32 - 1 }), words: "target.owner"},
+		"a container":         {t: nbd(func(t *attach.Target) { t.Container = "c" }), words: "only"},
+		"a transport":         {t: nbd(func(t *attach.Target) { t.Transport = "vhost-user" }), words: "only"},
+		"tls nowhere":         {t: nbd(func(t *attach.Target) { t.Transport = export.TLS }), words: "export_address"},
+		"tls of vhost-user":   {t: attach.Target{Type: export.Type, Protocol: "vhost-user", Transport: export.TLS}, words: "protocol nbd"},
+		"tls and an owner":    {t: nbd(func(t *attach.Target) { t.Transport, t.Owner = export.TLS, 1 }), words: "without a socket"},
+		"nobody's name":       {t: nbd(func(t *attach.Target) { t.Transport, t.Clients = export.TLS, " " }), words: "target.clients must be"},
+		"clients of a socket": {t: nbd(func(t *attach.Target) { t.Clients = "backup" }), words: "of transport tls only"},
+		"a port":              {t: nbd(func(t *attach.Target) { t.Port = 1 }), words: "only"},
+		"a mount":             {t: nbd(func(*attach.Target) {}), mount: "/data", words: "mountPath does not apply"},
+		"anywhere":            {t: nbd(func(t *attach.Target) { t.Socket = "/etc/link" }), words: "directories that the operator allows"},
+		"relative":            {t: nbd(func(t *attach.Target) { t.Socket = "link" }), words: "absolute"},
+		"no directory":        {t: nbd(func(t *attach.Target) { t.Socket = b.vms + "/none/link" }), words: "does not exist"},
+		"through a link":      {t: nbd(func(t *attach.Target) { t.Socket = b.vms + "/away/link" }), words: "symbolic link"},
+		"something is there":  {t: nbd(func(t *attach.Target) { t.Socket = b.vms + "/file" }), want: blockdev.ErrBusy, words: "something else"},
 	} {
 		if c.want == nil {
 			c.want = blockdev.ErrInvalid

@@ -85,6 +85,25 @@ func (w *Worker) Settle(ctx context.Context, record func(Change) error) error {
 	return blockdev.Op("control.Settle", w.id, err)
 }
 
+// Expose has the worker take clients over the network; see serve.Exposer.
+func (w *Worker) Expose(ctx context.Context, e serve.Exposure) error {
+	r := &wire.Request{Op: wire.Expose, Expose: &wire.Exposure{
+		Name: e.Name, Socket: e.Socket != nil, Certificate: e.Certificate, Key: e.Key, Authorities: e.Authorities, Clients: e.Clients,
+	}}
+	var files []*os.File
+	if e.Socket != nil {
+		files = append(files, e.Socket)
+	}
+	_, err := w.call(ctx, r, files...)
+	return blockdev.Op("control.Expose", w.id, err)
+}
+
+// Withdraw ends what Expose began; see serve.Exposer.
+func (w *Worker) Withdraw(ctx context.Context, name string) error {
+	_, err := w.call(ctx, &wire.Request{Op: wire.Withdraw, Name: name})
+	return blockdev.Op("control.Withdraw", w.id, err)
+}
+
 // Trace gives the chunks of 1 MiB that were missed, in the order of the first miss.
 func (w *Worker) Trace(ctx context.Context) ([]int64, error) {
 	reply, err := w.call(ctx, &wire.Request{Op: wire.Trace})

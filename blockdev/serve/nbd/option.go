@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 )
@@ -39,6 +40,10 @@ func (h *handshake) list(data []byte) {
 		h.refuse(optList, repErrInvalid, "this option has no data")
 		return
 	}
+	if h.server.options.Unlisted {
+		h.refuse(optList, repErrPolicy, "exports are not listed: ask for one by its name")
+		return
+	}
 	for _, e := range h.server.all() {
 		one := binary.BigEndian.AppendUint32(nil, uint32(len(e.name)))
 		one = append(one, e.name...)
@@ -66,7 +71,7 @@ func (h *handshake) info(opt uint32, data []byte) *terms {
 	for wanted := rest[2:]; len(wanted) > 0; wanted = wanted[2:] {
 		switch binary.BigEndian.Uint16(wanted) {
 		case infoName:
-			h.put(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, infoName), e.name...))
+			h.put(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, infoName), cmp.Or(name, e.name)...))
 		case infoDescription:
 			if e.description != "" {
 				h.put(opt, repInfo, append(binary.BigEndian.AppendUint16(nil, infoDescription), e.description...))

@@ -22,6 +22,12 @@ type Options struct {
 	// PlainLoopback lets clients of a TCP listener on a loopback address do without
 	// TLS. Every user of the host can connect to it.
 	PlainLoopback bool
+	// Unlisted exports are not told to who asks for a list, and the empty name stands for
+	// none: who wants one must know its name.
+	Unlisted bool
+	// Admit is asked when a client's handshake is over. What it gives is called at the
+	// connection's end; nil ends the connection at once.
+	Admit func() (leave func())
 	// HandshakeTime is how long a client may take until the transmission phase;
 	// default 10 s.
 	HandshakeTime time.Duration
@@ -75,13 +81,24 @@ func NewServer(o Options) *Server {
 
 // Add offers an export to connections that are made from now on. ErrExists for a
 // name that is taken.
-func (s *Server) Add(e *Export) error {
+func (s *Server) Add(e *Export) error { return blockdev.Op("nbd.Add", "", s.add(e.name, e)) }
+
+// AddAs is Add by another name: an export of several servers has one in each.
+// ErrInvalid for a name that cannot be told to clients.
+func (s *Server) AddAs(name string, e *Export) error {
+	if len(name) > maxString {
+		return blockdev.Op("nbd.AddAs", "", fmt.Errorf("a name of more than %d bytes: %w", maxString, blockdev.ErrInvalid))
+	}
+	return blockdev.Op("nbd.AddAs", "", s.add(name, e))
+}
+
+func (s *Server) add(name string, e *Export) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, taken := s.exports[e.name]; taken {
-		return blockdev.Op("nbd.Add", "", fmt.Errorf("export %q: %w", e.name, blockdev.ErrExists))
+	if _, taken := s.exports[name]; taken {
+		return fmt.Errorf("export %q: %w", name, blockdev.ErrExists)
 	}
-	s.exports[e.name] = e
+	s.exports[name] = e
 	return nil
 }
 
@@ -93,11 +110,11 @@ func (s *Server) Remove(name string) {
 	delete(s.exports, name)
 }
 
-// find gives an export; the empty name stands for the only one.
+// find gives an export; the empty name stands for the only one that is listed.
 func (s *Server) find(name string) *Export {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if e, ok := s.exports[name]; ok || name != "" || len(s.exports) != 1 {
+	if e, ok := s.exports[name]; ok || name != "" || len(s.exports) != 1 || s.options.Unlisted {
 		return e
 	}
 	for _, only := range s.exports {
@@ -106,14 +123,20 @@ func (s *Server) find(name string) *Export {
 	return nil
 }
 
-func (s *Server) all() []*Export {
+// listed is an export by its name in this server.
+type listed struct {
+	name string
+	*Export
+}
+
+func (s *Server) all() []listed {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	list := make([]*Export, 0, len(s.exports))
-	for _, e := range s.exports {
-		list = append(list, e)
+	list := make([]listed, 0, len(s.exports))
+	for name, e := range s.exports {
+		list = append(list, listed{name, e})
 	}
-	slices.SortFunc(list, func(a, b *Export) int { return strings.Compare(a.name, b.name) })
+	slices.SortFunc(list, func(a, b listed) int { return strings.Compare(a.name, b.name) })
 	return list
 }
 
@@ -225,6 +248,13 @@ func (s *Server) serve(conn net.Conn, tlsNeeded bool) error {
 		return fmt.Errorf("handshake: %w", err)
 	}
 	_ = conn.SetDeadline(time.Time{})
+	if s.options.Admit != nil {
+		leave := s.options.Admit()
+		if leave == nil {
+			return errors.Join(blockdev.ErrBusy, used.Close())
+		}
+		defer leave()
+	}
 	return s.transmit(used, t)
 }
 

@@ -196,3 +196,33 @@ func TestPlainTCPIsRefused(t *testing.T) {
 	c.ok(cmdWrite, 0, 0, 4096, pattern(4096, 1))
 	c.reads(0, pattern(4096, 1))
 }
+
+// TestUnlisted: who does not know an export's name does not learn it, also not by the
+// empty one; who has it is asked about before anything is served.
+func TestUnlisted(t *testing.T) {
+	s := NewServer(Options{Unlisted: true, Admit: func() func() { return nil }})
+	defer s.Close()
+	e := export(t, "", image(t, mib, 0), ExportOptions{})
+	must(t, s.AddAs("secret", e))
+	if err := s.AddAs("secret", e); !errors.Is(err, blockdev.ErrExists) {
+		t.Errorf("twice: %v", err)
+	}
+	ours, theirs := net.Pipe()
+	served := make(chan error, 1)
+	go func() { served <- s.ServeConn(theirs) }()
+	c := meet(t, ours)
+	if got := c.last(optList, nil); got != repErrPolicy {
+		t.Errorf("asked for a list: %#x", got)
+	}
+	for name, want := range map[string]uint32{"": repErrUnknown, "guess": repErrUnknown, "secret": repAck} {
+		if got := c.last(optInfo, goBytes(name)); got != want {
+			t.Errorf("asked about %q: %#x", name, got)
+		}
+	}
+	if got := c.last(optGo, goBytes("secret")); got != repAck {
+		t.Errorf("GO: %#x", got)
+	}
+	if err := <-served; !errors.Is(err, blockdev.ErrBusy) {
+		t.Errorf("one who is not admitted: %v", err)
+	}
+}

@@ -27,6 +27,10 @@ func (w *worker) do(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply
 		return nil, w.stop()
 	case wire.Settle:
 		return nil, w.settle(c)
+	case wire.Expose:
+		return nil, w.expose(r.Expose, files)
+	case wire.Withdraw:
+		return nil, w.withdraw(r.Name)
 	case wire.Grow, wire.Seal, wire.Absorb:
 		w.changing.Lock()
 		defer w.changing.Unlock()

@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"holdfast/blockdev"
@@ -73,7 +73,11 @@ type nbdFront struct {
 	server *nbd.Server
 	export *nbd.Export
 	w      *volume
-	here   atomic.Int64
+
+	mu        sync.Mutex
+	here      int // clients
+	exposures []*exposure
+	closed    bool // nothing is exposed any more
 }
 
 func newNBD(w *volume) (front, error) {
@@ -105,19 +109,30 @@ func (f *nbdFront) serve(l *net.UnixListener) error {
 			time.Sleep(retryAccept)
 			continue
 		}
-		f.here.Add(1)
+		f.count(1)
 		go func() {
-			defer f.here.Add(-1)
+			defer f.count(-1)
 			tell(f.server.ServeConn(conn))
 		}()
 	}
 }
 
+func (f *nbdFront) count(more int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.here += more
+}
+
 func (f *nbdFront) resized(size int64) error        { return f.export.Resize(size) }
 func (f *nbdFront) throttle(limits blockdev.Limits) { f.w.limiter.Set(limits, 0) }
 func (f *nbdFront) failed() error                   { return f.export.Failed() }
-func (f *nbdFront) close() error                    { return f.server.Close() }
-func (f *nbdFront) clients() int                    { return int(f.here.Load()) }
+func (f *nbdFront) close() error                    { return errors.Join(f.closeExposed(), f.server.Close()) }
+func (f *nbdFront) clients() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.here
+}
+
 func (f *nbdFront) swap(d shown, during func() error) (time.Duration, error) {
 	return f.export.Swap(d, during)
 }

@@ -142,6 +142,9 @@ func (w *volume) service() serve.Service {
 	if err := w.failure(); err != nil {
 		s.Failed = err.Error()
 	}
+	if n, ok := w.front.(*nbdFront); ok {
+		s.Exposed = n.exposed()
+	}
 	if w.layers == nil {
 		return s
 	}

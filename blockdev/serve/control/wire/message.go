@@ -38,6 +38,8 @@ const (
 	Settle   Op = "settle"
 	Recorded Op = "recorded"
 	Trace    Op = "trace"
+	Expose   Op = "expose"
+	Withdraw Op = "withdraw"
 	Stop     Op = "stop"
 )
 
@@ -49,7 +51,8 @@ type Request struct {
 	Limits  *blockdev.Limits `json:"limits,omitempty"` // Throttle
 	Size    int64            `json:"size,omitempty"`   // Grow, bytes
 	Layer   int              `json:"layer,omitempty"`  // Absorb
-	Name    string           `json:"name,omitempty"`   // Seal: of the new layer
+	Name    string           `json:"name,omitempty"`   // Seal: of the new layer; Withdraw: of the export
+	Expose  *Exposure        `json:"expose,omitempty"` // Expose
 	Error   *Error           `json:"error,omitempty"`  // Recorded: why it is not
 }
 
@@ -76,6 +79,25 @@ type Volume struct {
 	Hydrate     bool            `json:"hydrate,omitempty"`
 	User        int             `json:"user"`  // to become, and
 	Group       int             `json:"group"` // its group
+}
+
+// Exposure is a serve.Exposure; its socket, if it has one, is the descriptor of the
+// message.
+type Exposure struct {
+	Name        string   `json:"name"`
+	Socket      bool     `json:"socket,omitempty"`
+	Certificate []byte   `json:"certificate"`
+	Key         []byte   `json:"key"`
+	Authorities []byte   `json:"authorities"`
+	Clients     []string `json:"clients,omitempty"`
+}
+
+// check tells whether an exposure makes sense: ErrProtocol.
+func (e *Exposure) check() error {
+	if e == nil || len(e.Name) == 0 || len(e.Name) > 255 || len(e.Certificate)+len(e.Key)+len(e.Authorities) > serve.MaxPEM || len(e.Clients) > 64 {
+		return fmt.Errorf("%w: what is to be exposed", ErrProtocol)
+	}
+	return nil
 }
 
 // SocketFiles are the descriptors before those of the volume.
@@ -118,6 +140,8 @@ func (r *Request) Files() int {
 		return r.Volume.Files()
 	case r.Op == Seal:
 		return 2
+	case r.Op == Expose && r.Expose != nil && r.Expose.Socket:
+		return 1
 	}
 	return 0
 }
@@ -142,7 +166,9 @@ func (r *Request) check(files int) error {
 		if r.Size < 0 || r.Layer < 0 {
 			err = fmt.Errorf("%w: size %d, layer %d", ErrProtocol, r.Size, r.Layer)
 		}
-	case Seal:
+	case Expose:
+		err = r.Expose.check()
+	case Seal, Withdraw:
 		if len(r.Name) == 0 || len(r.Name) > 255 {
 			err = fmt.Errorf("%w: a name of %d bytes", ErrProtocol, len(r.Name))
 		}
@@ -204,6 +230,7 @@ var kinds = map[string]error{
 	"no-space":    blockdev.ErrNoSpace,
 	"corrupt":     blockdev.ErrCorrupt,
 	"invalid":     blockdev.ErrInvalid,
+	"exists":      blockdev.ErrExists,
 	"failed":      blockdev.ErrFailed,
 	"protocol":    ErrProtocol,
 	"unsupported": errors.ErrUnsupported,

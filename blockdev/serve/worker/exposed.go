@@ -1,0 +1,207 @@
+package worker
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
+	"holdfast/blockdev/serve/control/wire"
+	"holdfast/blockdev/serve/nbd"
+)
+
+// exposedConnections bounds the connections of one exposure, those in the handshake
+// among them: who has no certificate can have these, and not the places of clients.
+const exposedConnections = 128
+
+// exposure is a way to the volume over the network.
+type exposure struct {
+	name     string
+	listener net.Listener
+	server   *nbd.Server
+	meeting  atomic.Pointer[meeting] // those who connect from now on
+	clients  int                     // that have the volume; under the front's mu
+	closing  bool                    // under the front's mu: nobody is let in
+}
+
+// meeting is how clients are met.
+type meeting struct {
+	config *tls.Config
+	met    string // as serve.Exposed says it
+}
+
+// expose begins or renews an exposure.
+func (w *worker) expose(e *wire.Exposure, files []*os.File) error {
+	defer wire.CloseAll(files)
+	f, ok := w.volume.front.(*nbdFront)
+	if !ok {
+		return fmt.Errorf("%w: the volume is not served by NBD", blockdev.ErrInvalid)
+	}
+	config, err := secured(e)
+	if err != nil {
+		return err
+	}
+	words := serve.Exposure{Certificate: e.Certificate, Key: e.Key, Authorities: e.Authorities, Clients: e.Clients}
+	m := &meeting{config, words.Met()}
+	if !e.Socket {
+		return f.renew(e.Name, m)
+	}
+	return f.expose(e.Name, m, files[0])
+}
+
+func (w *worker) withdraw(name string) error {
+	f, ok := w.volume.front.(*nbdFront)
+	if !ok {
+		return nil
+	}
+	return f.withdraw(name)
+}
+
+// secured makes an exposure's certificates those of a server.
+func secured(e *wire.Exposure) (*tls.Config, error) {
+	certificate, err := tls.X509KeyPair(e.Certificate, e.Key)
+	if err != nil {
+		return nil, fmt.Errorf("%w: %w", blockdev.ErrInvalid, err)
+	}
+	authorities := x509.NewCertPool()
+	if !authorities.AppendCertsFromPEM(e.Authorities) {
+		return nil, fmt.Errorf("%w: there is no certificate of an authority", blockdev.ErrInvalid)
+	}
+	names := e.Clients
+	return &tls.Config{
+		Certificates: []tls.Certificate{certificate}, ClientCAs: authorities, ClientAuth: tls.RequireAndVerifyClientCert,
+		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, // each connection shows its certificate
+		VerifyConnection: func(s tls.ConnectionState) error {
+			if len(names) == 0 || slices.ContainsFunc(names, func(name string) bool { return isCalled(s.PeerCertificates[0], name) }) {
+				return nil
+			}
+			return errors.New("the client's certificate is of nobody whom this export is for")
+		},
+	}, nil
+}
+
+// isCalled reports whether a certificate is of this name.
+func isCalled(c *x509.Certificate, name string) bool {
+	return c.Subject.CommonName == name || slices.ContainsFunc(c.DNSNames, func(dns string) bool { return strings.EqualFold(dns, name) })
+}
+
+// expose begins to take clients at a socket.
+func (f *nbdFront) expose(name string, m *meeting, socket *os.File) error {
+	l, err := net.FileListener(socket)
+	if err != nil {
+		return fmt.Errorf("%w: %w", blockdev.ErrInvalid, err)
+	}
+	if _, ok := l.(*net.TCPListener); !ok {
+		return errors.Join(fmt.Errorf("%w: no TCP socket", blockdev.ErrInvalid), l.Close())
+	}
+	x := &exposure{name: name, listener: l}
+	x.meeting.Store(m)
+	x.server = nbd.NewServer(nbd.Options{
+		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
+			return x.meeting.Load().config, nil
+		}},
+		Unlisted: true, MaxConnections: exposedConnections, MaxInFlight: nbdInFlight, HandshakeTime: 10 * time.Second,
+		Admit: func() func() { return f.admit(x) },
+		Ended: func(_ net.Addr, err error) { tell(err) },
+	})
+	if err := x.server.AddAs(name, f.export); err != nil {
+		return errors.Join(err, l.Close())
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.find(name) != nil || f.closed {
+		return errors.Join(fmt.Errorf("%w: it is exposed by this name already", blockdev.ErrExists), l.Close())
+	}
+	f.exposures = append(f.exposures, x)
+	go func() { _ = x.server.Serve(l) }() // it ends with the server
+	return nil
+}
+
+// find gives an exposure, nil for none. The caller has f.mu.
+func (f *nbdFront) find(name string) *exposure {
+	for _, x := range f.exposures {
+		if x.name == name {
+			return x
+		}
+	}
+	return nil
+}
+
+// renew has clients that come from now on met with other certificates.
+func (f *nbdFront) renew(name string, m *meeting) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	x := f.find(name)
+	if x == nil {
+		return fmt.Errorf("%w: it is not exposed by this name", blockdev.ErrNotFound)
+	}
+	x.meeting.Store(m)
+	return nil
+}
+
+// admit gives a client of an exposure one of the places that all clients share.
+func (f *nbdFront) admit(x *exposure) (leave func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if x.closing || f.here >= nbdConnections {
+		return nil
+	}
+	f.here++
+	x.clients++
+	return func() {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		f.here--
+		x.clients--
+	}
+}
+
+// withdraw ends an exposure that nobody uses.
+func (f *nbdFront) withdraw(name string) error {
+	f.mu.Lock()
+	x := f.find(name)
+	if x == nil {
+		f.mu.Unlock()
+		return nil
+	}
+	if x.clients > 0 {
+		f.mu.Unlock()
+		return fmt.Errorf("%w: %d clients are connected", blockdev.ErrBusy, x.clients)
+	}
+	x.closing = true
+	f.exposures = slices.DeleteFunc(f.exposures, func(o *exposure) bool { return o == x })
+	f.mu.Unlock()
+	return x.server.Close()
+}
+
+// exposed tells all exposures.
+func (f *nbdFront) exposed() (all []serve.Exposed) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, x := range f.exposures {
+		all = append(all, serve.Exposed{Name: x.name, Address: x.listener.Addr().String(), Clients: x.clients, Met: x.meeting.Load().met})
+	}
+	return all
+}
+
+// closeExposed ends all exposures.
+func (f *nbdFront) closeExposed() error {
+	f.mu.Lock()
+	f.closed = true
+	all := f.exposures
+	f.exposures = nil
+	f.mu.Unlock()
+	var errs []error
+	for _, x := range all {
+		errs = append(errs, x.server.Close())
+	}
+	return errors.Join(errs...)
+}
