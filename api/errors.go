@@ -89,6 +89,7 @@ var answers = []answer{
 	{engine.ErrUnavailable, 503, "SERVICE_UNAVAILABLE", true},
 
 	{blockdev.ErrUnavailable, 503, "POOL_UNAVAILABLE", true},
+	{blockdev.ErrUnreachable, 503, "BASE_UNREACHABLE", true},
 	{blockdev.ErrLayered, 409, "HYDRATING", false},
 
 	{templates.ErrNotFound, 404, "NOT_FOUND", false},

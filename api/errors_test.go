@@ -149,6 +149,7 @@ func TestErrorAnswers(t *testing.T) {
 		{"stopping", problem(engine.ErrUnavailable, nil, ""), 503, "SERVICE_UNAVAILABLE", "text for the user", true},
 		{"bare pool full", blockdev.Op("sparse.Create", "vol-1", fmt.Errorf("%s: %w", secret, blockdev.ErrNoSpace)), 403, "POOL_FULL", "pool is full", false},
 		{"flush failed", blockdev.Op("sparse.Publish", "vol-1", fmt.Errorf("%s: %w", secret, blockdev.ErrFailed)), 503, "STORAGE_FAILED", "flush failed", true},
+		{"base away", blockdev.Op("sparse.Access", "vol-1", fmt.Errorf("%s: %w: %w", secret, blockdev.ErrUnreachable, context.DeadlineExceeded)), 503, "BASE_UNREACHABLE", "does not answer", true},
 		{"store failed", fmt.Errorf("%s: %w", secret, metadata.ErrFailed), 503, "STORAGE_FAILED", "metadata store failed", true},
 		{"image missing", fmt.Errorf("%s: %w", secret, blockdev.ErrNotFound), 500, "IMAGE_MISSING", "no such image", true},
 		{"too slow", fmt.Errorf("%s: %w", secret, context.DeadlineExceeded), 504, "TIMEOUT", "may still finish", true},

@@ -23,6 +23,9 @@ var (
 	// ErrUnavailable means that the pool of the image is not open, or this host has
 	// no such pool.
 	ErrUnavailable = errors.New("pool is not available")
+	// ErrUnreachable means that bytes of an image are far away and did not come as long
+	// as they were waited for; the text has the store's reason.
+	ErrUnreachable = errors.New("the store of the image's base does not answer")
 	// ErrFailed means that a flush failed: what it covered may be lost and the
 	// process must stop acknowledging (fail-stop).
 	ErrFailed = errors.New("flush failed")

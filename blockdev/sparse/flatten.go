@@ -18,6 +18,9 @@ import (
 const (
 	// flatFresh is a second name for a file with all bytes on its way to be the image.
 	flatFresh = imageFile + ".flat"
+	// awayTime is how long the background asks a store that fails before it goes on with
+	// other images, and awayPause when it comes back.
+	awayTime, awayPause = 5 * time.Second, time.Minute
 	// keepEvery is how much is copied between two flushes: what a crash costs.
 	keepEvery = 64 << 20 // bytes
 )
@@ -108,6 +111,9 @@ func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain
 		return err
 	}
 	defer func() { err = errors.Join(err, v.Close()) }()
+	if v.far != nil && pace != nil {
+		go v.far.giveUp(awayTime)
+	}
 	keeping, stop := context.WithCancel(ctx)
 	var keeper sync.WaitGroup
 	keeper.Go(func() { reader.keep(keeping, v.Overlay) })
@@ -292,28 +298,36 @@ func (p *pacedFiles) keep(ctx context.Context, v *overlay.Overlay) {
 const defaultRate = 64 << 20
 
 // flattenAll makes closed layered volumes flat, one at a time, as long as nobody
-// wants them.
+// wants them. Those of a base that is away wait for the next time.
 func (p *Pool) flattenAll(ctx context.Context) error {
 	entries, err := os.ReadDir(p.path(imagesDir))
 	if err != nil {
 		return err
 	}
 	var errs []error
+	away := map[string]bool{} // by addresses
 	for _, entry := range entries {
 		id := blockdev.ID(entry.Name())
 		if !id.Valid() || immutable(id) {
 			continue
 		}
-		if layered, err := exists(p.image(id) + "/" + chainFile); err != nil || !layered {
+		c, err := readChain(id, p.image(id))
+		if err == nil && (c == nil || away[c.URL]) {
 			continue
 		}
-		err := p.flattenIdle(ctx, id)
+		err = p.flattenIdle(ctx, id)
 		if ctx.Err() != nil {
 			return nil
+		}
+		if c != nil && errors.Is(err, blockdev.ErrUnreachable) {
+			away[c.URL] = true
 		}
 		if err != nil && !errors.Is(err, blockdev.ErrBusy) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, blockdev.ErrNotFound) {
 			errs = append(errs, fmt.Errorf("%s: %w", id, err))
 		}
+	}
+	if len(away) > 0 {
+		time.AfterFunc(awayPause, p.wakeBackground)
 	}
 	return errors.Join(errs...)
 }

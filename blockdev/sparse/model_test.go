@@ -28,7 +28,8 @@ type model struct {
 	kept    *keptPool
 	pool    *Pool
 	setup   func(*Pool)
-	workers Workers // nil: none
+	workers Workers   // nil: none
+	store   *farStore // of the base of what is created; nil: there is none
 	images  map[blockdev.ID]*modelImage
 }
 
@@ -356,8 +357,10 @@ func TestLayeredModel(t *testing.T) {
 	cheapFlushes(t)
 	blockdevtest.LeakCheck(t)
 	places := layeredPlaces(t)
+	content, _ := farBytes()
+	store := newFarStore(t, content)
 	for base, setup := range places {
-		for seed := range uint64(2) {
+		for seed := range uint64(3) {
 			r := rand.New(rand.NewPCG(seed, 7))
 			cutAt := -1
 			m := newModel(t, filepath.Join(base, fmt.Sprint(seed)), func(p *Pool) {
@@ -370,6 +373,9 @@ func TestLayeredModel(t *testing.T) {
 					return nil
 				}
 			})
+			if seed == 2 {
+				m.store = store
+			}
 			for step := range 100 {
 				cutAt = -1
 				if r.IntN(3) == 0 {
@@ -399,6 +405,9 @@ func (m *model) randomStep(r *rand.Rand) (what string, id blockdev.ID, err error
 	vols, snaps := m.having(blockdev.PrefixVolume), m.having(blockdev.PrefixSnapshot)
 	if len(vols) == 0 {
 		id := blockdevtest.NewID(blockdev.PrefixVolume)
+		if m.store != nil {
+			return "create of a base far away", "", m.far(id, m.store)
+		}
 		return "create", "", m.create(id)
 	}
 	vol := vols[r.IntN(len(vols))]

@@ -185,9 +185,10 @@ func (c *chain) far() bool { return c.URL != "" }
 // farBase is a base that this process fetches.
 type farBase struct {
 	*overlay.Remote
-	ctx  context.Context //nolint:containedctx // readers wait until it ends
-	name string
-	end  func() error
+	ctx    context.Context //nolint:containedctx // readers wait until it ends
+	cancel context.CancelCauseFunc
+	name   string
+	end    func() error
 }
 
 // openFar opens the base of a chain that is far away, until it is closed or ctx ends:
@@ -206,25 +207,53 @@ func openFar(ctx context.Context, dir string, c *chain) (*farBase, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	stop := context.AfterFunc(ctx, remote.Close)
-	return &farBase{Remote: remote, ctx: ctx, name: overlay.StoreName(c.URL), end: func() error {
-		stop()
+	ctx, cancel := context.WithCancelCause(ctx)
+	context.AfterFunc(ctx, remote.Close)
+	return &farBase{Remote: remote, ctx: ctx, cancel: cancel, name: overlay.StoreName(c.URL), end: func() error {
+		cancel(nil)
 		remote.Close()
 		client.CloseIdleConnections()
 		return f.Close()
 	}}, nil
 }
 
-// ReadAt implements overlay.Source.
+// giveUp ends the base, as if its context had ended, when its store has failed for so long
+// that who asks has better things to do.
+func (b *farBase) giveUp(after time.Duration) {
+	tick := time.NewTicker(after / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-b.ctx.Done():
+			return
+		case <-tick.C:
+		}
+		if s := b.Status(); !s.Failing.IsZero() && time.Since(s.Failing) >= after {
+			b.cancel(errGivenUp)
+			return
+		}
+	}
+}
+
+// errGivenUp is why a base was not asked any longer.
+var errGivenUp = errors.New("it is asked again later")
+
+// ReadAt implements overlay.Source. What the store has done is told as words: it is no
+// damage of the image.
 func (b *farBase) ReadAt(p []byte, off int64) (int, error) {
 	n, err := b.Remote.ReadAt(p, off)
 	if err == nil || b.ctx.Err() == nil {
 		return n, err
 	}
-	if s := b.Status(); s.Err != nil {
-		return n, fmt.Errorf("%s does not give what is asked for: %w, after %d tries since %s (%w)", b.name, s.Err, s.Tries, s.Failing.UTC().Format(time.RFC3339), context.Cause(b.ctx))
+	why := context.Cause(b.ctx)
+	switch s := b.Status(); {
+	case s.Err != nil:
+		return n, fmt.Errorf("%w: %s: %s, after %d tries since %s (%w)", blockdev.ErrUnreachable, b.name, s.Err.Error(), s.Tries, s.Failing.UTC().Format(time.RFC3339), why)
+	case errors.Is(why, context.DeadlineExceeded):
+		return n, fmt.Errorf("%w: %s is silent (%w)", blockdev.ErrUnreachable, b.name, why)
 	}
-	return n, fmt.Errorf("%s has not answered yet: %w", b.name, context.Cause(b.ctx))
+	return n, why
 }
 
+// Close ends it; whoever waits gets an error.
 func (b *farBase) Close() error { return b.end() }

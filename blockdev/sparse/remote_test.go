@@ -2,6 +2,7 @@ package sparse
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
@@ -92,12 +93,18 @@ func (s bytesSource) Next(off int64) (from, to int64, err error) {
 	return off, s.Size(), nil
 }
 
-// farBytes are those of the model's base: blocks 0 to 3 and 60 hold something, and a
-// part of the one that it ends in.
+// farSize is what the model's base holds, in bytes, and farModel the size of an image of
+// it.
+const (
+	farModel = 320 * modelBlock
+	farSize  = farModel - modelBlock + 1024
+)
+
+// farBytes are those of the model's base: some blocks hold something.
 func farBytes() (content []byte, blocks map[int64]byte) {
-	content, blocks = make([]byte, modelSize), map[int64]byte{}
-	for _, n := range []int64{0, 1, 2, 3, 60} {
-		blocks[n] = byte(100 + n)
+	content, blocks = make([]byte, farSize), map[int64]byte{}
+	for _, n := range []int64{0, 1, 2, 3, 60, 300, 301} {
+		blocks[n] = byte(100 + n%100)
 		copy(content[n*modelBlock:], bytes.Repeat([]byte{blocks[n]}, modelBlock))
 	}
 	return content, blocks
@@ -112,8 +119,89 @@ func (m *model) far(id blockdev.ID, s *farStore) error {
 		return err
 	}
 	_, blocks := farBytes()
-	m.images[id] = &modelImage{modelSize, blocks}
+	m.images[id] = &modelImage{farModel, blocks}
 	return nil
+}
+
+// TestRemoteStory cuts the life of images whose base is far away at every point between
+// two side effects, as TestLayeredStory does.
+func TestRemoteStory(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	base := t.TempDir()
+	content, _ := farBytes()
+	store := newFarStore(t, content)
+	points := map[string]bool{}
+	for _, crash := range []bool{true, false} {
+		for cut := 0; ; cut++ {
+			point := remoteStory(t, filepath.Join(base, fmt.Sprintf("%d-%v", cut, crash)), store, cut, crash)
+			if point == "" {
+				break
+			}
+			points[point] = true
+		}
+	}
+	for _, point := range []string{"draft.links", "draft.layer", "draft.chain", "describe.rename", "publish.rename", "seal.layer", "seal.record",
+		"flatten.absorb", "flatten.hydrate", "flat.link", "flat.unchain", "flat.sweep", "grow.flush", "remove.rename"} {
+		if !points[point] {
+			t.Errorf("no story was cut at %s", point)
+		}
+	}
+}
+
+func remoteStory(t *testing.T, dir string, store *farStore, cut int, crash bool) (cutAt string) {
+	t.Helper()
+	rev, empty, snap := blockdevtest.NewID(blockdev.PrefixRevision), blockdevtest.NewID(blockdev.PrefixSnapshot), blockdevtest.NewID(blockdev.PrefixSnapshot)
+	vol, fork, third := blockdevtest.NewID(blockdev.PrefixVolume), blockdevtest.NewID(blockdev.PrefixVolume), blockdevtest.NewID(blockdev.PrefixVolume)
+	setup := func(p *Pool) { p.layers, p.reflinks = true, false }
+	return cutStory(t, dir, setup, cut, crash, func(m *model) []storyStep {
+		flatten := func(id blockdev.ID) func() error {
+			return func() error { return m.pool.Flatten(t.Context(), id) }
+		}
+		return []storyStep{
+			{"", func() error { return m.far(rev, store) }},
+			{"", func() error { return m.fork(vol, rev, farModel) }},
+			{"", func() error { return m.snapshot(empty, vol) }}, // of a top without a write
+			{"", func() error { return m.write(vol, 2, 1, 10) }},
+			{"", func() error { return m.snapshot(snap, vol) }},
+			{"", func() error { return m.fork(fork, snap, farModel+4*modelBlock) }},
+			{"", func() error { return m.write(fork, 4, 3, 12, 321) }},
+			{vol, func() error { return m.grow(vol, farModel+2*modelBlock) }},
+			{"", func() error { return m.flattenPart(rev, store) }},
+			{"", func() error { return m.fork(third, rev, farModel) }},
+			{snap, func() error { return m.remove(snap) }},
+			{"", flatten(vol)},
+			{"", flatten(rev)},
+			{"", func() error { return m.write(third, 6, 301) }},
+			{rev, func() error { return m.remove(rev) }},
+			{"", flatten(third)},
+			{"", flatten(fork)},
+		}
+	})
+}
+
+// flattenPart begins to make an image flat until the store is asked for what it has
+// behind the first MiB.
+func (m *model) flattenPart(id blockdev.ID, s *farStore) error {
+	ctx, cancel := context.WithCancel(m.t.Context())
+	defer cancel()
+	s.do(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasPrefix(r.Header.Get("Range"), fmt.Sprintf("bytes=%d-", 300*modelBlock)) {
+			s.right(w, r)
+			return
+		}
+		cancel()
+		<-r.Context().Done()
+	})
+	defer s.do(nil)
+	err := m.pool.Flatten(ctx, id)
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	if err == nil {
+		err = errors.New("it is flat though the store did not give all")
+	}
+	return err
 }
 
 // TestRemoteBaseServed: volumes of one base that is far away are used at once at
@@ -133,14 +221,14 @@ func TestRemoteBaseServed(t *testing.T) {
 		t.Error("making an image asks the store")
 	}
 	info, err := m.pool.Stat(ctx, rev)
-	if err != nil || info.Size != modelSize || info.Layers != 1 || info.Absent != 5*modelBlock {
+	if err != nil || info.Size != farModel || info.Layers != 1 || info.Absent != 7*modelBlock {
 		t.Errorf("%+v, %v", info, err)
 	}
 	vols := []blockdev.ID{blockdevtest.NewID(blockdev.PrefixVolume), blockdevtest.NewID(blockdev.PrefixVolume)}
 	store.do(down) // first of all the volumes are there
 	var leases []string
 	for i, vol := range vols {
-		if err := m.fork(vol, rev, modelSize+int64(i)*modelBlock); err != nil {
+		if err := m.fork(vol, rev, farModel+int64(i)*modelBlock); err != nil {
 			t.Fatal(err)
 		}
 		e, err := m.pool.Open(ctx, vol, blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}})
