@@ -84,6 +84,15 @@ func (s *farStore) base(t *testing.T) blockdev.RemoteBase {
 	return blockdev.RemoteBase{URL: address, Digest: sha256.Sum256(file.Bytes()), Chunks: &file}
 }
 
+func readAll(t *testing.T, r io.Reader) []byte {
+	t.Helper()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
 type bytesSource struct{ *bytes.Reader }
 
 func (s bytesSource) Next(off int64) (from, to int64, err error) {

@@ -214,7 +214,9 @@ func (r *Remote) fly(flights []*flight) {
 	wait := r.o.LeastWait
 	for {
 		err := r.try(flights, p)
-		r.note(err, n)
+		if err == nil || r.ctx.Err() == nil { // else it was we who ended it
+			r.note(err, n)
+		}
 		if err == nil || r.ctx.Err() != nil {
 			r.land(flights, p, err)
 			return
