@@ -97,7 +97,10 @@ func (c *Chunks) findZeroes(sum hash.Hash) error {
 	return err
 }
 
-func (c Chunks) length(i int64) int64 { return min(c.Chunk, c.Size-i*c.Chunk) }
+func (c Chunks) length(i int64) int64 { return c.lengthOf(i, i+1) }
+
+// lengthOf is how many bytes the chunks [first, end) have.
+func (c Chunks) lengthOf(first, end int64) int64 { return min(end*c.Chunk, c.Size) - first*c.Chunk }
 
 // Digest reads a base and gives what it consists of, in chunks of so many bytes: 32
 // bytes of memory for each. Holes cost nothing. blockdev.ErrInvalid for a chunk that is none.

@@ -15,8 +15,13 @@ import (
 // writer of the same range waits for the copy, not for the base.
 const hydrateAtOnce = 1 << 20
 
+// hydrateFlights is how many of these are under way at once where the base is far away:
+// one is fetched while another is verified and a third one written. As many MiB are
+// held meanwhile.
+const hydrateFlights = 4
+
 // Pace bounds hydration: it returns when n more bytes may be fetched, and an error
-// when it is over.
+// when it is over. It is called by one goroutine at a time.
 type Pace func(ctx context.Context, n int64) error
 
 // Hydrator copies a volume's base into its top layer, so that in the end the base
@@ -85,27 +90,9 @@ func (h *Hydrator) Run(ctx context.Context) error {
 }
 
 func (h *Hydrator) run(ctx context.Context) error {
-	buf := aligned(hydrateAtOnce)
-	for _, c := range h.first {
-		if err := h.urgent(ctx, buf); err != nil {
-			return err
-		}
-		if c < 0 || c > (h.v.Size()-1)/hydrateAtOnce { // a trace is only a hint
-			continue
-		}
-		if err := h.chunk(ctx, c, buf); err != nil {
-			return err
-		}
-	}
-	for off := int64(0); off < h.v.Size(); {
-		if err := h.urgent(ctx, buf); err != nil {
-			return err
-		}
-		next, err := h.step(ctx, off, buf)
-		if err != nil {
-			return err
-		}
-		off = next
+	c := h.gather(ctx)
+	if err := c.end(h.plan(c)); err != nil {
+		return err
 	}
 	if err := h.v.Sync(); err != nil {
 		return err
@@ -116,23 +103,49 @@ func (h *Hydrator) run(ctx context.Context) error {
 	return nil
 }
 
+// plan goes through the whole volume once.
+func (h *Hydrator) plan(c *crew) error {
+	for _, chunk := range h.first {
+		if err := h.urgent(c); err != nil {
+			return err
+		}
+		if chunk < 0 || chunk > (h.v.Size()-1)/hydrateAtOnce { // a trace is only a hint
+			continue
+		}
+		if err := h.chunk(c, chunk); err != nil {
+			return err
+		}
+	}
+	for off := int64(0); off < h.v.Size(); {
+		if err := h.urgent(c); err != nil {
+			return err
+		}
+		next, err := h.step(c, off)
+		if err != nil {
+			return err
+		}
+		off = next
+	}
+	return nil
+}
+
 // urgent copies what readers wait for or have just read.
-func (h *Hydrator) urgent(ctx context.Context, buf []byte) error {
+func (h *Hydrator) urgent(c *crew) error {
 	for {
 		select {
-		case c := <-h.wanted:
-			if err := h.chunk(ctx, c, buf); err != nil {
+		case chunk := <-h.wanted:
+			if err := h.chunk(c, chunk); err != nil {
 				return err
 			}
 		default:
-			return ctx.Err()
+			return c.ctx.Err()
 		}
 	}
 }
 
 // step brings the next part at or behind off into the top layer and tells where it
 // ends: a chunk with data, or all up to the next data at once.
-func (h *Hydrator) step(ctx context.Context, off int64, buf []byte) (next int64, err error) {
+func (h *Hydrator) step(c *crew, off int64) (next int64, err error) {
 	from, to := h.v.Size(), h.v.Size()
 	if h.v.base != nil {
 		from, to, err = h.v.base.Next(off)
@@ -145,27 +158,26 @@ func (h *Hydrator) step(ctx context.Context, off int64, buf []byte) (next int64,
 	}
 	from -= from % BlockSize
 	if from > off {
-		return from, h.v.fillZero(ctx, off, from)
+		return from, h.v.fillZero(c.ctx, off, from)
 	}
 	atOnce := h.share.most(hydrateAtOnce)
 	end := min((off/atOnce+1)*atOnce, (to+BlockSize-1)/BlockSize*BlockSize, h.v.Size())
-	return end, h.copy(ctx, off, end, buf)
+	return end, h.copy(c, span{off, end})
 }
 
-func (h *Hydrator) chunk(ctx context.Context, c int64, buf []byte) error {
-	return h.copy(ctx, c*hydrateAtOnce, min((c+1)*hydrateAtOnce, h.v.Size()), buf)
+func (h *Hydrator) chunk(c *crew, chunk int64) error {
+	return h.copy(c, span{chunk * hydrateAtOnce, min((chunk+1)*hydrateAtOnce, h.v.Size())})
 }
 
-// copy brings a range up from the base, if the top lacks any of it. The base
-// is asked before anybody is kept waiting.
-func (h *Hydrator) copy(ctx context.Context, off, end int64, buf []byte) error {
-	if h.v.topHolds(run{off / BlockSize, end / BlockSize}) {
+// copy has a range brought up from the base, if the top lacks any of it.
+func (h *Hydrator) copy(c *crew, s span) error {
+	if h.v.topHolds(run{s.from / BlockSize, s.to / BlockSize}) {
 		return nil
 	}
-	off, err := h.shared(ctx, off, end)
-	for off < end && err == nil {
-		part := min(end, off+hydrateAtOnce)
-		err = h.copyOnce(ctx, off, part, buf)
+	off, err := h.shared(c.ctx, s.from, s.to)
+	for off < s.to && err == nil {
+		part := min(s.to, off+hydrateAtOnce)
+		err = h.copyOnce(c, span{off, part})
 		off = part
 	}
 	return err
@@ -199,28 +211,44 @@ func (h *Hydrator) shared(ctx context.Context, off, end int64) (rest int64, err 
 	return end, err
 }
 
-func (h *Hydrator) copyOnce(ctx context.Context, off, end int64, buf []byte) error {
-	v := h.v
-	r := run{off / BlockSize, end / BlockSize}
-	if v.topHolds(r) {
+func (h *Hydrator) copyOnce(c *crew, s span) error {
+	if h.v.topHolds(run{s.from / BlockSize, s.to / BlockSize}) {
 		return nil
 	}
-	p := buf[:end-off]
-	var n int64
-	if v.base != nil {
-		n = max(0, min(int64(len(p)), v.base.Size()-off))
-	}
-	clear(p[n:])
-	if n > 0 {
-		if err := h.pace(ctx, n); err != nil {
+	if n := h.inBase(s); n > 0 {
+		if err := h.pace(c.ctx, n); err != nil {
 			return err
 		}
-		if err := readWhole(v.base, p[:n], off); err != nil {
+	}
+	return c.take(s)
+}
+
+// inBase is how many bytes of a range the base reaches.
+func (h *Hydrator) inBase(s span) int64 {
+	if h.v.base == nil {
+		return 0
+	}
+	return max(0, min(s.to, h.v.base.Size())-s.from)
+}
+
+// bring brings a range up. The base is asked before anybody is kept waiting.
+func (h *Hydrator) bring(ctx context.Context, s span, buf []byte) error {
+	v, p, n := h.v, buf[:s.to-s.from], h.inBase(s)
+	clear(p[n:])
+	if n > 0 {
+		if err := h.fetch(ctx, p[:n], s.from); err != nil {
 			return fmt.Errorf("base: %w", err)
 		}
 		h.copied.Add(n)
 	}
-	return v.bringIn(r, p)
+	return v.bringIn(run{s.from / BlockSize, s.to / BlockSize}, p)
+}
+
+func (h *Hydrator) fetch(ctx context.Context, p []byte, off int64) error {
+	if far, ok := h.v.base.(filler); ok {
+		return far.Fill(ctx, p, off)
+	}
+	return readWhole(h.v.base, p, off)
 }
 
 func (v *Overlay) topHolds(r run) bool {

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ type RemoteOptions struct {
 	Try       time.Duration // for one fetch; 30 s
 	LeastWait time.Duration // after the first failure in a row; 100 ms
 	MostWait  time.Duration // between later ones; 10 s
+	Bulk      Fetch         // for Fill: connections that readers' fetches do not wait for; nil: the same
 }
 
 // fetchAtOnce bounds one fetch of neighbouring chunks, in bytes.
@@ -80,6 +82,9 @@ func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
 	}
 	if o.Cache <= 0 {
 		o.Cache = 8 << 20
+	}
+	if o.Bulk == nil {
+		o.Bulk = fetch
 	}
 	r := &Remote{c: c, fetch: fetch, o: o, flying: map[int64]*flight{}, kept: map[int64]*list.Element{}, order: list.New()}
 	r.ctx, r.stop = context.WithCancel(context.Background())
@@ -204,57 +209,64 @@ func (r *Remote) board(first, end int64) []*flight {
 	return flights
 }
 
-// fly fetches neighbouring chunks until they are right or the source is closed.
+// fly fetches neighbouring chunks until they are right, have come by Fill, or the
+// source is closed.
 func (r *Remote) fly(flights []*flight) {
-	var n int64
-	for _, f := range flights {
-		n += r.c.length(f.i)
-	}
-	p := make([]byte, n)
-	wait := r.o.LeastWait
-	for {
-		err := r.try(flights, p)
-		if err == nil || r.ctx.Err() == nil { // else it was we who ended it
-			r.note(err, n)
+	first, last := flights[0].i, flights[len(flights)-1].i
+	p := make([]byte, r.c.lengthOf(first, last+1))
+	err := r.persist(r.ctx, r.o.Try, r.fetch, p, first, func() bool { return r.landed(flights) })
+	r.land(flights, p, err)
+}
+
+// persist fetches the chunks that p has room for, from first on, until they are right,
+// nobody needs them any more, or ctx ends.
+func (r *Remote) persist(ctx context.Context, try time.Duration, fetch Fetch, p []byte, first int64, needless func() bool) error {
+	for wait := r.o.LeastWait; ; wait = min(2*wait, r.o.MostWait) {
+		err := r.try(ctx, try, fetch, p, first)
+		if err == nil {
+			r.came(int64(len(p)))
+			return nil
 		}
-		if err == nil || r.ctx.Err() != nil {
-			r.land(flights, p, err)
-			return
+		if ctx.Err() != nil || needless() {
+			return err
 		}
+		r.note(err)
 		select {
 		case <-time.After(wait):
-		case <-r.ctx.Done():
+		case <-ctx.Done():
 		}
-		wait = min(2*wait, r.o.MostWait)
 	}
 }
 
-func (r *Remote) try(flights []*flight, p []byte) error {
-	ctx, cancel := context.WithTimeout(r.ctx, r.o.Try)
+func (r *Remote) try(ctx context.Context, try time.Duration, fetch Fetch, p []byte, first int64) error {
+	ctx, cancel := context.WithTimeout(ctx, try)
 	defer cancel()
-	if err := r.fetch(ctx, p, flights[0].i*r.c.Chunk); err != nil {
+	if err := fetch(ctx, p, first*r.c.Chunk); err != nil {
 		return err
 	}
-	for _, f := range flights {
-		at := (f.i - flights[0].i) * r.c.Chunk
-		want, err := r.c.digest(f.i)
+	for i := first; len(p) > 0; i++ {
+		want, err := r.c.digest(i)
 		if err != nil {
 			return err
 		}
-		if sha256.Sum256(p[at:at+r.c.length(f.i)]) != want {
-			return fmt.Errorf("%w: chunk %d is not what it should be", blockdev.ErrCorrupt, f.i)
+		n := r.c.length(i)
+		if sha256.Sum256(p[:n]) != want {
+			return fmt.Errorf("%w: chunk %d is not what it should be", blockdev.ErrCorrupt, i)
 		}
+		p = p[n:]
 	}
 	return nil
 }
 
-func (r *Remote) note(err error, n int64) {
+func (r *Remote) came(n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err == nil {
-		r.status = Status{Fetched: r.status.Fetched + n}
-		return
-	}
+	r.status = Status{Fetched: r.status.Fetched + n}
+}
+
+func (r *Remote) note(err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.status.Failing.IsZero() {
 		r.status.Failing = time.Now()
 	}
@@ -267,23 +279,53 @@ func (r *Remote) land(flights []*flight, p []byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, f := range flights {
-		delete(r.flying, f.i)
+		if r.flying[f.i] != f { // Fill was quicker
+			continue
+		}
 		if err == nil {
 			at := (f.i - flights[0].i) * r.c.Chunk
 			f.p = p[at : at+r.c.length(f.i)]
 			if len(flights) > 1 { // one that is kept must not keep its neighbours' bytes
 				f.p = bytes.Clone(f.p)
 			}
-			r.kept[f.i] = r.order.PushBack(f)
-			r.bytes += int64(len(f.p))
 		}
-		close(f.done)
+		r.settle(f)
 	}
-	for r.bytes > r.o.Cache && r.order.Len() > 1 {
+}
+
+// settle ends a flight, with bytes or without. The caller has the lock.
+func (r *Remote) settle(f *flight) {
+	delete(r.flying, f.i)
+	if f.p != nil {
+		r.kept[f.i] = r.order.PushBack(f)
+		r.bytes += int64(len(f.p))
+		r.forget(r.o.Cache, 1)
+	}
+	close(f.done)
+}
+
+// forget drops the least recently used chunks until so many bytes or chunks are left.
+// The caller has the lock.
+func (r *Remote) forget(most int64, least int) {
+	for r.bytes > most && r.order.Len() > least {
 		f := r.order.Remove(r.order.Front()).(*flight) //nolint:forcetypeassert // only flights are in it
 		delete(r.kept, f.i)
 		r.bytes -= int64(len(f.p))
 	}
+}
+
+// Forget gives back the memory of chunks that were kept for the next reader.
+func (r *Remote) Forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.forget(0, 0)
+}
+
+// landed tells whether all of these came otherwise.
+func (r *Remote) landed(flights []*flight) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return !slices.ContainsFunc(flights, func(f *flight) bool { return r.flying[f.i] == f })
 }
 
 // ErrClosed: a base far away was closed while somebody waited for bytes of it.
