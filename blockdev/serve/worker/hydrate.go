@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -83,6 +84,9 @@ func (h *hydration) run(ctx context.Context) {
 		if ctx.Err() != nil || errors.Is(err, blockdev.ErrFailed) {
 			return
 		}
+		if err == nil {
+			h.rest()
+		}
 		var again <-chan time.Time
 		if retry {
 			again = time.After(wait)
@@ -97,6 +101,14 @@ func (h *hydration) run(ctx context.Context) {
 		case <-again:
 		}
 	}
+}
+
+// rest gives back the memory that fetching took: the base is not needed any more.
+func (h *hydration) rest() {
+	if h.w.remote != nil {
+		h.w.remote.Forget()
+	}
+	debug.FreeOSMemory()
 }
 
 // note remembers how a run ended; true when it is to be tried again. ErrBusy is none
@@ -176,5 +188,7 @@ func far(url string, digests *os.File) (*overlay.Remote, error) {
 	if err != nil {
 		return nil, fmt.Errorf("trusted certificates: %w", err)
 	}
-	return overlay.NewRemote(chunks, overlay.HTTPFetch(overlay.StoreClient(resolver.dial, trusted), url), overlay.RemoteOptions{})
+	// Hydration has connections of its own, so that no reader's fetch waits for one.
+	fetch := func() overlay.Fetch { return overlay.HTTPFetch(overlay.StoreClient(resolver.dial, trusted), url) }
+	return overlay.NewRemote(chunks, fetch(), overlay.RemoteOptions{Bulk: fetch()})
 }
