@@ -1,17 +1,13 @@
 package bench
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
-	"net"
-	"net/http"
 	"os"
 	"path/filepath"
-	"sync/atomic"
 	"syscall"
 	"time"
 	"unsafe"
@@ -404,99 +400,4 @@ func (o *Overlay) writeFor(ctx context.Context, v *overlay.Overlay) (samples, er
 		}
 	}
 	return s, nil
-}
-
-// farAway measures hydration from a store on this host by HTTP.
-func (o *Overlay) farAway(ctx context.Context) error {
-	o.say("hydration over HTTP")
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return err
-	}
-	image, err := os.ReadFile(o.base.Name())
-	if err != nil {
-		return err
-	}
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		http.ServeContent(w, r, "image", time.Time{}, bytes.NewReader(image))
-	}), ReadHeaderTimeout: time.Minute}
-	go func() { _ = server.Serve(listener) }() // until it is closed
-	defer func() { _ = server.Close() }()      // it was only read from
-	fetch := overlay.HTTPFetch(http.DefaultClient, "http://"+listener.Addr().String()+"/")
-	chunks, err := overlay.Digest(overlay.NewImage(o.base, o.size()), farChunk)
-	if err != nil {
-		return err
-	}
-	here := store{"http://" + listener.Addr().String() + "/", chunks, fetch}
-	return errors.Join(o.hydrate(ctx, chunks, fetch), o.misses(ctx, chunks, fetch), o.servedHydration(ctx, here), o.servedMisses(ctx, here))
-}
-
-func (o *Overlay) hydrate(ctx context.Context, chunks overlay.Chunks, fetch overlay.Fetch) error {
-	var took samples
-	for round := range min(o.Rounds, 3) {
-		err := o.remote(fmt.Sprintf("far-%d", round), chunks, fetch, func(v *overlay.Overlay) error {
-			return took.time(func() error { return overlay.NewHydrator(v, nil, nil).Run(ctx) })
-		})
-		if err != nil {
-			return err
-		}
-	}
-	rate := float64(o.size()) / (1 << 20) / took.median().Seconds()
-	o.report.Rows = append(o.report.Rows, Row{
-		Measure: "hydration from a store on this host by HTTP, verified, durable", Unit: "MiB/s", Samples: len(took), P50: rate, Goal: "≥ 300 MiB/s", Met: rate >= 300,
-	})
-	return nil
-}
-
-// misses compares a 4 KiB read that nobody has asked for with the store's own time for its chunk.
-func (o *Overlay) misses(ctx context.Context, chunks overlay.Chunks, fetch overlay.Fetch) error {
-	var ours, beside samples
-	p, chunk := direct(overlayBlock), make([]byte, farChunk)
-	var fetched atomic.Int64
-	counted := func(ctx context.Context, p []byte, off int64) error { fetched.Add(1); return fetch(ctx, p, off) }
-	err := o.remote("missing", chunks, counted, func(v *overlay.Overlay) error {
-		for _, at := range o.places(2 * o.batch()) {
-			before := fetched.Load()
-			var one samples
-			if err := one.time(func() error { _, err := v.ReadAt(p, at); return err }); err != nil {
-				return err
-			}
-			if fetched.Load() == before { // a neighbour's chunk
-				continue
-			}
-			ours = append(ours, one...)
-			if err := beside.time(func() error { return fetch(ctx, chunk, at/farChunk*farChunk) }); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	atP99 := float64(ours.quantile(0.99)) / float64(beside.quantile(0.99))
-	o.report.Rows = append(o.report.Rows, Row{
-		Measure: "4 KiB read that nobody has asked for, p99", Unit: "ms", Samples: len(ours), P50: milliseconds(ours.quantile(0.99)),
-		Goal: "≤ 2× the yardstick", Met: atP99 <= 2, Yardstick: "the store's p99 for the chunk of 64 KiB that it is in", Beside: milliseconds(beside.quantile(0.99)), Ratio: atP99,
-	})
-	return nil
-}
-
-// remote gives a volume over a store that is far away.
-func (o *Overlay) remote(name string, chunks overlay.Chunks, fetch overlay.Fetch, use func(*overlay.Overlay) error) error {
-	source, err := overlay.NewRemote(chunks, fetch, overlay.RemoteOptions{})
-	if err != nil {
-		return err
-	}
-	defer source.Close()
-	f, gone, err := o.layer(name)
-	if err != nil {
-		return err
-	}
-	defer gone()
-	v, err := overlay.Open([]overlay.Files{f}, source)
-	if err != nil {
-		return err
-	}
-	return use(v)
 }
