@@ -1,7 +1,6 @@
 package overlay
 
 import (
-	"bytes"
 	"context"
 	"time"
 )
@@ -41,7 +40,7 @@ func (r *Remote) Fill(ctx context.Context, p []byte, off int64) error {
 func (r *Remote) fill(ctx context.Context, p []byte, first int64) error {
 	r.giveWay(ctx)
 	// All that are under way share what the store sends.
-	if err := r.persist(ctx, hydrateFlights*r.o.Try, r.o.Bulk, p, first, func() bool { return false }); err != nil {
+	if err := r.persist(ctx, hydrateFlights*r.o.Try, r.o.Bulk, p, first); err != nil {
 		if r.ctx.Err() != nil {
 			return ErrClosed
 		}
@@ -58,7 +57,8 @@ func (r *Remote) offer(p []byte, first int64) {
 	for i := first; len(r.flying) > 0 && len(p) > 0; i++ {
 		n := r.c.length(i)
 		if f := r.flying[i]; f != nil {
-			f.p = bytes.Clone(p[:n])
+			f.p = r.buffer(n)
+			copy(f.p, p)
 			r.settle(f)
 		}
 		p = p[n:]

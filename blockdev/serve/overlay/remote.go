@@ -1,14 +1,12 @@
 package overlay
 
 import (
-	"bytes"
 	"container/list"
 	"context"
 	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"sync"
 	"time"
 
@@ -28,8 +26,13 @@ type RemoteOptions struct {
 	Bulk      Fetch         // for Fill: connections that readers' fetches do not wait for; nil: the same
 }
 
-// fetchAtOnce bounds one fetch of neighbouring chunks, in bytes.
-const fetchAtOnce = 4 << 20
+const (
+	// fetchAtOnce bounds one fetch of neighbouring chunks, in bytes.
+	fetchAtOnce = 4 << 20
+	// spareMost bounds the buffers of chunks that are kept for the next ones: misses make
+	// no garbage.
+	spareMost = 16
+)
 
 // Remote is a Source that is far away. A byte of it is given when its chunk has
 // been verified. While the store fails or sends something else readers wait, and it
@@ -46,14 +49,26 @@ type Remote struct {
 	kept   map[int64]*list.Element // of order, whose values are *flight
 	order  *list.List              // the least recently used first
 	bytes  int64                   // of kept ones
+	spare  [][]byte                // each of a whole chunk
 	status Status
 }
 
 // flight is a chunk that is being fetched, or was.
 type flight struct {
-	i    int64
-	done chan struct{}
-	p    []byte // when done; nil: closed meanwhile
+	i       int64
+	by      *voyage
+	done    chan struct{}
+	p       []byte // when done; nil: closed meanwhile
+	readers int    // who have p, or will
+	dropped bool   // it is kept no longer
+}
+
+// voyage is one fetch of neighbours. It ends when all have come, though by Fill.
+type voyage struct {
+	flights []*flight
+	left    int // of them that have not come
+	ctx     context.Context
+	cancel  context.CancelFunc
 }
 
 // Status is how a base that is far away does.
@@ -154,7 +169,15 @@ func (r *Remote) ReadAt(p []byte, off int64) (int, error) {
 
 // readChunks copies the part of p at off that chunks [first, end) have.
 func (r *Remote) readChunks(p []byte, off, first, end int64) error {
-	flights := r.board(first, end)
+	flights, voyages := r.board(first, end)
+	defer r.leave(flights)
+	for n, v := range voyages {
+		if n < len(voyages)-1 {
+			go r.fly(v)
+		} else {
+			r.fly(v) // others' threads would only have to be woken
+		}
+	}
 	for i := first; i < end; i++ {
 		from := max(0, i*r.c.Chunk-off)
 		to := min(int64(len(p)), i*r.c.Chunk+r.c.length(i)-off)
@@ -172,62 +195,98 @@ func (r *Remote) readChunks(p []byte, off, first, end int64) error {
 	return nil
 }
 
-// board finds the chunks [first, end), those of zeroes as nil, and begins to fetch
-// what nobody has.
-func (r *Remote) board(first, end int64) []*flight {
+// board finds the chunks [first, end), those of zeroes as nil, and what has to be
+// fetched of them because nobody has it. leave ends the use of them.
+func (r *Remote) board(first, end int64) (flights []*flight, voyages []*voyage) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	flights := make([]*flight, 0, end-first)
-	var fresh []*flight // neighbours
-	launch := func() {
-		if len(fresh) > 0 {
-			go r.fly(fresh)
-			fresh = nil
-		}
-	}
+	flights = make([]*flight, 0, end-first)
 	for i := first; i < end; i++ {
-		if r.c.zero(i) {
-			flights = append(flights, nil)
-			launch()
-			continue
-		}
 		f := r.flying[i]
 		if e := r.kept[i]; e != nil {
 			r.order.MoveToBack(e)
 			f = e.Value.(*flight) //nolint:forcetypeassert // only flights are in it
 		}
-		if f == nil {
+		if f == nil && !r.c.zero(i) {
 			f = &flight{i: i, done: make(chan struct{})}
 			r.flying[i] = f
-			fresh = append(fresh, f)
-		} else {
-			launch()
+			if last := len(voyages) - 1; last >= 0 && voyages[last].end() == i {
+				voyages[last].take(f)
+			} else {
+				v := &voyage{}
+				v.ctx, v.cancel = context.WithCancel(r.ctx)
+				v.take(f)
+				voyages = append(voyages, v)
+			}
+		}
+		if f != nil {
+			f.readers++
 		}
 		flights = append(flights, f)
 	}
-	launch()
-	return flights
+	return flights, voyages
+}
+
+func (v *voyage) take(f *flight) {
+	f.by = v
+	v.flights = append(v.flights, f)
+	v.left++
+}
+
+// end is the number of the chunk behind the last.
+func (v *voyage) end() int64 { return v.flights[len(v.flights)-1].i + 1 }
+
+func (r *Remote) leave(flights []*flight) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, f := range flights {
+		if f == nil {
+			continue
+		}
+		if f.readers--; f.readers == 0 && f.dropped {
+			r.putBuffer(f.p)
+		}
+	}
+}
+
+// buffer gives room for a chunk, or more. The caller has the lock.
+func (r *Remote) buffer(n int64) []byte {
+	if last := len(r.spare) - 1; n == r.c.Chunk && last >= 0 {
+		p := r.spare[last]
+		r.spare = r.spare[:last]
+		return p
+	}
+	return make([]byte, n)
+}
+
+// putBuffer takes one back. The caller has the lock.
+func (r *Remote) putBuffer(p []byte) {
+	if int64(len(p)) == r.c.Chunk && len(r.spare) < spareMost {
+		r.spare = append(r.spare, p)
+	}
 }
 
 // fly fetches neighbouring chunks until they are right, have come by Fill, or the
 // source is closed.
-func (r *Remote) fly(flights []*flight) {
-	first, last := flights[0].i, flights[len(flights)-1].i
-	p := make([]byte, r.c.lengthOf(first, last+1))
-	err := r.persist(r.ctx, r.o.Try, r.fetch, p, first, func() bool { return r.landed(flights) })
-	r.land(flights, p, err)
+func (r *Remote) fly(v *voyage) {
+	first := v.flights[0].i
+	r.mu.Lock()
+	p := r.buffer(r.c.lengthOf(first, v.end()))
+	r.mu.Unlock()
+	err := r.persist(v.ctx, r.o.Try, r.fetch, p, first)
+	r.land(v, p, err)
 }
 
-// persist fetches the chunks that p has room for, from first on, until they are right,
-// nobody needs them any more, or ctx ends.
-func (r *Remote) persist(ctx context.Context, try time.Duration, fetch Fetch, p []byte, first int64, needless func() bool) error {
+// persist fetches the chunks that p has room for, from first on, until they are right or
+// ctx ends.
+func (r *Remote) persist(ctx context.Context, try time.Duration, fetch Fetch, p []byte, first int64) error {
 	for wait := r.o.LeastWait; ; wait = min(2*wait, r.o.MostWait) {
 		err := r.try(ctx, try, fetch, p, first)
 		if err == nil {
 			r.came(int64(len(p)))
 			return nil
 		}
-		if ctx.Err() != nil || needless() {
+		if ctx.Err() != nil {
 			return err
 		}
 		r.note(err)
@@ -275,21 +334,24 @@ func (r *Remote) note(err error) {
 }
 
 // land gives chunks to who waits, and keeps them for a while.
-func (r *Remote) land(flights []*flight, p []byte, err error) {
+func (r *Remote) land(v *voyage, p []byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, f := range flights {
+	used := false
+	for _, f := range v.flights {
 		if r.flying[f.i] != f { // Fill was quicker
 			continue
 		}
-		if err == nil {
-			at := (f.i - flights[0].i) * r.c.Chunk
-			f.p = p[at : at+r.c.length(f.i)]
-			if len(flights) > 1 { // one that is kept must not keep its neighbours' bytes
-				f.p = bytes.Clone(f.p)
-			}
+		if at := (f.i - v.flights[0].i) * r.c.Chunk; err == nil && len(v.flights) == 1 {
+			f.p, used = p, true
+		} else if err == nil { // one that is kept must not keep its neighbours' bytes
+			f.p = r.buffer(r.c.length(f.i))
+			copy(f.p, p[at:])
 		}
 		r.settle(f)
+	}
+	if !used {
+		r.putBuffer(p)
 	}
 }
 
@@ -299,33 +361,33 @@ func (r *Remote) settle(f *flight) {
 	if f.p != nil {
 		r.kept[f.i] = r.order.PushBack(f)
 		r.bytes += int64(len(f.p))
-		r.forget(r.o.Cache, 1)
+		r.drop(r.o.Cache, 1)
 	}
 	close(f.done)
+	if f.by.left--; f.by.left == 0 {
+		f.by.cancel()
+	}
 }
 
-// forget drops the least recently used chunks until so many bytes or chunks are left.
+// drop lets the least recently used chunks go until so many bytes or chunks are left.
 // The caller has the lock.
-func (r *Remote) forget(most int64, least int) {
+func (r *Remote) drop(most int64, least int) {
 	for r.bytes > most && r.order.Len() > least {
 		f := r.order.Remove(r.order.Front()).(*flight) //nolint:forcetypeassert // only flights are in it
 		delete(r.kept, f.i)
 		r.bytes -= int64(len(f.p))
+		if f.dropped = true; f.readers == 0 {
+			r.putBuffer(f.p)
+		}
 	}
 }
 
-// Forget gives back the memory of chunks that were kept for the next reader.
+// Forget gives back the memory of what was kept for the next reader.
 func (r *Remote) Forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.forget(0, 0)
-}
-
-// landed tells whether all of these came otherwise.
-func (r *Remote) landed(flights []*flight) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return !slices.ContainsFunc(flights, func(f *flight) bool { return r.flying[f.i] == f })
+	r.drop(0, 0)
+	r.spare = nil
 }
 
 // ErrClosed: a base far away was closed while somebody waited for bytes of it.
