@@ -61,7 +61,7 @@ func (p *Pool) counters(ctx context.Context, id blockdev.ID) (blockdev.Counters,
 	o := p.openings[id]
 	p.mu.Unlock()
 	if o.served() {
-		return p.servedCounters(ctx, id)
+		return p.ServedCounters(ctx, id)
 	}
 	if o == nil || o.kind != blockdev.Block {
 		return blockdev.Counters{}, blockdev.ErrNotFound

@@ -11,6 +11,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/loop"
+	"holdfast/blockdev/serve/opened"
 	"holdfast/internal/sys"
 )
 
@@ -22,7 +23,7 @@ type opening struct {
 	lease     string
 	device    loop.Device // of a Block
 	lock      *os.File    // beside the image, held while it is open; at a worker that has it
-	token     string      // of one at a worker
+	atWorker  opened.Note // of one at a worker
 	inherited bool        // an earlier process made it
 }
 
@@ -258,7 +259,7 @@ func (p *Pool) remember(id blockdev.ID, o *opening) (*opening, error) {
 		o.lease = fmt.Sprintf("%s-%s-%d", o.lease, boot, o.device.Sequence)
 	}
 	if o.served() {
-		o.lease += "-" + o.token
+		o.lease = o.atWorker.Lease()
 	}
 	p.mu.Lock()
 	p.openings[id] = o

@@ -60,6 +60,8 @@ type Identity struct {
 // Pool is a directory of images. It is a blockdev.Backend and all that a
 // backend can be besides.
 type Pool struct {
+	calls // to workers
+
 	dir      string
 	identity Identity
 	log      *slog.Logger
@@ -114,6 +116,7 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	}
 	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, workers: o.Workers, layers: o.Workers != nil, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{}, descents: map[blockdev.ID]*descent{},
 		wake: make(chan struct{}, 1), flatter: make(chan struct{}, 1)}
+	p.calls = calls{Room: "sparse", Worker: p.observed}
 	if p.rate == 0 {
 		p.rate = defaultRate
 	}

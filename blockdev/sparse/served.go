@@ -2,122 +2,61 @@ package sparse
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"io/fs"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"holdfast/blockdev"
-	"holdfast/blockdev/serve"
 	"holdfast/blockdev/serve/control"
-	"holdfast/blockdev/serve/meter"
+	"holdfast/blockdev/serve/opened"
 	"holdfast/blockdev/serve/overlay"
 	"holdfast/internal/sys"
 )
 
-// Workers start the processes that serve images over vhost-user and NBD, and find
-// them again: a control.Starter. Other pools' images may be among them.
-type Workers interface {
-	Serve(ctx context.Context, spec control.Spec) (*control.Worker, error)
-	Find(ctx context.Context, id blockdev.ID) (*control.Worker, error)
-}
+// Workers start the processes that serve images, and find them again.
+type Workers = opened.Workers
 
-var (
-	_ serve.Observer  = (*Pool)(nil)
-	_ serve.Throttler = (*Pool)(nil)
-	_ serve.Sentry    = (*Pool)(nil)
-	_ serve.Exposer   = (*Pool)(nil)
-)
-
-// served is what the lock file beside an image says of an opening at a worker: it
-// lasts as long as this boot, whether the worker does or not. It is never flushed,
-// because after a power cut there is no client either.
-type served struct {
-	Boot     string        `json:"boot"`
-	Kind     blockdev.Kind `json:"kind"`
-	ReadOnly bool          `json:"readOnly"`
-	Token    string        `json:"token"` // makes the lease this opening's alone
-}
-
-// openingDigits of a token name the socket of its opening.
-const openingDigits = 8
+type calls = opened.Calls // embedded, under a name that is not exported
 
 // isSocket reports whether a worker gives this kind.
-func isSocket(k blockdev.Kind) bool { return k == blockdev.VhostUser || k == blockdev.NBD }
+func isSocket(k blockdev.Kind) bool { return opened.IsSocket(k) }
 
 // served reports whether a worker serves the image.
 func (o *opening) served() bool { return o != nil && isSocket(o.kind) }
 
+func openingOf(n opened.Note) *opening {
+	return &opening{kind: n.Kind, readOnly: n.ReadOnly, atWorker: n}
+}
+
 // readServed reads the note of an opening at a worker; nil where there is none of
 // this boot.
 func readServed(dir string) (*opening, error) {
-	f, err := os.Open(dir + "/" + lockFile)
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
-		return nil, nil
-	}
-	if err != nil {
+	n, err := opened.Read(dir + "/" + lockFile)
+	if n == nil {
 		return nil, err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxBegan))
-	if err != nil {
-		return nil, err
-	}
-	boot, err := sys.BootID()
-	if err != nil {
-		return nil, err
-	}
-	var s served
-	if json.Unmarshal(b, &s) != nil || s.Boot != boot || !isSocket(s.Kind) || len(s.Token) < openingDigits {
-		return nil, nil
-	}
-	return &opening{kind: s.Kind, readOnly: s.ReadOnly, token: s.Token, inherited: true}, nil
+	o := openingOf(*n)
+	o.inherited = true
+	return o, nil
 }
 
-// noteServed writes it, before there is a worker: one that runs is always found.
-func noteServed(lock *os.File, o *opening) error {
-	boot, err := sys.BootID()
-	if err != nil {
-		return err
-	}
-	b, err := json.Marshal(served{boot, o.kind, o.readOnly, o.token})
-	if err != nil {
-		return err
-	}
-	if err := lock.Truncate(0); err != nil {
-		return noSpace(err)
-	}
-	_, err = lock.WriteAt(b, 0)
-	return noSpace(err)
-}
-
-func clearServed(dir string) error {
-	err := os.Truncate(dir+"/"+lockFile, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	return err
-}
+func clearServed(dir string) error { return opened.Clear(dir + "/" + lockFile) }
 
 // openServed opens an image at a worker, a new one if there is no opening.
 func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *opening, w blockdev.Want) (blockdev.Endpoint, error) {
 	fresh := o == nil
 	if fresh {
-		var token [8]byte
-		_, _ = rand.Read(token[:]) // never fails
-		kind := w.Kinds[slices.IndexFunc(w.Kinds, isSocket)]
-		o = &opening{kind: kind, readOnly: w.ReadOnly, token: hex.EncodeToString(token[:])}
+		n, err := opened.New(w)
+		if err != nil {
+			return blockdev.Endpoint{}, err
+		}
+		o = openingOf(n)
 	}
-	if o.readOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.kind) {
-		return blockdev.Endpoint{}, fmt.Errorf("open as %s: %w", o.lease, blockdev.ErrBusy)
+	if err := o.atWorker.Fits(w); err != nil {
+		return blockdev.Endpoint{}, err
 	}
 	worker, err := p.running(ctx, id, dir, o)
 	if err != nil {
@@ -172,7 +111,7 @@ func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *openi
 	if err != nil {
 		return nil, err
 	}
-	if err = noteServed(lock, o); err == nil {
+	if err = noSpace(o.atWorker.Write(lock)); err == nil {
 		err = p.at("open.worker")
 	}
 	if err == nil {
@@ -240,7 +179,7 @@ func (p *Pool) recordAbsorbed(ctx context.Context, w *control.Worker, id blockde
 
 // start opens all files and has a worker serve them.
 func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, lock *os.File) (_ *control.Worker, err error) {
-	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.token[:openingDigits]}
+	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.atWorker.Socket()}
 	if spec.Size, err = p.sizeOf(id, dir); err != nil {
 		return nil, err
 	}
@@ -303,7 +242,7 @@ func (p *Pool) ownLayer(dir, name string) bool {
 func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) error {
 	w, err := p.worker(ctx, id)
 	if err == nil {
-		err = noClients(ctx, w)
+		err = opened.Unused(ctx, w)
 	}
 	if errors.Is(err, blockdev.ErrNotFound) {
 		w, err = nil, nil
@@ -315,26 +254,6 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) erro
 		p.keepTrace(ctx, id, w)
 	}
 	return p.endServed(ctx, id, o, w)
-}
-
-// leaveTime is how long a client may take to be gone that has hung up.
-const leaveTime = time.Second
-
-func noClients(ctx context.Context, w *control.Worker) error {
-	for deadline := time.Now().Add(leaveTime); ; {
-		s, err := w.Status(ctx)
-		if err != nil || s.Clients == 0 {
-			return err
-		}
-		if time.Now().After(deadline) {
-			return fmt.Errorf("%w: %d clients are connected", blockdev.ErrBusy, s.Clients)
-		}
-		select {
-		case <-time.After(leaveTime / 100):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
 }
 
 // endServed ends an opening at a worker, w nil if that has ended already.
@@ -456,82 +375,6 @@ func (p *Pool) observed(ctx context.Context, id blockdev.ID) (*control.Worker, e
 		return nil, fmt.Errorf("no worker serves it: %w", blockdev.ErrNotFound)
 	}
 	return p.workers.Find(ctx, id)
-}
-
-// Observe implements serve.Observer.
-func (p *Pool) Observe(ctx context.Context, id blockdev.ID) (serve.Service, error) {
-	w, err := p.observed(ctx, id)
-	if err != nil {
-		return serve.Service{}, blockdev.Op("sparse.Observe", id, err)
-	}
-	s, err := w.Status(ctx)
-	return s, blockdev.Op("sparse.Observe", id, err)
-}
-
-// Throttle implements serve.Throttler.
-func (p *Pool) Throttle(ctx context.Context, id blockdev.ID, limits blockdev.Limits) error {
-	w, err := p.observed(ctx, id)
-	if err == nil {
-		err = w.Throttle(ctx, limits)
-	}
-	return blockdev.Op("sparse.Throttle", id, err)
-}
-
-// Expose implements serve.Exposer.
-func (p *Pool) Expose(ctx context.Context, id blockdev.ID, e serve.Exposure) error {
-	w, err := p.observed(ctx, id)
-	if err == nil {
-		err = w.Expose(ctx, e)
-	}
-	return blockdev.Op("sparse.Expose", id, err)
-}
-
-// Withdraw implements serve.Exposer.
-func (p *Pool) Withdraw(ctx context.Context, id blockdev.ID, name string) error {
-	w, err := p.observed(ctx, id)
-	if err == nil {
-		err = w.Withdraw(ctx, name)
-	}
-	if errors.Is(err, blockdev.ErrNotFound) { // its worker has ended, and so has the exposure
-		return nil
-	}
-	return blockdev.Op("sparse.Withdraw", id, err)
-}
-
-// AwaitEnd implements serve.Sentry.
-func (p *Pool) AwaitEnd(ctx context.Context, id blockdev.ID) error {
-	w, err := p.observed(ctx, id)
-	if errors.Is(err, blockdev.ErrNotFound) {
-		return nil
-	}
-	if err == nil {
-		err = w.AwaitEnd(ctx)
-	}
-	return blockdev.Op("sparse.AwaitEnd", id, err)
-}
-
-// servedCounters are what the worker has counted.
-func (p *Pool) servedCounters(ctx context.Context, id blockdev.ID) (blockdev.Counters, error) {
-	w, err := p.observed(ctx, id)
-	if err != nil {
-		return blockdev.Counters{}, err
-	}
-	s, err := w.Status(ctx)
-	if err != nil {
-		return blockdev.Counters{}, err
-	}
-	of := func(k meter.Kind) (requests, bytes int64) {
-		c := s.Meter.Kinds[k]
-		return int64(c.Requests), int64(c.Bytes) //nolint:gosec // counts
-	}
-	c := blockdev.Counters{Since: s.Since}
-	c.Reads, c.ReadBytes = of(meter.Read)
-	c.Writes, c.WriteBytes = of(meter.Write)
-	c.Discards, c.DiscardBytes = of(meter.Discard)
-	zeroes, bytes := of(meter.Zero)
-	c.Discards, c.DiscardBytes = c.Discards+zeroes, c.DiscardBytes+bytes
-	c.Flushes, _ = of(meter.Flush)
-	return c, nil
 }
 
 // mergeMost bounds how many bytes a merge under the hands of clients may have to copy:

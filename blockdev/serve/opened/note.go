@@ -1,0 +1,111 @@
+package opened
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"slices"
+	"syscall"
+
+	"holdfast/blockdev"
+	"holdfast/internal/sys"
+)
+
+// Note says how an image is open at a worker.
+type Note struct {
+	Boot     string        `json:"boot"`
+	Kind     blockdev.Kind `json:"kind"`
+	ReadOnly bool          `json:"readOnly"`
+	Token    string        `json:"token"` // makes the lease this opening's alone
+}
+
+const (
+	// socketDigits of a token name the socket of its opening.
+	socketDigits = 8
+	maxNote      = 4096 // bytes
+)
+
+// IsSocket reports whether a worker gives this kind.
+func IsSocket(k blockdev.Kind) bool { return k == blockdev.VhostUser || k == blockdev.NBD }
+
+// New gives the note of an opening that is to be: by the first kind that a worker
+// gives, of which there must be one.
+func New(w blockdev.Want) (Note, error) {
+	boot, err := sys.BootID()
+	var token [8]byte
+	_, _ = rand.Read(token[:]) // never fails
+	kind := w.Kinds[slices.IndexFunc(w.Kinds, IsSocket)]
+	return Note{Boot: boot, Kind: kind, ReadOnly: w.ReadOnly, Token: hex.EncodeToString(token[:])}, err
+}
+
+// Read reads a note; nil where there is none of this boot.
+func Read(path string) (*Note, error) {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, maxNote))
+	if err != nil {
+		return nil, err
+	}
+	boot, err := sys.BootID()
+	if err != nil {
+		return nil, err
+	}
+	var n Note
+	if json.Unmarshal(b, &n) != nil || n.Boot != boot || !IsSocket(n.Kind) || len(n.Token) < socketDigits {
+		return nil, nil
+	}
+	return &n, nil
+}
+
+// Write makes a file say it.
+func (n Note) Write(f *os.File) error {
+	b, err := json.Marshal(n)
+	if err != nil {
+		return err
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = f.WriteAt(b, 0)
+	return err
+}
+
+// Clear empties a file; none is success.
+func Clear(path string) error {
+	err := os.Truncate(path, 0)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// Fits is blockdev.ErrBusy, with the lease, when an opening is none that is wanted.
+func (n Note) Fits(w blockdev.Want) error {
+	if n.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, n.Kind) {
+		return fmt.Errorf("open as %s: %w", n.Lease(), blockdev.ErrBusy)
+	}
+	return nil
+}
+
+// Lease names the opening.
+func (n Note) Lease() string {
+	mode := "rw"
+	if n.ReadOnly {
+		mode = "ro"
+	}
+	return fmt.Sprintf("%s-%s-%s", n.Kind, mode, n.Token)
+}
+
+// Socket names the opening's socket: a control.Spec's Opening.
+func (n Note) Socket() string { return n.Token[:socketDigits] }
