@@ -133,8 +133,20 @@ func (c *chain) below() *chain {
 	return &rest
 }
 
-// writeChain durably makes this the chain of the image in dir.
-func (p *Pool) writeChain(id blockdev.ID, dir string, c *chain) error {
+// writeChain durably makes this the chain of the image in dir; what needs makes
+// durable is so before.
+func (p *Pool) writeChain(id blockdev.ID, dir string, c *chain, needs ...func() error) error {
+	if err := p.renameChain(id, dir, c, needs...); err != nil {
+		return err
+	}
+	if err := p.at("describe.flush"); err != nil {
+		return err
+	}
+	return syncDir(dir)
+}
+
+// renameChain is writeChain in a draft, whose directory is flushed by Publish.
+func (p *Pool) renameChain(id blockdev.ID, dir string, c *chain, needs ...func() error) error {
 	c.Version = chainVersion
 	if c.far() {
 		c.Version = farVersion
@@ -145,7 +157,7 @@ func (p *Pool) writeChain(id blockdev.ID, dir string, c *chain) error {
 	}
 	p.changing.Lock()
 	defer p.changing.Unlock()
-	return p.replaceEnvelope(dir, chainFile, chainOf(id), payload)
+	return p.renameEnvelope(dir, chainFile, chainOf(id), payload, needs...)
 }
 
 // linkParts gives the files of a chain names in another directory, too. base is what
@@ -175,12 +187,24 @@ func link(from, to string) error {
 
 // newLayer makes the files of an empty layer for a volume of size bytes in dir,
 // durable but for their names.
-func newLayer(dir, name string, size int64) error {
+func newLayer(dir, name string, size int64) error { return layOut(dir, name, size, overlay.Create) }
+
+// layOut makes the files of an empty layer by overlay.Create, or by overlay.Make.
+func layOut(dir, name string, size int64, create func(overlay.Files, int64) error) error {
 	f, closeAll, err := openLayer(dir, name, os.O_RDWR|os.O_CREATE|os.O_EXCL)
 	if err != nil {
 		return err
 	}
-	return errors.Join(noSpace(overlay.Create(f, size)), closeAll())
+	return errors.Join(noSpace(create(f, size)), closeAll())
+}
+
+// syncLayer makes a layer's files durable but for their names.
+func syncLayer(dir, name string) error {
+	f, closeAll, err := openLayer(dir, name, os.O_RDWR)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), closeAll())
 }
 
 // openLayer opens the two files of a layer.

@@ -72,7 +72,7 @@ func largeEnough(src blockdev.ID, has, size int64) error {
 // cloneChain clones a layered image. A snapshot's layers are shared as they are, a
 // volume is sealed first.
 func (p *Pool) cloneChain(ctx context.Context, dst, src blockdev.ID, c *chain, size int64) error {
-	s, err := p.survey(src)
+	s, err := p.survey(ctx, src)
 	if err != nil {
 		return err
 	}

@@ -57,7 +57,7 @@ func (p *Pool) createRemote(ctx context.Context, id blockdev.ID, base blockdev.R
 		if err := p.at("draft.chain"); err != nil {
 			return err
 		}
-		return p.writeChain(id, dir, c.with(top))
+		return p.renameChain(id, dir, c.with(top))
 	})
 }
 

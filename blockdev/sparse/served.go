@@ -153,14 +153,19 @@ func (p *Pool) recordChange(ctx context.Context, w *control.Worker, id blockdev.
 		return syncDir(dir)
 	}
 	s := subject{id: id, dir: dir, chain: c}
-	if c == nil {
+	flat := c == nil
+	if flat {
 		status, err := sys.StatusAt(dir + "/" + imageFile)
 		if err != nil {
 			return err
 		}
 		c = &chain{Base: newPart("base"), BaseSize: status.Size}
 	}
-	return p.recordSeal(s, c.with(top))
+	if err := p.recordSeal(s, c.with(top)); err != nil || !flat {
+		return err
+	}
+	_ = p.dropFlatName(dir) // it is recorded
+	return nil
 }
 
 func (p *Pool) recordAbsorbed(ctx context.Context, w *control.Worker, id blockdev.ID, dir string, c *chain, i int) error {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"strings"
 	"time"
@@ -50,7 +51,7 @@ func (p *Pool) snapshot(ctx context.Context, snap, of blockdev.ID) (held time.Du
 	if err := p.dropDraft(ctx, snap); err != nil {
 		return 0, err
 	}
-	s, err := p.survey(of)
+	s, err := p.survey(ctx, of)
 	if err != nil {
 		return 0, err
 	}
@@ -77,12 +78,17 @@ type subject struct {
 	opening *opening
 }
 
-func (p *Pool) survey(id blockdev.ID) (subject, error) {
+func (p *Pool) survey(ctx context.Context, id blockdev.ID) (subject, error) {
 	s := subject{id: id, dir: p.image(id)}
 	if p.isAccessed(id) {
 		return s, fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
 	}
 	var err error
+	if p.known(id).served() { // a layer that its worker waits for is not to be swept away
+		if _, err = p.worker(ctx, id); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+			return s, err
+		}
+	}
 	if s.chain, err = readChain(id, s.dir); err != nil {
 		return s, err
 	}
@@ -178,7 +184,7 @@ func (p *Pool) seal(ctx context.Context, s subject) (sealed *chain, held time.Du
 		return nil, 0, err
 	}
 	top := newPart("layer")
-	if err := errors.Join(newLayer(s.dir, top, s.size), syncDir(s.dir)); err != nil {
+	if err := layOut(s.dir, top, s.size, overlay.Make); err != nil {
 		return nil, 0, err
 	}
 	record := func() error { return p.recordSeal(s, sealed.with(top)) }
@@ -186,6 +192,9 @@ func (p *Pool) seal(ctx context.Context, s subject) (sealed *chain, held time.Du
 		held, err = p.sealServed(ctx, s, top, record)
 	} else {
 		err = record()
+	}
+	if err == nil && s.chain == nil {
+		err = p.dropFlatName(s.dir)
 	}
 	return sealed, held, err
 }
@@ -226,30 +235,45 @@ func (p *Pool) sealedBefore(s subject) *chain {
 	return below
 }
 
-// recordSeal makes the new stack the one that is opened. A flat image's file becomes
-// the base: by another name first, so that it is found at every moment.
+// recordSeal makes the new stack the one that is opened, and its top durable. A flat
+// image's file becomes the base: by another name first, so that it is found at every
+// moment. Whoever writes to the old stack may go on meanwhile: the new top is empty, so
+// both read the same. blockdev.ErrFailed where nobody knows which stack a crash would
+// leave; after any other error it is the old one.
 func (p *Pool) recordSeal(s subject, over *chain) error {
 	if err := p.at("seal.base"); err != nil {
 		return err
 	}
 	if s.chain == nil {
-		if err := errors.Join(link(s.dir+"/"+imageFile, s.dir+"/"+over.Base), syncDir(s.dir)); err != nil {
+		if err := link(s.dir+"/"+imageFile, s.dir+"/"+over.Base); err != nil {
 			return err
 		}
 	}
 	if err := p.at("seal.record"); err != nil {
 		return err
 	}
-	if err := p.writeChain(s.id, s.dir, over); err != nil {
+	top := over.Layers[0]
+	err := p.writeChain(s.id, s.dir, over, func() error { return syncLayer(s.dir, top) }, func() error { return syncDir(s.dir) })
+	if err == nil || errors.Is(err, blockdev.ErrFailed) {
 		return err
 	}
-	if s.chain != nil {
-		return nil
+	if now, unread := readChain(s.id, s.dir); unread != nil || now != nil && now.Layers[0] == top {
+		return fmt.Errorf("%w: %w", blockdev.ErrFailed, errors.Join(err, unread))
 	}
+	return err
+}
+
+// dropFlatName takes a name away that the chain has made meaningless. It need not be
+// durable: sweep takes it away, too.
+func (p *Pool) dropFlatName(dir string) error {
 	if err := p.at("seal.unlink"); err != nil {
 		return err
 	}
-	return errors.Join(noSpace(os.Remove(s.dir+"/"+imageFile)), syncDir(s.dir))
+	err := os.Remove(dir + "/" + imageFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return noSpace(err)
 }
 
 // linkSealed makes a draft's directory hold exactly what a seal has left of an image.
@@ -271,7 +295,7 @@ func (p *Pool) linkSealed(id blockdev.ID, dir string, s subject, sealed *chain) 
 	if err := p.at("draft.chain"); err != nil {
 		return err
 	}
-	return p.writeChain(id, dir, &same)
+	return p.renameChain(id, dir, &same)
 }
 
 // madeDraft makes a draft's directory, which fill fills, whole or not at all.
@@ -307,7 +331,7 @@ func (p *Pool) cloneLayered(dst blockdev.ID, size int64, from, base string, seal
 		if err := p.at("draft.chain"); err != nil {
 			return err
 		}
-		return p.writeChain(dst, dir, sealed.with(top))
+		return p.renameChain(dst, dir, sealed.with(top))
 	})
 }
 

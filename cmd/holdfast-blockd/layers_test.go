@@ -3,6 +3,7 @@ package main_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -92,30 +93,42 @@ func TestLayersUnderLoad(t *testing.T) {
 	must(t, w.Stop(ctx))
 }
 
-// TestSealThatIsNotRecorded: the volume fails, says so, and so does its end.
+// TestSealThatIsNotRecorded: the volume goes on as it was. Where nobody knows what is
+// recorded it fails, says so, and so does its end.
 func TestSealThatIsNotRecorded(t *testing.T) {
-	s, ctx := starter(t, nil), t.Context()
-	w, err := s.Serve(ctx, flat(t, blockdev.VhostUser))
-	must(t, err)
-	g := newGuest(t, frontend.Options{})
-	must(t, g.f.Connect(w.Socket()))
-	g.good(frontend.Write, 0, block)
-	if _, err := w.Seal(ctx, layer(t), func() error { return errors.New("no ink") }); !errors.Is(err, blockdev.ErrFailed) || !strings.Contains(err.Error(), "no ink") {
-		t.Errorf("sealed: %v", err)
-	}
-	for _, kind := range []uint32{frontend.Write, frontend.Flush} {
-		if g.do(kind, 0, block*int(1-kind/frontend.Flush)) == 0 {
-			t.Errorf("request %d is acknowledged", kind)
+	for _, layered := range []bool{false, true} {
+		s, ctx := starter(t, nil), t.Context()
+		spec := flat(t, blockdev.VhostUser)
+		w, err := s.Serve(ctx, spec)
+		must(t, err)
+		g := newGuest(t, frontend.Options{})
+		must(t, g.f.Connect(w.Socket()))
+		g.good(frontend.Write, 0, block)
+		if layered {
+			_, err := w.Seal(ctx, layer(t), func() error { return nil })
+			must(t, err)
 		}
-	}
-	g.good(frontend.Read, 0, block)
-	st, err := w.Status(ctx)
-	must(t, err)
-	if !strings.Contains(st.Failed, "no ink") {
-		t.Errorf("failed: %q", st.Failed)
-	}
-	if err := w.Stop(ctx); !errors.Is(err, blockdev.ErrFailed) {
-		t.Errorf("ended: %v", err)
+		for _, why := range []error{errors.New("no ink"), fmt.Errorf("%w: torn paper", blockdev.ErrFailed)} {
+			failed := errors.Is(why, blockdev.ErrFailed)
+			_, err := w.Seal(ctx, layer(t), func() error { return why })
+			if err == nil || !strings.Contains(err.Error(), why.Error()) || errors.Is(err, blockdev.ErrFailed) != failed {
+				t.Errorf("layered %v: sealed: %v", layered, err)
+			}
+			for _, kind := range []uint32{frontend.Write, frontend.Flush} {
+				if acknowledged := g.do(kind, 0, block*int(1-kind/frontend.Flush)) == 0; acknowledged == failed {
+					t.Errorf("layered %v: after %v request %d is acknowledged: %v", layered, why, kind, acknowledged)
+				}
+			}
+			g.good(frontend.Read, 0, block)
+			st, err := w.Status(ctx)
+			must(t, err)
+			if (st.Failed != "") != failed || (st.Layers != nil) != layered {
+				t.Errorf("layered %v: failed: %q, %+v", layered, st.Failed, st.Layers)
+			}
+		}
+		if err := w.Stop(ctx); !errors.Is(err, blockdev.ErrFailed) {
+			t.Errorf("layered %v: ended: %v", layered, err)
+		}
 	}
 }
 

@@ -42,15 +42,15 @@ func (w *Worker) Grow(ctx context.Context, size int64) error {
 	return blockdev.Op("control.Grow", w.id, err)
 }
 
-// Seal puts next, files at which overlay.Create has been, on top: what the volume
-// reads as at this moment stays in the layers below. record makes the new stack
-// durable; it is called when the old top is durable, and until it has returned no
-// flush is acknowledged. held is how long requests waited. A flat image's file becomes
-// the base of a new overlay, whose only layer is next.
+// Seal puts next, files at which overlay.Make has been, on top: what the volume
+// reads as at this moment stays in the layers below, durably on return. record makes
+// next and the new stack durable; it is called before anything is written to next, and
+// as long as it lasts all goes on as ever. held is how long requests waited. A flat
+// image's file becomes the base of a new overlay, whose only layer is next.
 //
-// When record fails so does the volume (blockdev.ErrFailed), since what was written
-// meanwhile could not be found again. When this process ends before it has returned,
-// flushes wait until Settle is called by the next one.
+// When record fails the stack stays as it was, unless with blockdev.ErrFailed: then the
+// volume fails, since nobody knows what is recorded. When this process ends before
+// record has returned, the change waits until Settle is called by the next one.
 func (w *Worker) Seal(ctx context.Context, next Layer, record func() error) (held time.Duration, err error) {
 	reply, err := w.converse(ctx, &wire.Request{Op: wire.Seal, Name: filepath.Base(next.Data.Name())},
 		func(wire.Pending) error { return record() }, next.Data, next.Map)

@@ -47,20 +47,31 @@ func blocksOf(size int64) int64 { return (size + BlockSize - 1) / BlockSize }
 // BlockSize, out of two empty files. Durable on return, the names of the files
 // apart.
 func Create(f Files, size int64) error {
-	return blockdev.Op("overlay.Create", "", create(f, size))
+	err := Make(f, size)
+	if err == nil {
+		err = f.Sync()
+	}
+	return blockdev.Op("overlay.Create", "", err)
 }
 
-func create(f Files, size int64) error {
+// Make is Create, durable only when Sync has followed.
+func Make(f Files, size int64) error { return blockdev.Op("overlay.Make", "", makeLayer(f, size)) }
+
+func makeLayer(f Files, size int64) error {
 	if err := checkSize(size); err != nil {
 		return err
 	}
 	if err := errors.Join(f.Data.Truncate(size), f.Map.Truncate(MapSize(size))); err != nil {
 		return err
 	}
-	if err := writeWhole(f.Map, header(size, false), 0); err != nil {
-		return err
-	}
-	if err := errors.Join(f.Data.Sync(), f.Map.Sync()); err != nil {
+	return writeWhole(f.Map, header(size, false), 0)
+}
+
+// Sync makes both files durable. blockdev.ErrFailed when it cannot.
+func (f Files) Sync() error {
+	data := make(chan error, 1)
+	go func() { data <- f.Data.Sync() }() // they share a commit of the journal
+	if err := errors.Join(f.Map.Sync(), <-data); err != nil {
 		return fmt.Errorf("%w: %w", blockdev.ErrFailed, err)
 	}
 	return nil
@@ -79,17 +90,20 @@ type layer struct {
 	size    int64
 	valid   *bitmap // blocks that are read from here
 	witness bool    // the data tells by itself what was written
+	sealed  bool    // it was the top once; set under the volume's gate
 
 	commits   sync.Mutex // one at a time; guards what follows
 	committed *bitmap    // blocks that the map file says are here, or is about to
 	behind    bool       // the map file lacks some of committed: a write of it failed
 	loose     bool       // the map file says that it may lack blocks that the data has
+	broken    error      // a sync failed
 	settled   []run      // durable in the data, not in the map
 
 	mu      sync.Mutex
 	pending []run // written since the last commit began, in the order of their ends
 	holes   bool  // some of pending is held as a hole: only the map can tell
 	dirty   atomic.Bool
+	syncing atomic.Bool // a commit is under way that dirty does not tell of any more, or has failed
 }
 
 // settledMost bounds the runs of blocks that only the data tells of: what is to be
@@ -203,7 +217,14 @@ func (l *layer) commit(whole bool) error {
 }
 
 func (l *layer) commitLocked(whole bool) error {
+	l.syncing.Store(true)
 	l.dirty.Store(false) // a write that ends from here on sets it again
+	err := l.sync(whole)
+	l.syncing.Store(l.broken != nil)
+	return err
+}
+
+func (l *layer) sync(whole bool) error {
 	runs, holes := l.take()
 	enough := len(runs) == 0 || l.witness && !holes && len(runs)+len(l.settled) <= settledMost
 	if enough && !whole && !l.behind {
@@ -223,6 +244,20 @@ func (l *layer) commitLocked(whole bool) error {
 	}
 	l.behind = false
 	return l.syncMap()
+}
+
+// finish is commit for a layer that nobody writes to any more; it does nothing where
+// nothing is left to do.
+func (l *layer) finish() error {
+	if !l.dirty.Load() && !l.syncing.Load() {
+		return nil
+	}
+	l.commits.Lock() // of a commit that is under way the end counts
+	defer l.commits.Unlock()
+	if l.broken != nil || !l.dirty.Load() {
+		return l.broken
+	}
+	return l.commitLocked(false)
 }
 
 // tellMap writes to the map file that these blocks are held. The caller has commits.
@@ -288,27 +323,35 @@ func (l *layer) loosen(loose bool) error {
 func (l *layer) tighten() error {
 	l.commits.Lock()
 	defer l.commits.Unlock()
-	if !l.loose && !l.dirty.Load() {
-		return nil
+	if l.dirty.Load() {
+		if err := l.commitLocked(true); err != nil {
+			return err
+		}
 	}
-	if err := l.commitLocked(true); err != nil {
-		return err
+	if len(l.settled) > 0 {
+		if err := l.tellMap(l.settled); err != nil {
+			return err
+		}
+		if err := l.syncMap(); err != nil {
+			return err
+		}
+		l.settled, l.behind = nil, false
 	}
 	return l.loosen(false)
 }
 
 func (l *layer) syncData() error {
 	if err := l.Data.Sync(); err != nil {
-		return fmt.Errorf("%w: data: %w", blockdev.ErrFailed, err)
+		l.broken = fmt.Errorf("%w: data: %w", blockdev.ErrFailed, err)
 	}
-	return nil
+	return l.broken
 }
 
 func (l *layer) syncMap() error {
 	if err := l.Map.Sync(); err != nil {
-		return fmt.Errorf("%w: map: %w", blockdev.ErrFailed, err)
+		l.broken = fmt.Errorf("%w: map: %w", blockdev.ErrFailed, err)
 	}
-	return nil
+	return l.broken
 }
 
 // secure makes the map say which blocks of a run are held, before they become holes,

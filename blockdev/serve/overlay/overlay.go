@@ -34,13 +34,9 @@ type Overlay struct {
 	chunks  chunkLocks
 	flushes flushes
 	seals   sync.Mutex
-	merging *merging                // under seals; nil: none is under way
-	barrier atomic.Pointer[barrier] // a Seal that is not durable yet
+	merging *merging // under seals; nil: none is under way
 	failed  atomic.Pointer[error]
 }
-
-// barrier is what a flush waits for: the record of a new top layer.
-type barrier struct{ done chan struct{} }
 
 // Open opens a volume of these layers, the top first, over base (nil: zeroes).
 // blockdev.ErrCorrupt for a map that is none.
@@ -505,15 +501,13 @@ func (v *Overlay) flush() error {
 	stack := slices.Clone(v.stack)
 	v.gate.RUnlock()
 	for i, l := range stack {
-		if i > 0 && !l.dirty.Load() {
-			continue
+		durable := l.finish
+		if i == 0 {
+			durable = func() error { return l.commit(false) }
 		}
-		if err := v.inspect(l.commit(false)); err != nil {
+		if err := v.inspect(durable()); err != nil {
 			return err
 		}
-	}
-	if b := v.barrier.Load(); b != nil {
-		<-b.done
 	}
 	return v.Failed()
 }
@@ -525,6 +519,9 @@ func (v *Overlay) Close() error {
 	err := v.flush()
 	if err == nil {
 		err = v.inspect(v.stack[0].tighten())
+	}
+	if err == nil {
+		err = v.Tighten()
 	}
 	return blockdev.Op("overlay.Close", "", err)
 }
@@ -539,6 +536,8 @@ func (v *Overlay) grow(size int64) error {
 	if err := errors.Join(checkSize(size), v.Failed()); err != nil {
 		return err
 	}
+	v.seals.Lock() // a new top has the volume's size
+	defer v.seals.Unlock()
 	v.gate.Lock()
 	defer v.gate.Unlock()
 	top := v.stack[0]

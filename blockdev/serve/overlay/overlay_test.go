@@ -10,9 +10,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"testing"
-	"testing/synctest"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/overlay"
@@ -171,7 +169,7 @@ func (l *life) one(r *rand.Rand) error {
 		}
 		return err
 	case 3:
-		return l.seal()
+		return l.seal(r.IntN(2) == 0)
 	case 4:
 		return l.merge(r, false)
 	case 5:
@@ -201,24 +199,32 @@ func (l *life) one(r *rand.Rand) error {
 	}
 }
 
-func (l *life) seal() error {
+// seal leaves a sealed layer's map loose, or not.
+func (l *life) seal(tighten bool) error {
 	if len(l.stack) > 3 {
 		return nil
 	}
 	top := l.d.layer()
-	if err := overlay.Create(top, l.v.Size()); err != nil {
+	if err := overlay.Make(top, l.v.Size()); err != nil {
 		return err
 	}
 	before := slices.Clone(l.m.now)
 	err := l.v.Seal(top, func() error {
+		if err := top.Sync(); err != nil {
+			return err
+		}
 		l.stack = slices.Insert(slices.Clone(l.stack), 0, top)
 		return nil
 	})
-	if err == nil {
-		l.snaps[len(l.stack)-1] = before
-		l.m.flush() // all before it is durable
+	if err != nil {
+		return err
 	}
-	return err
+	l.snaps[len(l.stack)-1] = before
+	l.m.flush() // all before it is durable
+	if tighten {
+		return l.v.Tighten()
+	}
+	return nil
 }
 
 // merge makes one layer of two, upwards or downwards, in steps, perhaps not to the end.
@@ -366,7 +372,7 @@ func TestFeet(t *testing.T) {
 	turns := rand.New(rand.NewPCG(3, 3))
 	moving.Go(func() {
 		for ctx.Err() == nil {
-			if err := errors.Join(l.seal(), l.seal(), l.merge(turns, true)); err != nil {
+			if err := errors.Join(l.seal(true), l.seal(false), l.merge(turns, true)); err != nil {
 				t.Error(err)
 				return
 			}
@@ -414,7 +420,7 @@ func TestFeet(t *testing.T) {
 func TestGrow(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 9))
 	l := newLife(t, someBase(r, 6), 8*block)
-	must(t, l.seal())
+	must(t, l.seal(false))
 	for _, size := range []int64{16 * block, 16 * block, 8 * block, 5000 * block} {
 		must(t, l.v.Grow(size))
 		for int64(len(l.m.now)) < size {
@@ -444,58 +450,87 @@ func TestGrow(t *testing.T) {
 	}
 }
 
-// TestFlushWaitsForTheRecord: what is written to a layer that no record names yet
-// is not durable.
-func TestFlushWaitsForTheRecord(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		l := newLife(t, nil, 16*block)
+// TestRecordComesFirst: until the new stack is recorded all goes to the old top, as
+// ever; whoever opens either stack finds it, flushed or not.
+func TestRecordComesFirst(t *testing.T) {
+	for _, witness := range []bool{true, false} {
+		l := newLifeOn(t, &disk{witness: witness}, someBase(rand.New(rand.NewPCG(1, 5)), 10), 16*block)
+		old := l.stack
 		top := l.d.layer()
-		must(t, overlay.Create(top, l.v.Size()))
-		var flushed atomic.Bool
+		must(t, overlay.Make(top, l.v.Size()))
+		put := func(fill byte, at int64) {
+			p := bytes.Repeat([]byte{fill}, block)
+			_, err := l.v.WriteAt(p, at*block)
+			must(t, err)
+			l.m.wrote(p, at*block)
+		}
+		put(7, 3)
 		must(t, l.v.Seal(top, func() error {
-			go func() {
-				_, err := l.v.WriteAt(make([]byte, block), 0)
-				if err := errors.Join(err, l.v.Sync()); err != nil {
-					t.Error(err)
-				}
-				flushed.Store(true)
-			}()
-			synctest.Wait()
-			if flushed.Load() {
-				t.Error("a flush is acknowledged before the record")
+			put(8, 4)
+			must(t, l.v.Sync()) // it does not wait
+			put(9, 5)
+			l.stack = []overlay.Files{top, old[0]}
+			must(t, l.stack[0].Sync())
+			if witness { // a process that is killed now
+				v, err := overlay.Open(l.stack, l.base)
+				must(t, err)
+				l.m.same(t, v)
 			}
 			return nil
 		}))
-		synctest.Wait()
-		if !flushed.Load() {
-			t.Error("the flush is not acknowledged after the record")
+		l.m.flush()
+		if l.v.Layers() != 2 {
+			t.Errorf("%d layers", l.v.Layers())
 		}
-		unrecorded := l.d.layer()
-		must(t, overlay.Create(unrecorded, l.v.Size()))
-		if err := l.v.Seal(unrecorded, func() error { return errBroken }); !errors.Is(err, blockdev.ErrFailed) {
-			t.Errorf("a stack that is not recorded: %v", err)
-		}
-		if err := l.v.Sync(); !errors.Is(err, blockdev.ErrFailed) {
-			t.Errorf("a flush after it: %v", err)
-		}
-	})
+		put(10, 3)
+		l.d.restart(rand.New(rand.NewPCG(2, 5)))
+		l.open()
+		l.m.check(t, l.v)
+	}
 }
 
-// TestSealTakesAllBefore: a write that ends while a seal flushes belongs to the snapshot, durably.
+// TestSealThatIsNotRecorded: the volume goes on as it was, unless nobody knows what is
+// recorded.
+func TestSealThatIsNotRecorded(t *testing.T) {
+	l := newLife(t, nil, 16*block)
+	next := func() overlay.Files {
+		top := l.d.layer()
+		must(t, overlay.Create(top, l.v.Size()))
+		return top
+	}
+	if err := l.v.Seal(next(), func() error { return errBroken }); !errors.Is(err, errBroken) || errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("a stack that is not recorded: %v", err)
+	}
+	for range 10 {
+		must(t, l.one(rand.New(rand.NewPCG(4, 4))))
+	}
+	must(t, l.v.Sync())
+	l.m.flush()
+	l.d.restart(rand.New(rand.NewPCG(2, 5)))
+	l.open()
+	l.m.same(t, l.v)
+	if err := l.v.Seal(next(), func() error { return fmt.Errorf("%w: %w", blockdev.ErrFailed, errBroken) }); !errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("a stack of which nobody knows: %v", err)
+	}
+	if err := l.v.Sync(); !errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("a flush after it: %v", err)
+	}
+}
+
+// TestSealTakesAllBefore: a write that ends while a seal flushes and records belongs to the snapshot, durably.
 func TestSealTakesAllBefore(t *testing.T) {
 	l := newLife(t, someBase(rand.New(rand.NewPCG(1, 5)), 10), 16*block)
 	p := bytes.Repeat([]byte{9}, block)
 	_, err := l.v.WriteAt(p, 0)
 	must(t, err)
 	l.m.wrote(p, 0)
-	l.stack[0].Map.(*diskFile).before = func() {
-		_, err := l.v.WriteAt(p, 12*block)
-		must(t, err)
-		l.m.wrote(p, 12*block)
-	}
 	top := l.d.layer()
 	must(t, overlay.Create(top, l.v.Size()))
-	must(t, l.v.Seal(top, func() error { return nil }))
+	must(t, l.v.Seal(top, func() error {
+		_, err := l.v.WriteAt(p, 12*block)
+		l.m.wrote(p, 12*block)
+		return err
+	}))
 	l.d.mu.Lock() // nothing of the caches survives
 	for _, f := range l.d.files {
 		f.cached, f.dirty = slices.Clone(f.durable), map[int64]bool{}
@@ -557,7 +592,7 @@ func TestDirect(t *testing.T) {
 	l.m.wrote(p, block)
 	must(t, l.v.Sync())
 	l.m.flush()
-	must(t, l.seal())
+	must(t, l.seal(false))
 	f, ok = l.v.Begin(block+sector, block)
 	if !ok {
 		t.Fatal("blocks of a sealed layer cannot be had directly")

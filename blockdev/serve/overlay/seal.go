@@ -12,11 +12,17 @@ import (
 // Seal ends the top layer's life as the one that is written and puts an empty one
 // over it: what the volume reads as at this moment stays readable from the layers
 // below for ever, a snapshot. Writers wait for those under way and no longer, at
-// any size and any fragmentation. next are two files that Create has been at, for
-// the volume's size. record makes the new stack durable, so that the next Open
-// gets it; it is called when the old top is durable, and every Sync that begins
-// after the change waits for it. When it fails so does the volume: what has been
-// written to the new layer could not be found again.
+// any size and any fragmentation. next are two files that Make has been at, for
+// the volume's size.
+//
+// record makes them and the new stack durable, so that the next Open gets it. It is
+// called before anything is written to the new layer: whoever opens that stack, at any
+// moment, finds all that the volume has, since an empty layer hides nothing. A record
+// that fails leaves the stack as it was, unless its error is blockdev.ErrFailed: then
+// nobody knows what is recorded, and the volume fails.
+//
+// On success the old top is durable. Any other error than blockdev.ErrFailed after the
+// record leaves the volume on the new stack, which Layers tells.
 func (v *Overlay) Seal(next Files, record func() error) error {
 	_, err := v.SealHeld(next, record)
 	return err
@@ -31,54 +37,71 @@ func (v *Overlay) SealHeld(next Files, record func() error) (held time.Duration,
 func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err error) {
 	v.seals.Lock()
 	defer v.seals.Unlock()
-	if err := errors.Join(v.flush(), v.inspect(v.stack[0].commit(true))); err != nil { // so that little is left to do afterwards
+	top, err := v.newTop(next)
+	if err != nil {
 		return 0, err
+	}
+	flushed := make(chan error, 1)
+	go func() { flushed <- v.flush() }() // so that little is left to do afterwards
+	if err := record(); err != nil {
+		return 0, errors.Join(v.inspect(fmt.Errorf("the new stack of layers: %w", err)), <-flushed)
+	}
+	began := time.Now()
+	old := v.swap(top)
+	held = time.Since(began)
+	<-flushed // where it failed there is something left
+	for _, l := range old {
+		err = errors.Join(err, v.inspect(l.finish()))
+	}
+	return held, err
+}
+
+// newTop opens a layer that is to come on top. The caller has seals, so the volume does
+// not grow.
+func (v *Overlay) newTop(next Files) (*layer, error) {
+	if err := v.Failed(); err != nil {
+		return nil, err
 	}
 	top, err := openLayer(next, true)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
-	pending := &barrier{make(chan struct{})}
-	defer func() {
-		v.barrier.Store(nil)
-		close(pending.done)
-	}()
-	began := time.Now()
-	old, err := v.swap(top, pending)
-	held = time.Since(began)
-	if err != nil {
-		return held, err
-	}
-	for i, l := range old {
-		var err error
-		if i == 0 {
-			err = l.tighten() // nobody writes to it any more
-		} else if l.dirty.Load() {
-			err = l.commit(true)
-		}
-		if v.inspect(err) != nil {
-			return held, v.unrecorded(err)
-		}
-	}
-	if err := record(); err != nil {
-		return held, v.unrecorded(err)
-	}
-	return held, nil
-}
-
-// swap puts a layer on top and gives those below.
-func (v *Overlay) swap(top *layer, pending *barrier) ([]*layer, error) {
-	v.gate.Lock()
-	defer v.gate.Unlock()
 	if top.size != v.Size() || top.valid.count.Load() != 0 {
 		return nil, fmt.Errorf("%w: a new layer of %d bytes with %d blocks for a volume of %d", blockdev.ErrInvalid, top.size, top.valid.count.Load(), v.Size())
 	}
-	old := slices.Clone(v.stack)
-	v.barrier.Store(pending)
-	v.stack = slices.Insert(v.stack, 0, top)
-	return old, nil
+	return top, nil
 }
 
-func (v *Overlay) unrecorded(err error) error {
-	return v.inspect(fmt.Errorf("%w: the new stack of layers: %w", blockdev.ErrFailed, err))
+// swap puts a layer on top and gives those below.
+func (v *Overlay) swap(top *layer) []*layer {
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	old := slices.Clone(v.stack)
+	old[0].sealed = true
+	v.stack = slices.Insert(v.stack, 0, top)
+	return old
+}
+
+// Layers tells how many layers there are.
+func (v *Overlay) Layers() int {
+	v.gate.RLock()
+	defer v.gate.RUnlock()
+	return len(v.stack)
+}
+
+// Tighten has the maps of layers that Seal has put below tell all by themselves, so that
+// whoever opens them next has nothing to look for. Nothing is lost without it.
+func (v *Overlay) Tighten() error {
+	v.gate.RLock()
+	stack := slices.Clone(v.stack)
+	v.gate.RUnlock()
+	for _, l := range stack[1:] {
+		if !l.sealed { // its files are only read
+			continue
+		}
+		if err := v.inspect(l.tighten()); err != nil {
+			return blockdev.Op("overlay.Tighten", "", err)
+		}
+	}
+	return nil
 }

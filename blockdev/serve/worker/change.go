@@ -119,11 +119,11 @@ func (w *worker) seal(c wire.Conn, name string, files []*os.File) (*wire.Reply, 
 	next := overlay.Files{Data: overlay.OSFile{File: files[0]}, Map: overlay.OSFile{File: files[1]}}
 	record := func() error { return w.recorded(c, wire.Pending{Op: wire.Seal, Name: name}) }
 	v.mu.Lock()
-	layers, deep := v.layers, v.sealed+2
+	layers := v.layers
 	v.mu.Unlock()
-	if deep > wire.MaxLayers {
+	if layers != nil && layers.Layers() >= wire.MaxLayers {
 		wire.CloseAll(files)
-		return nil, fmt.Errorf("%w: %d layers", blockdev.ErrInvalid, deep)
+		return nil, fmt.Errorf("%w: there are %d layers", blockdev.ErrInvalid, wire.MaxLayers)
 	}
 	if layers == nil {
 		held, err := v.cover(next, record)
@@ -131,9 +131,7 @@ func (w *worker) seal(c wire.Conn, name string, files []*os.File) (*wire.Reply, 
 	}
 	held, err := layers.SealHeld(next, record)
 	if err == nil {
-		v.mu.Lock()
-		v.sealed++
-		v.mu.Unlock()
+		go func() { _ = layers.Tighten() }() // nobody waits for it; a failed sync is told by Failed
 	}
 	return &wire.Reply{Held: int64(held)}, err
 }
@@ -149,21 +147,16 @@ func (w *worker) absorb(c wire.Conn, i int) error {
 	}
 	err := layers.Absorb(w.ctx, i, func() error { return w.recorded(c, wire.Pending{Op: wire.Absorb, Layer: i}) })
 	if err == nil {
-		v.mu.Lock()
-		v.sealed--
-		v.mu.Unlock()
 		v.hydration.look()
 	}
 	return err
 }
 
 // cover makes a flat image the base of an overlay whose only layer is next, under the
-// hands of its clients: they wait for what is under way and no longer. A flush waits
-// for what the image had got before and for the record as well.
+// hands of its clients: they wait for what is under way and no longer. As in
+// overlay.Seal the record comes first; a flush after the change waits for what the
+// image had got before.
 func (w *volume) cover(next overlay.Files, record func() error) (held time.Duration, err error) {
-	if err := sys.SyncData(w.flat); err != nil { // so that little is left to do afterwards
-		return 0, w.breakDown(err)
-	}
 	size := w.size
 	layers, err := overlay.Open([]overlay.Files{next}, overlay.NewImage(w.flat, size))
 	if err != nil {
@@ -173,23 +166,35 @@ func (w *volume) cover(next overlay.Files, record func() error) (held time.Durat
 		return 0, fmt.Errorf("%w: a layer of %d bytes for a volume of %d", blockdev.ErrInvalid, layers.Size(), size)
 	}
 	over := &covering{Overlay: layers, settled: make(chan struct{})}
-	held, err = w.front.swap(over, func() error { return nil })
-	if err != nil {
+	defer close(over.settled)
+	flushed := make(chan error, 1)
+	go func() { flushed <- sys.SyncData(w.flat) }() // so that little is left to do afterwards
+	err = record()
+	lost := <-flushed
+	if err != nil && lost == nil && !errors.Is(err, blockdev.ErrFailed) {
 		return 0, err
+	}
+	if err = errors.Join(err, lost); err != nil {
+		return 0, w.giveUp(over, err)
+	}
+	if held, err = w.front.swap(over, func() error { return nil }); err != nil {
+		return 0, w.giveUp(over, err) // the record says otherwise
 	}
 	w.mu.Lock()
 	w.layers = layers
 	w.mu.Unlock()
-	err = sys.SyncData(w.flat)
-	if err == nil {
-		err = record()
+	if err = sys.SyncData(w.flat); err != nil {
+		err = w.giveUp(over, err)
 	}
-	if err != nil {
-		err = w.breakDown(err)
-		over.broken.Store(&err)
-	}
-	close(over.settled)
 	return held, err
+}
+
+// giveUp fails the volume, and has its clients feel it.
+func (w *volume) giveUp(over *covering, err error) error {
+	err = w.breakDown(err)
+	over.broken.Store(&err)
+	_, swapped := w.front.swap(over, func() error { return nil })
+	return errors.Join(err, swapped)
 }
 
 // breakDown fails the volume.
@@ -204,7 +209,7 @@ func (w *volume) breakDown(err error) error {
 }
 
 // covering is an overlay over a flat image that clients wrote to just now. Its flushes
-// wait until what they wrote is durable and the new stack is recorded.
+// wait until what they wrote is durable.
 type covering struct {
 	*overlay.Overlay
 	settled chan struct{}

@@ -62,7 +62,6 @@ type volume struct {
 	limits blockdev.Limits
 	size   int64
 	layers *overlay.Overlay // nil: flat
-	sealed int              // layers below the top
 	broken error            // why a change of the stack has failed the volume
 }
 
@@ -110,7 +109,6 @@ func (w *volume) stack(layers []overlay.Files, base, digests *os.File) (err erro
 	if w.layers, err = overlay.Open(layers, source); err != nil {
 		return err
 	}
-	w.sealed = len(layers) - 1
 	if w.layers.Size() != w.size {
 		return fmt.Errorf("%w: layers of %d bytes for a volume of %d", blockdev.ErrInvalid, w.layers.Size(), w.size)
 	}
@@ -149,7 +147,7 @@ func (w *volume) service() serve.Service {
 		return s
 	}
 	held, _ := w.layers.Held()
-	s.Layers = &serve.Hydration{Sealed: w.sealed, Held: min(held*overlay.BlockSize, w.size), Size: w.size, Copied: w.hydration.copied()}
+	s.Layers = &serve.Hydration{Sealed: w.layers.Layers() - 1, Held: min(held*overlay.BlockSize, w.size), Size: w.size, Copied: w.hydration.copied()}
 	if w.remote != nil {
 		far := w.remote.Status()
 		s.Layers.FailingSince, s.Layers.Tries = far.Failing, far.Tries
