@@ -58,7 +58,7 @@ func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *op
 	if err := o.atWorker.Fits(w); err != nil {
 		return blockdev.Endpoint{}, err
 	}
-	worker, err := p.running(ctx, id, dir, o)
+	worker, err := p.running(ctx, id, dir, o, !fresh)
 	if err != nil {
 		if fresh {
 			err = errors.Join(err, clearServed(dir))
@@ -94,8 +94,9 @@ func (p *Pool) sizeOf(id blockdev.ID, dir string) (int64, error) {
 	return size, errors.Join(err, closeFiles())
 }
 
-// running gives the worker of an image, which is started if it does not run.
-func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *opening) (*control.Worker, error) {
+// running gives the worker of an image, which is started if it does not run; again says
+// that the opening has had one.
+func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *opening, again bool) (*control.Worker, error) {
 	w, err := p.worker(ctx, id)
 	if !errors.Is(err, blockdev.ErrNotFound) {
 		return w, err
@@ -113,6 +114,9 @@ func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *openi
 	}
 	if err = noSpace(o.atWorker.Write(lock)); err == nil {
 		err = p.at("open.worker")
+	}
+	if err == nil && !o.readOnly {
+		err = recoverLayers(dir, c, again)
 	}
 	if err == nil {
 		w, err = p.start(ctx, id, dir, c, o, lock)
@@ -226,6 +230,35 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 	return p.workers.Serve(ctx, spec)
 }
 
+// recoverLayers readies the layers that a worker may have written to for whoever opens
+// them next: the top, and the one below it, from which it had not gone on to a top that
+// was recorded already. killed says that it ended under the hands of its clients.
+func recoverLayers(dir string, c *chain, killed bool) error {
+	if c == nil {
+		return nil
+	}
+	for i, name := range c.Layers[:min(2, len(c.Layers))] {
+		if !ownLayer(dir, name) {
+			return nil // whoever has it too was told that it is durable
+		}
+		data, err := openPart(dir+"/"+name+dataSuffix, os.O_RDWR|syscall.O_DIRECT)
+		if err != nil {
+			return unexplained(name, err)
+		}
+		index, err := os.OpenFile(dir+"/"+name+mapSuffix, os.O_RDWR, 0)
+		if err != nil {
+			return errors.Join(unexplained(name, err), data.Close())
+		}
+		if f := (overlay.OSFile{File: data}); killed || i > 0 || !f.Witnesses() { // of a top that is one the worker finds all
+			err = overlay.Recover(overlay.Files{Data: f, Map: overlay.OSFile{File: index}}, killed)
+		}
+		if err = errors.Join(noSpace(err), data.Close(), index.Close()); err != nil {
+			return fmt.Errorf("%s: %w", name, err)
+		}
+	}
+	return nil
+}
+
 // openPart opens a file, without direct I/O where its filesystem has none.
 func openPart(path string, flag int) (*os.File, error) {
 	f, err := os.OpenFile(path, flag, 0)
@@ -236,7 +269,7 @@ func openPart(path string, flag int) (*os.File, error) {
 }
 
 // ownLayer reports whether a layer is this image's alone.
-func (p *Pool) ownLayer(dir, name string) bool {
+func ownLayer(dir, name string) bool {
 	data, errData := sys.StatusAt(dir + "/" + name + dataSuffix)
 	index, errMap := sys.StatusAt(dir + "/" + name + mapSuffix)
 	return errors.Join(errData, errMap) == nil && data.Links == 1 && index.Links == 1
@@ -335,8 +368,11 @@ func (p *Pool) severServed(ctx context.Context, id blockdev.ID, o *opening) erro
 // sealServed has the worker put a layer on top.
 func (p *Pool) sealServed(ctx context.Context, s subject, top string, record func() error) (held time.Duration, err error) {
 	w, err := p.worker(ctx, s.id)
-	if errors.Is(err, blockdev.ErrNotFound) {
-		return 0, record() // it has died, so nobody writes
+	if errors.Is(err, blockdev.ErrNotFound) { // it has died, so nobody writes
+		if err := recoverLayers(s.dir, s.chain, true); err != nil {
+			return 0, err
+		}
+		return 0, record()
 	}
 	if err != nil {
 		return 0, err
@@ -393,7 +429,7 @@ const mergeMost = 256 << 20
 func (p *Pool) mergeServed(ctx context.Context, id blockdev.ID, dir string) error {
 	for ctx.Err() == nil {
 		c, err := readChain(id, dir)
-		if err != nil || c == nil || len(c.Layers) < 2 || p.known(id).readOnly || !p.ownLayer(dir, c.Layers[1]) {
+		if err != nil || c == nil || len(c.Layers) < 2 || p.known(id).readOnly || !ownLayer(dir, c.Layers[1]) {
 			return err
 		}
 		status, err := sys.StatusAt(dir + "/" + c.Layers[1] + dataSuffix)

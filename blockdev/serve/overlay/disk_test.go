@@ -1,6 +1,7 @@
 package overlay_test
 
 import (
+	"bytes"
 	"errors"
 	"io"
 	"maps"
@@ -34,12 +35,13 @@ type diskFile struct {
 	durable []byte
 	cached  []byte
 	dirty   map[int64]bool // sectors
+	blocks  bool           // a write that fails leaves each block of 4 KiB as it was, or has written it
 	before  func()         // if set, called once before the next write or sync
 
 	// Of a witness: by block, whether it is data now, and what it has been since the
 	// last sync of its file; the first is what is durable.
 	witness bool
-	data    map[int64]bool
+	data    map[int64]bool // of others, too
 	past    map[int64][]blockState
 }
 
@@ -62,7 +64,7 @@ func (d *disk) file() *diskFile {
 
 func (d *disk) layer() overlay.Files {
 	data := d.file()
-	data.witness = d.witness
+	data.witness, data.blocks = d.witness, true
 	return overlay.Files{Data: data, Map: d.file()}
 }
 
@@ -100,6 +102,12 @@ func (d *disk) restart(r *rand.Rand) {
 			f.settleBlock(b, r)
 		}
 		f.cached = append([]byte(nil), f.durable...)
+		for b := range f.data {
+			if !f.witness {
+				one := f.cached[b*block : min((b+1)*block, int64(len(f.cached)))]
+				f.data[b] = !bytes.Equal(one, make([]byte, len(one))) || f.data[b] && r.IntN(2) == 0
+			}
+		}
 		f.dirty, f.past = map[int64]bool{}, map[int64][]blockState{}
 	}
 }
@@ -125,7 +133,8 @@ func (f *diskFile) settleBlock(b int64, r *rand.Rand) {
 
 // become notes that a block is data or a hole from now on.
 func (f *diskFile) become(b int64, data bool) {
-	if f.data[b] == data {
+	if f.data[b] == data || !f.witness {
+		f.data[b] = data
 		return
 	}
 	if len(f.past[b]) == 0 {
@@ -178,7 +187,7 @@ func (f *diskFile) WriteAt(p []byte, off int64) (int, error) {
 	defer f.d.mu.Unlock()
 	// A write that is cut has got half-way, as far as the cache goes.
 	half := len(p) / 2 / sector * sector
-	if f.witness { // a block that was not written whole stays what it was
+	if f.blocks {
 		half = max(0, int((off+int64(half))/block*block-off))
 	}
 	if err := f.d.effect(); err != nil {
@@ -200,7 +209,7 @@ func (f *diskFile) put(p []byte, off int64) {
 	for s := off / sector; s < (off+int64(len(p))+sector-1)/sector; s++ {
 		f.dirty[s] = true
 	}
-	for b := off / block; f.witness && b*block < off+int64(len(p)); b++ {
+	for b := off / block; b*block < off+int64(len(p)); b++ {
 		f.become(b, true)
 	}
 }
@@ -210,6 +219,11 @@ func (f *diskFile) Punch(off, n int64) error {
 		return f.punch(off, n)
 	}
 	_, err := f.WriteAt(make([]byte, n), off)
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	for b := (off + block - 1) / block; err == nil && (b+1)*block <= off+n; b++ {
+		f.become(b, false)
+	}
 	return err
 }
 

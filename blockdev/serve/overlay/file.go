@@ -61,8 +61,12 @@ func (f OSFile) Witnesses() bool {
 	return err == nil && block == BlockSize
 }
 
-// Written implements Witness.
+// Written implements Witness. errors.ErrUnsupported where the filesystem cannot tell, or
+// not of blocks as small as ours.
 func (f OSFile) Written(off, end int64, fn func(from, to int64)) error {
+	if block, err := sys.FilesystemBlock(f.File); err != nil || block > BlockSize {
+		return errors.Join(err, errors.ErrUnsupported)
+	}
 	return sys.EachWritten(f.File, off, end, fn)
 }
 

@@ -95,7 +95,8 @@ type layer struct {
 	commits   sync.Mutex // one at a time; guards what follows
 	committed *bitmap    // blocks that the map file says are here, or is about to
 	behind    bool       // the map file lacks some of committed: a write of it failed
-	loose     bool       // the map file says that it may lack blocks that the data has
+	loose     bool       // the map file says that it may lack blocks that the data has, and
+	loosened  bool       // does so durably
 	broken    error      // a sync failed
 	settled   []run      // durable in the data, not in the map
 
@@ -123,7 +124,7 @@ func openLayer(f Files, top bool) (*layer, error) {
 	if err := checkSize(m.size); err != nil {
 		return nil, fmt.Errorf("%w: %w", blockdev.ErrCorrupt, err)
 	}
-	l := &layer{Files: f, size: m.size, valid: m.bits, committed: m.bits.clone(), loose: m.loose}
+	l := &layer{Files: f, size: m.size, valid: m.bits, committed: m.bits.clone(), loose: m.loose, loosened: m.loose}
 	if w, ok := f.Data.(Witness); ok {
 		l.witness = w.Witnesses()
 	}
@@ -276,17 +277,25 @@ func (l *layer) tellMap(runs []run) error {
 	return nil
 }
 
-// tellHoles writes to the map of a witness that blocks are held as holes, which it alone
-// can tell: a process that is killed may not take back zeroes that its guest believes
-// in. Nothing is flushed for it. Should the map get to the disk before the punch,
-// nothing is wrong: what such a layer did not hold is a hole in its data already.
-func (l *layer) tellHoles(runs []run) error {
-	if !l.witness || len(runs) == 0 {
-		return nil
-	}
+// tellHoles writes to the map that blocks are held as holes, which it alone can tell: a
+// process that is killed may not take back zeroes that its guest believes in. Nothing is
+// flushed for it. Should the map get to the disk before the punch, what is read is zero
+// or what was written last: nothing else is in the data.
+func (l *layer) tellHoles(r run) error {
 	l.commits.Lock()
 	defer l.commits.Unlock()
-	return l.tellMap(runs)
+	var untold []run
+	for first := r.first; first < r.end; {
+		told, to := l.committed.run(first, r.end)
+		if !told {
+			untold = append(untold, run{first, to})
+		}
+		first = to
+	}
+	if len(untold) == 0 {
+		return nil
+	}
+	return l.tellMap(untold)
 }
 
 // settle makes the data durable that these runs were written to.
@@ -304,19 +313,39 @@ func (l *layer) settle(runs []run) error {
 	return nil
 }
 
-// loosen has the map file say whether it may lack blocks that the data has.
+// loosen has the map file say, durably, whether it may lack blocks that the data has.
 func (l *layer) loosen(loose bool) error {
-	if l.loose == loose {
+	if l.loose == loose && l.loosened == loose {
 		return nil
 	}
-	if err := writeWhole(l.Map, header(l.size, loose), 0); err != nil {
-		return fmt.Errorf("map: %w", err)
+	if err := l.sayLoose(loose); err != nil {
+		return err
 	}
 	if err := l.syncMap(); err != nil {
 		return err
 	}
+	l.loosened = loose
+	return nil
+}
+
+func (l *layer) sayLoose(loose bool) error {
+	if err := writeWhole(l.Map, header(l.size, loose), 0); err != nil {
+		return fmt.Errorf("map: %w", err)
+	}
 	l.loose = loose
 	return nil
+}
+
+// expose readies a top for being found below another one: whoever opens it there is to
+// look for what only its data tells of. Should the power fail there is nothing to find
+// that the map does not tell of durably.
+func (l *layer) expose() error {
+	l.commits.Lock()
+	defer l.commits.Unlock()
+	if !l.witness || l.loose {
+		return nil
+	}
+	return l.sayLoose(true)
 }
 
 // tighten makes the map whole and has it say so. Nobody writes meanwhile.

@@ -400,13 +400,11 @@ func (v *Overlay) punch(r run) error {
 		return fmt.Errorf("punch: %w", err)
 	}
 	top.dirty.Store(true)
-	var holes []run
 	_ = top.fill(r, func(missing run) error {
 		top.markHoles(missing.first, missing.end)
-		holes = append(holes, missing)
 		return nil
 	})
-	return top.tellHoles(holes)
+	return top.tellHoles(r)
 }
 
 // Begin gives the file and the right to read a range directly at the volume's

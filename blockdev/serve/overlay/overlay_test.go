@@ -138,6 +138,15 @@ func newLifeOn(t *testing.T, d *disk, base memory, size int64) *life {
 	return l
 }
 
+// reopen opens it as whoever finds that it is open and that nobody serves it.
+func (l *life) reopen(killed bool) {
+	l.t.Helper()
+	for _, f := range l.stack[:min(len(l.stack), 2)] {
+		must(l.t, overlay.Recover(f, killed))
+	}
+	l.open()
+}
+
 func (l *life) open() {
 	l.t.Helper()
 	var err error
@@ -302,12 +311,16 @@ func TestEveryCut(t *testing.T) {
 					return // past the last one
 				}
 				l.d.restart(rand.New(rand.NewPCG(seed, uint64(cut))))
-				l.open()
+				l.reopen(false)
 				l.m.check(t, l.v)
 				l.snapshots()
 				// It lives on: what it reads as now stays.
 				_, err = l.v.ReadAt(l.m.now, 0)
 				must(t, err)
+				if cut%2 == 0 { // for a short life
+					l.reopen(true)
+					l.m.same(t, l.v)
+				}
 				must(t, l.v.Sync())
 				l.m.flush()
 				if len(l.stack) == 1 { // nothing comes up of what was never finished
@@ -466,15 +479,21 @@ func TestRecordComesFirst(t *testing.T) {
 		}
 		put(7, 3)
 		must(t, l.v.Seal(top, func() error {
-			put(8, 4)
-			must(t, l.v.Sync()) // it does not wait
-			put(9, 5)
 			l.stack = []overlay.Files{top, old[0]}
 			must(t, l.stack[0].Sync())
-			if witness { // a process that is killed now
+			found := func() {
 				v, err := overlay.Open(l.stack, l.base)
 				must(t, err)
 				l.m.same(t, v)
+			}
+			put(8, 4)
+			if witness { // a process that is killed now
+				found()
+			}
+			must(t, l.v.Sync()) // it does not wait
+			if found(); witness {
+				put(9, 5)
+				found()
 			}
 			return nil
 		}))

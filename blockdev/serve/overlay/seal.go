@@ -41,6 +41,9 @@ func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err
 	if err != nil {
 		return 0, err
 	}
+	if err := v.stack[0].expose(); err != nil { // the stack changes under seals only
+		return 0, err
+	}
 	flushed := make(chan error, 1)
 	go func() { flushed <- v.flush() }() // so that little is left to do afterwards
 	if err := record(); err != nil {
