@@ -32,11 +32,14 @@
 // links of one file, which nobody writes: only a file of one name is written, the top or
 // what it is brought down into. A removal unlinks, and the last one frees.
 //
-// A seal (Snapshot, or Clone of a layered volume) puts an empty layer on top. A flat
-// image's file gets its second name as a base, durably, then chain.json names it, then
-// the first name goes. Flatten brings blocks up into the top, or those of a smaller top
-// down into what lies under it if that is nobody else's, until one file holds all,
-// gives it the name image, durably, and only then takes chain.json away. Each
+// A seal (Snapshot, or Clone of a layered volume) puts an empty layer on top. Its files
+// and their names are durable before chain.json names it, and it is named before anything
+// is written to it: until a worker has gone on to it, it writes to the layer below, and
+// whoever finds both finds all. A flat image's file gets its second name as a base,
+// durably, then chain.json names it, then the first name goes. Flatten brings blocks up
+// into the top, or those of a smaller top down into what lies under it if that is nobody
+// else's, until one file holds all, gives it the name image, durably, and only then takes
+// chain.json away. Each
 // may be cut anywhere. A chain that names a file that is not there, or is too short, is
 // damage: the image is quarantined, and never reads as something else.
 //

@@ -116,6 +116,7 @@ func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *openi
 		err = p.at("open.worker")
 	}
 	if err == nil && !o.readOnly {
+		p.forgetDescent(id)
 		err = recoverLayers(dir, c, again)
 	}
 	if err == nil {
@@ -217,7 +218,6 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 			spec.Base, spec.BaseSize = open(c.Base, os.O_RDONLY), c.BaseSize
 		}
 		if !o.readOnly {
-			p.forgetDescent(id)
 			err = errors.Join(err, ownTop(dir, c))
 		}
 	}

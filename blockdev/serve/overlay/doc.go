@@ -21,6 +21,9 @@
 // before, and makes the map durable. Those that come meanwhile share the next one.
 // A block that only the data tells of is put into the map before it is discarded.
 //
+// A process that is killed takes nothing with it: holes are told to the map at once,
+// though not flushed, and Recover finds the rest in the data's extents.
+//
 // So after a crash each block reads as what was flushed last or as something that was
 // written later, never as a hole, a stale block of the base over a newer write, or
 // what an earlier owner of the space left there. A write of blocks that the top layer

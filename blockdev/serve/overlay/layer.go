@@ -95,8 +95,7 @@ type layer struct {
 	commits   sync.Mutex // one at a time; guards what follows
 	committed *bitmap    // blocks that the map file says are here, or is about to
 	behind    bool       // the map file lacks some of committed: a write of it failed
-	loose     bool       // the map file says that it may lack blocks that the data has, and
-	loosened  bool       // does so durably
+	loose     bool       // the map file says, durably, that it may lack blocks that the data has
 	broken    error      // a sync failed
 	settled   []run      // durable in the data, not in the map
 
@@ -124,7 +123,7 @@ func openLayer(f Files, top bool) (*layer, error) {
 	if err := checkSize(m.size); err != nil {
 		return nil, fmt.Errorf("%w: %w", blockdev.ErrCorrupt, err)
 	}
-	l := &layer{Files: f, size: m.size, valid: m.bits, committed: m.bits.clone(), loose: m.loose, loosened: m.loose}
+	l := &layer{Files: f, size: m.size, valid: m.bits, committed: m.bits.clone(), loose: m.loose}
 	if w, ok := f.Data.(Witness); ok {
 		l.witness = w.Witnesses()
 	}
@@ -313,39 +312,19 @@ func (l *layer) settle(runs []run) error {
 	return nil
 }
 
-// loosen has the map file say, durably, whether it may lack blocks that the data has.
+// loosen has the map file say whether it may lack blocks that the data has.
 func (l *layer) loosen(loose bool) error {
-	if l.loose == loose && l.loosened == loose {
+	if l.loose == loose {
 		return nil
 	}
-	if err := l.sayLoose(loose); err != nil {
-		return err
+	if err := writeWhole(l.Map, header(l.size, loose), 0); err != nil {
+		return fmt.Errorf("map: %w", err)
 	}
 	if err := l.syncMap(); err != nil {
 		return err
 	}
-	l.loosened = loose
-	return nil
-}
-
-func (l *layer) sayLoose(loose bool) error {
-	if err := writeWhole(l.Map, header(l.size, loose), 0); err != nil {
-		return fmt.Errorf("map: %w", err)
-	}
 	l.loose = loose
 	return nil
-}
-
-// expose readies a top for being found below another one: whoever opens it there is to
-// look for what only its data tells of. Should the power fail there is nothing to find
-// that the map does not tell of durably.
-func (l *layer) expose() error {
-	l.commits.Lock()
-	defer l.commits.Unlock()
-	if !l.witness || l.loose {
-		return nil
-	}
-	return l.sayLoose(true)
 }
 
 // tighten makes the map whole and has it say so. Nobody writes meanwhile.

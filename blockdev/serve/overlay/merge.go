@@ -119,6 +119,11 @@ func (v *Overlay) begin(m Merge) (g *merging, unused []Files, err error) {
 			return nil, unused, err
 		}
 	}
+	if g.to != v.stack[0] { // put takes it for durable
+		if err := v.inspect(g.to.finish()); err != nil {
+			return nil, unused, err
+		}
+	}
 	g.sharing = shareFrom(g.from.Data)
 	v.merging = g
 	return g, unused, nil

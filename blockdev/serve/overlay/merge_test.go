@@ -84,7 +84,7 @@ func TestMergeDownAlone(t *testing.T) {
 	if _, _, err := l.v.Merge(t.Context(), overlay.Merge{}, nil); !errors.Is(err, blockdev.ErrInvalid) {
 		t.Errorf("a merge of one layer: %v", err)
 	}
-	must(t, l.seal())
+	must(t, l.seal(false))
 	unused := overlay.Files{Data: l.d.file(), Map: l.d.file()}
 	_, back, err := l.v.Merge(t.Context(), overlay.Merge{Into: &unused, Most: 1}, nil)
 	if !errors.Is(err, blockdev.ErrInvalid) || len(back) != 1 || back[0] != unused {

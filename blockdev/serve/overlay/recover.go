@@ -13,7 +13,7 @@ import (
 // (a Witness, whatever it Witnesses). Otherwise what was flushed is, and what was not
 // either is from now on or never will be.
 //
-// Durable on return where the data is no witness; where it is one nothing needs to be.
+// Durable on return.
 func Recover(f Files, killed bool) error {
 	return blockdev.Op("overlay.Recover", "", recoverLayer(f, killed))
 }
@@ -33,8 +33,8 @@ func recoverLayer(f Files, killed bool) error {
 	if err := l.adopt(whole); err != nil || len(l.pending) == 0 {
 		return untold(err)
 	}
-	if l.witness {
-		return l.expose()
+	if l.witness { // the map need not have it, but has to say so
+		return l.settle(l.pending)
 	}
 	return l.tighten()
 }

@@ -17,7 +17,7 @@ import (
 //
 // record makes them and the new stack durable, so that the next Open gets it. It is
 // called before anything is written to the new layer: whoever opens that stack, at any
-// moment, finds all that the volume has, since an empty layer hides nothing. A record
+// moment, finds all that the volume has (Recover), since an empty layer hides nothing. A record
 // that fails leaves the stack as it was, unless its error is blockdev.ErrFailed: then
 // nobody knows what is recorded, and the volume fails.
 //
@@ -39,9 +39,6 @@ func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err
 	defer v.seals.Unlock()
 	top, err := v.newTop(next)
 	if err != nil {
-		return 0, err
-	}
-	if err := v.stack[0].expose(); err != nil { // the stack changes under seals only
 		return 0, err
 	}
 	flushed := make(chan error, 1)
@@ -95,10 +92,9 @@ func (v *Overlay) Layers() int {
 // Tighten has the maps of layers that Seal has put below tell all by themselves, so that
 // whoever opens them next has nothing to look for. Nothing is lost without it.
 func (v *Overlay) Tighten() error {
-	v.gate.RLock()
-	stack := slices.Clone(v.stack)
-	v.gate.RUnlock()
-	for _, l := range stack[1:] {
+	v.seals.Lock() // so that the stack stays as it is
+	defer v.seals.Unlock()
+	for _, l := range v.stack[1:] {
 		if !l.sealed { // its files are only read
 			continue
 		}
