@@ -24,7 +24,9 @@ import (
 )
 
 // layer makes an empty one of the volume's size.
-func layer(t testing.TB) control.Layer {
+func layer(t testing.TB) control.Layer { t.Helper(); return layerOf(t, size) }
+
+func layerOf(t testing.TB, size int64) control.Layer {
 	t.Helper()
 	dir := t.TempDir()
 	create := func(name string, flags int) *os.File {

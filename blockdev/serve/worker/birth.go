@@ -47,6 +47,9 @@ func Run(birth *os.File) error {
 		return err
 	}
 	_ = c.Close() // all is said
+	if w.volume.remote != nil {
+		go w.volume.giveBack() // what the digests and the certificates took
+	}
 	return w.serve()
 }
 

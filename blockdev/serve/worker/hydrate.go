@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"time"
 
@@ -108,7 +110,16 @@ func (h *hydration) rest() {
 	if h.w.remote != nil {
 		h.w.remote.Forget()
 	}
+	h.w.giveBack()
+}
+
+// giveBack returns to the host what is not needed of the worker's memory, its program
+// among it, much of which has fetched and is of no use now. Pools keep things for one
+// collection.
+func (w *volume) giveBack() {
+	runtime.GC()
 	debug.FreeOSMemory()
+	_ = w.program.Unload() // then it takes more than it has to
 }
 
 // note remembers how a run ended; true when it is to be tried again. ErrBusy is none
@@ -184,9 +195,11 @@ func far(url string, digests *os.File) (*overlay.Remote, error) {
 	if err != nil {
 		return nil, err
 	}
-	trusted, err := x509.SystemCertPool()
-	if err != nil {
-		return nil, fmt.Errorf("trusted certificates: %w", err)
+	var trusted *x509.CertPool // half a MiB
+	if strings.HasPrefix(url, "https:") {
+		if trusted, err = x509.SystemCertPool(); err != nil {
+			return nil, fmt.Errorf("trusted certificates: %w", err)
+		}
 	}
 	// Hydration has connections of its own, so that no reader's fetch waits for one.
 	fetch := func() overlay.Fetch { return overlay.HTTPFetch(overlay.StoreClient(resolver.dial, trusted), url) }

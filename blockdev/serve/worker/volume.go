@@ -53,8 +53,9 @@ type volume struct {
 	meter   *meter.Meter
 	limiter *throttle.Limiter
 
-	flat   *os.File // a flat image; nil once layers are over it
-	remote *overlay.Remote
+	flat    *os.File // a flat image; nil once layers are over it
+	remote  *overlay.Remote
+	program sys.Program // found where the base is far away
 
 	hydration *hydration
 
@@ -105,6 +106,9 @@ func (w *volume) stack(layers []overlay.Files, base, digests *os.File) (err erro
 			return err
 		}
 		source = w.remote
+		if w.program, err = sys.OwnProgram(); err != nil {
+			return err
+		}
 	}
 	if w.layers, err = overlay.Open(layers, source); err != nil {
 		return err
