@@ -257,8 +257,8 @@ func (e *Engine) statsInside(ctx context.Context, v Volume, s Stats) (Stats, err
 	return s, nil
 }
 
-// Remains says in plain words what of an attachment is left to its guest; "" for
-// nothing.
+// Remains says in plain words what of an attachment is left to its guest, or to who
+// connects to an export; "" for nothing.
 func (e *Engine) Remains(a Attachment) string {
 	if !e.isRaw(a.Target) {
 		return ""
@@ -268,6 +268,10 @@ func (e *Engine) Remains(a Attachment) string {
 		device = "/dev/disk/by-id/virtio-" + a.Serial
 	}
 	switch {
+	case a.Target.Protocol == string(blockdev.NBD):
+		return "For who connects: connect again after the volume has grown, then grow its filesystem; unmount it and hang up before the volume is detached."
+	case a.Target.Protocol != "":
+		return "For who connects: grow its filesystem after the volume has grown; unmount it and hang up before the volume is detached."
 	case e.agentOf(a.Target) == nil:
 		return fmt.Sprintf("In the guest: mount %s, grow its filesystem after the volume has grown, and unmount it before the volume is detached. No agent is named in the target.", device)
 	case a.MountPath == "":

@@ -2,6 +2,7 @@ package attach
 
 import (
 	"context"
+	"slices"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
@@ -30,6 +31,25 @@ type Target struct {
 	Pid       int    `json:"pid,omitempty"`       // of the sandbox (init process, VMM), found at attach time, never taken from a caller
 	StartTime uint64 `json:"startTime,omitempty"` // of that process (field 22 of /proc/pid/stat), against pid reuse
 	Boot      string `json:"boot,omitempty"`      // boot id at attach time: a pid of another boot is gone
+}
+
+// Stray names a field of a caller's target, as the API does, that is none of those that
+// its type knows; "" for none. What nobody looks at is refused, and not passed over: its
+// caller believes that it holds.
+func (t Target) Stray(known ...string) string {
+	for _, f := range []struct {
+		name  string
+		given bool
+	}{
+		{"path", t.Path != ""}, {"vmm", t.VMM != ""}, {"container", t.Container != ""}, {"root", t.Root != ""}, {"socket", t.Socket != ""},
+		{"agent", t.Agent != ""}, {"qemuAgent", t.QemuAgent != ""}, {"transport", t.Transport != ""}, {"protocol", t.Protocol != ""}, {"owner", t.Owner != 0},
+		{"clients", t.Clients != ""}, {"port", t.Port != 0}, {"export", t.Export != ""},
+	} {
+		if f.given && !slices.Contains(known, f.name) {
+			return f.name
+		}
+	}
+	return ""
 }
 
 // Needs is what an Attacher must be given.

@@ -157,8 +157,8 @@ func (a *app) showAttachment(at client.Attachment) error {
 		if at.Kind != "" {
 			r.add("Kind", at.Kind)
 		}
-		if at.Socket != "" {
-			r.add("Socket", at.Socket)
+		if at.Socket != "" && (at.Launch == nil || at.Launch.Path != at.Socket) {
+			r.add("Worker's socket", at.Socket)
 		}
 		r.add("Phase", at.Phase)
 		limitRows(r, at)

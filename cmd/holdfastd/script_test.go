@@ -24,7 +24,8 @@ want=$1; shift
 // TestScripts runs the command line against a real daemon with two pools. Each
 // script has a workspace of its own.
 func TestScripts(t *testing.T) {
-	n := newNode(t, "--pool", "second=sparse:"+t.TempDir())
+	sockets := t.TempDir()
+	n := newNode(t, "--pool", "second=sparse:"+t.TempDir(), "--worker", buildWorker(t), "--vm-sockets", sockets)
 	address, err := os.ReadFile(filepath.Join(n.state, "listen"))
 	must(t, err)
 	programs := filepath.Dir(holdfast)
@@ -41,6 +42,7 @@ func TestScripts(t *testing.T) {
 				}
 				e.Setenv("PATH", programs+":"+os.Getenv("PATH"))
 				e.Setenv("STATE", n.state)
+				e.Setenv("SOCKETS", sockets)
 				e.Setenv("SOCKET", filepath.Join(n.state, "holdfastd.sock"))
 				e.Setenv("HOLDFAST_SOCKET", filepath.Join(n.state, "holdfastd.sock"))
 				e.Setenv("HOLDFAST_WORKSPACE", workspace)

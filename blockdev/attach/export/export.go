@@ -91,7 +91,7 @@ func check(t attach.Target, mountPath string) error {
 		rule = fmt.Sprintf("target.protocol must be one of: %s, %s", blockdev.NBD, blockdev.VhostUser)
 	case t.Owner < 0 || t.Owner >= math.MaxUint32: // (uid_t)-1 is nobody
 		rule = "target.owner must be the number of a user of this server's host"
-	case t.Path != "" || t.Container != "" || t.Root != "" || t.VMM != "" || t.Agent != "" || t.QemuAgent != "" || t.Port != 0 || t.Export != "":
+	case t.Stray("protocol", "socket", "owner", "transport", "clients") != "":
 		rule = "an export target has a protocol, and perhaps a socket and an owner, or a transport and clients, only"
 	case t.Transport == TLS && (t.Protocol != string(blockdev.NBD) || t.Socket != "" || t.Owner != 0):
 		rule = "target.transport tls is of protocol nbd, without a socket and an owner"

@@ -56,8 +56,8 @@ func (a *Attacher) Resolve(ctx context.Context, t attach.Target, mountPath strin
 	if mountPath != "" && mountPath != t.Path {
 		return t, blockdev.Op("host.Resolve", "", invalid("mountPath does not apply to a host target: use target.path"))
 	}
-	if t.Container != "" || t.Root != "" {
-		return t, blockdev.Op("host.Resolve", "", invalid("target.container and target.root do not apply to a host target"))
+	if stray := t.Stray("path"); stray != "" {
+		return t, blockdev.Op("host.Resolve", "", invalid("target.%s does not apply to a host target", stray))
 	}
 	at, err := a.open(t.Path, true)
 	if err != nil {

@@ -73,6 +73,9 @@ func (a *Attacher) resolve(ctx context.Context, t attach.Target, mountPath strin
 	if t.Path != "" {
 		return t, invalid("target.path does not apply to a runc target: use mountPath")
 	}
+	if stray := t.Stray("container", "root"); stray != "" {
+		return t, invalid("target.%s does not apply to a runc target", stray)
+	}
 	if err := validContainer(t.Container); err != nil {
 		return t, err
 	}

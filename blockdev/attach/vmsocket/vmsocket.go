@@ -49,7 +49,7 @@ func New(prefixes []string, log *slog.Logger) (*Door, error) {
 // work, blockdev.ErrGone when nobody listens.
 func (d *Door) Resolve(ctx context.Context, kind string, t attach.Target, mountPath string) (attach.Target, error) {
 	switch {
-	case t.Path != "" || t.Container != "" || t.Root != "":
+	case t.Stray("socket", "agent", "qemuAgent", "transport") != "":
 		return t, invalid("a %s target has a socket only, and those of agents in the guest", kind)
 	case t.QemuAgent != "" && kind != "qemu":
 		return t, invalid("target.qemuAgent does not apply to a %s target", kind)

@@ -101,7 +101,7 @@ func (a *Attacher) check(t attach.Target, mountPath string) error {
 		rule = "target.vmm must be one of: " + strings.Join(slices.Sorted(maps.Keys(vmms)), ", ")
 	case t.Transport != "" && (t.Transport != string(blockdev.VhostUser) || t.VMM != qemu.Type && t.VMM != cloudhypervisor.Type):
 		rule = fmt.Sprintf("target.transport is %q or nothing, for machines of QEMU and Cloud Hypervisor", blockdev.VhostUser)
-	case t.Path != "" || t.Container != "" || t.Root != "":
+	case t.Stray("vmm", "socket", "transport") != "":
 		rule = "a vm target has a vmm, and perhaps a socket, only"
 	case mountPath != "":
 		rule = "mountPath does not apply to a vm target: the guest mounts the device"
