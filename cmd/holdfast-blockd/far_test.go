@@ -8,9 +8,10 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,10 +27,11 @@ type farStore struct {
 	*httptest.Server
 	image   []byte
 	digests *os.File
-	asked   atomic.Int64
+
+	silent chan struct{} // closed: it answers
 
 	mu     sync.Mutex
-	silent chan struct{} // closed: it answers
+	ranges []string // that were asked for
 }
 
 func newFarStore(t *testing.T) *farStore {
@@ -39,12 +41,11 @@ func newFarStore(t *testing.T) *farStore {
 		s.image = append(s.image, stamped(uint64(off)+1)...)
 	}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		s.asked.Add(1)
 		s.mu.Lock()
-		silent := s.silent
+		s.ranges = append(s.ranges, r.Header.Get("Range"))
 		s.mu.Unlock()
 		select {
-		case <-silent:
+		case <-s.silent:
 			http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(s.image))
 		case <-r.Context().Done():
 		}
@@ -73,6 +74,13 @@ func digestsOf(t *testing.T, image []byte) *os.File {
 }
 
 func (s *farStore) answer() { close(s.silent) }
+
+// asked is what was asked for so far.
+func (s *farStore) asked() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ranges)
+}
 
 func (s *farStore) spec(t *testing.T, kind blockdev.Kind) control.Spec {
 	return control.Spec{ID: volumeID, Kind: kind, Size: size, Layers: []control.Layer{layer(t)}, Remote: &control.Remote{URL: s.URL, Chunks: s.digests}}
@@ -240,4 +248,51 @@ func TestStopWhileTheStoreIsSilent(t *testing.T) {
 		}
 	}
 	must(t, w.Stop(ctx))
+}
+
+// TestTraceOfAFarBase: what earlier volumes of a base wanted is asked for before the rest,
+// and in the end the top layer's data is the store's image.
+func TestTraceOfAFarBase(t *testing.T) {
+	s, ctx, store := starter(t, nil), t.Context(), newFarStore(t)
+	spec := store.spec(t, blockdev.VhostUser)
+	spec.Hydrate, spec.Trace = true, []int64{7, 5}
+	w, err := s.Serve(ctx, spec)
+	must(t, err)
+	const flights = 4
+	for len(store.asked()) < flights {
+		runtime.Gosched()
+	}
+	asked := store.asked()
+	slices.Sort(asked)
+	want := []string{"bytes=0-1048575", "bytes=1048576-2097151", "bytes=5242880-6291455", "bytes=7340032-8388607"}
+	if !slices.Equal(asked, want) {
+		t.Errorf("it asks for %v first", asked)
+	}
+	g := newGuest(t, frontend.Options{})
+	must(t, g.f.Connect(w.Socket()))
+	q := g.f.Queues[0]
+	q.Put(0, frontend.Read, 3<<20/512, block)
+	must(t, q.Show())
+	waiting(t, w, 1)
+	for len(store.asked()) == flights { // a reader does not wait for hydration's connections
+		runtime.Gosched()
+	}
+	if asked := store.asked(); !strings.HasPrefix(asked[flights], "bytes=3145728-") {
+		t.Errorf("for a reader it asks for %v", asked[flights:])
+	}
+	store.answer()
+	must(t, q.Wait())
+	if _, status, ok := q.Take(); !ok || status != 0 || !bytes.Equal(q.Data(0), stamped(3<<20/block+1)) {
+		t.Errorf("status %d, %x", status, q.Data(0)[:8])
+	}
+	hydrated(t, w, nil)
+	trace, err := w.Trace(ctx)
+	must(t, err)
+	if !slices.Equal(trace, []int64{3}) {
+		t.Errorf("the trace is %v", trace)
+	}
+	must(t, w.Stop(ctx))
+	if got, err := os.ReadFile(spec.Layers[0].Data.Name()); err != nil || !bytes.Equal(got, store.image) {
+		t.Errorf("the top layer is not the store's image: %v", err)
+	}
 }
