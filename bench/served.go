@@ -215,7 +215,7 @@ func (o *Overlay) sealServed(ctx context.Context, w *control.Worker, held *sampl
 			return err
 		}
 		*held = append(*held, took)
-		if err := w.Absorb(whole, 0, func() error { return o.record(n) }); err != nil {
+		if _, err := w.Merge(whole, control.Merge{}, func() error { return o.record(n) }); err != nil {
 			return err
 		}
 		select {

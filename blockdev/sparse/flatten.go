@@ -335,14 +335,24 @@ func (p *Pool) flattenAll(ctx context.Context) error {
 func (p *Pool) flattenIdle(ctx context.Context, id blockdev.ID) error {
 	work, done, ok := p.turns.takeFree(ctx, id)
 	if !ok {
+		p.lookAgain()
 		return nil
 	}
 	defer done()
+	var err error
 	if p.known(id).served() {
-		return yielded(work, p.mergeServed(work, id, p.image(id)))
+		err = p.mergeServed(work, id, p.image(id))
+	} else {
+		err = p.flattenIn(work, id, p.image(id), false, p.pace(work))
 	}
-	return yielded(work, p.flattenIn(work, id, p.image(id), false, p.pace(work)))
+	if err = yielded(work, err); errors.Is(err, errYield) {
+		p.lookAgain()
+	}
+	return err
 }
+
+// lookAgain has the background look again at what gave way.
+func (p *Pool) lookAgain() { time.AfterFunc(time.Second, p.wakeBackground) }
 
 // pace bounds the background to the pool's rate.
 func (p *Pool) pace(ctx context.Context) func(n int) error {

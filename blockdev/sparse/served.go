@@ -151,7 +151,7 @@ func (p *Pool) recordChange(ctx context.Context, w *control.Worker, id blockdev.
 		return err
 	}
 	if change.Sealed == "" {
-		return p.recordAbsorbed(ctx, w, id, dir, c, change.Layer)
+		return p.recordMerged(ctx, w, id, dir, c, change.Layer)
 	}
 	top := strings.TrimSuffix(change.Sealed, dataSuffix)
 	if c != nil && c.Layers[0] == top {
@@ -173,18 +173,19 @@ func (p *Pool) recordChange(ctx context.Context, w *control.Worker, id blockdev.
 	return nil
 }
 
-func (p *Pool) recordAbsorbed(ctx context.Context, w *control.Worker, id blockdev.ID, dir string, c *chain, i int) error {
+// recordMerged makes durable that a layer is not in a stack any more.
+func (p *Pool) recordMerged(ctx context.Context, w *control.Worker, id blockdev.ID, dir string, c *chain, gone int) error {
 	s, err := w.Status(ctx)
 	if err != nil {
 		return err
 	}
-	if c == nil || s.Layers == nil || i+1 >= len(c.Layers) && len(c.Layers) != s.Layers.Sealed {
+	if c == nil || s.Layers == nil || gone >= len(c.Layers) && len(c.Layers) != s.Layers.Sealed {
 		return fmt.Errorf("%w: its worker has taken out a layer that it never had", blockdev.ErrCorrupt)
 	}
 	if len(c.Layers) == s.Layers.Sealed { // it counts the one that goes
 		return syncDir(dir)
 	}
-	return p.dropLayer(id, dir, c, i+1)
+	return p.dropLayer(id, dir, c, gone)
 }
 
 // start opens all files and has a worker serve them.
@@ -416,39 +417,4 @@ func (p *Pool) observed(ctx context.Context, id blockdev.ID) (*control.Worker, e
 		return nil, fmt.Errorf("no worker serves it: %w", blockdev.ErrNotFound)
 	}
 	return p.workers.Find(ctx, id)
-}
-
-// mergeMost bounds how many bytes a merge under the hands of clients may have to copy:
-// it is not cut short, and who wants the image waits for it.
-const mergeMost = 256 << 20
-
-// mergeServed has a worker merge into the top what lies below it and no snapshot needs
-// any more, so that a volume whose snapshots come and go keeps a short chain: a snapshot
-// has all that lies below its first layer, so what is the volume's alone lies on top.
-// What the base has the worker brings up by itself.
-func (p *Pool) mergeServed(ctx context.Context, id blockdev.ID, dir string) error {
-	for ctx.Err() == nil {
-		c, err := readChain(id, dir)
-		if err != nil || c == nil || len(c.Layers) < 2 || p.known(id).readOnly || !ownLayer(dir, c.Layers[1]) {
-			return err
-		}
-		status, err := sys.StatusAt(dir + "/" + c.Layers[1] + dataSuffix)
-		if err != nil || status.Allocated > mergeMost {
-			return err
-		}
-		w, err := p.worker(ctx, id)
-		if errors.Is(err, blockdev.ErrNotFound) {
-			return nil // it has died; whoever opens the image again starts another
-		}
-		if err == nil {
-			err = p.at("merge.absorb")
-		}
-		if err == nil {
-			err = w.Absorb(context.WithoutCancel(ctx), 0, func() error { return p.dropLayer(id, dir, c, 1) })
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
 }

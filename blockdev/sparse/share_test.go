@@ -13,6 +13,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/serve/control"
 )
 
 // occupied tells how many bytes of a filesystem are in use.
@@ -126,7 +127,7 @@ func flattenServed(t *testing.T, p *Pool, vol blockdev.ID) error {
 	}
 	w, err := p.worker(ctx, vol)
 	if err == nil {
-		err = w.Absorb(ctx, 0, func() error {
+		_, err = w.Merge(ctx, control.Merge{}, func() error {
 			c, err := readChain(vol, p.image(vol))
 			return errors.Join(err, p.dropLayer(vol, p.image(vol), c, 1))
 		})

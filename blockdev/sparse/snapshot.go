@@ -178,7 +178,8 @@ func (p *Pool) seal(ctx context.Context, s subject) (sealed *chain, held time.Du
 		sealed = &chain{Base: newPart("base"), BaseSize: s.size}
 	}
 	if len(sealed.Layers) >= maxLayers {
-		return nil, 0, fmt.Errorf("%w: its %d layers have to be merged first", blockdev.ErrBusy, len(sealed.Layers))
+		p.wakeBackground()
+		return nil, 0, fmt.Errorf("%w: it has %d layers, the most that there may be; they are being merged in the background: ask again in a while, or detach the volume, which is quicker", blockdev.ErrBusy, len(sealed.Layers))
 	}
 	if err := p.at("seal.layer"); err != nil {
 		return nil, 0, err

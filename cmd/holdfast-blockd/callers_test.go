@@ -63,6 +63,9 @@ func TestBadCallers(t *testing.T) {
 		{`{"version":1,"op":"grow","size":1}`, 0, "invalid"},
 		{`{"version":1,"op":"absorb"}`, 0, "flat"},
 		{`{"version":1,"op":"absorb","layer":-3}`, 0, "layer"},
+		{`{"version":1,"op":"absorb","down":true}`, 2, "down"},
+		{`{"version":1,"op":"absorb","down":true,"layer":1}`, 0, "descriptors"},
+		{`{"version":1,"op":"absorb","most":-1}`, 0, "most"},
 		{strings.Repeat("[", 100_000), 0, "protocol violation"},
 		{`{"version":1,"op":"status","name":"` + strings.Repeat("x", wire.MaxMessage) + `"}`, 0, "too long"},
 	} {

@@ -47,8 +47,25 @@ func (s *stack) seal(l control.Layer) func() error {
 	return func() error { *s = append(stack{l}, *s...); return nil }
 }
 
-func (s *stack) absorb(i int) func() error {
-	return func() error { *s = append(append(stack{}, (*s)[:i+1]...), (*s)[i+2:]...); return nil }
+// without is the record of a merge that takes layer i out.
+func (s *stack) without(i int) func() error {
+	return func() error { *s = append(append(stack{}, (*s)[:i]...), (*s)[i+1:]...); return nil }
+}
+
+// merge makes two layers one: upwards, or downwards in slices below the top.
+func (s *stack) merge(t *testing.T, w *control.Worker, down bool) {
+	t.Helper()
+	if !down {
+		_, err := w.Merge(t.Context(), control.Merge{}, s.without(1))
+		must(t, err)
+		return
+	}
+	lower := (*s)[2]
+	for done := false; !done; {
+		var err error
+		done, err = w.Merge(t.Context(), control.Merge{Layer: 1, Down: &lower, Most: 1}, s.without(1))
+		must(t, err)
+	}
 }
 
 // TestLayersUnderLoad: a flat volume gets layers on top, loses some and grows under a
@@ -67,7 +84,7 @@ func TestLayersUnderLoad(t *testing.T) {
 			return
 		}
 		if turn++; turn%3 == 0 {
-			must(t, w.Absorb(ctx, 0, layers.absorb(0)))
+			layers.merge(t, w, turn%2 == 0 && len(layers) > 2)
 			return
 		}
 		next := layer(t)

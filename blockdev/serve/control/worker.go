@@ -60,24 +60,38 @@ func (w *Worker) Seal(ctx context.Context, next Layer, record func() error) (hel
 	return time.Duration(reply.Held), nil
 }
 
-// Absorb copies into layer i (0 is the top) what layer i+1 has and it has not, and
-// takes layer i+1 out of the stack; record makes the shorter stack durable. When it
-// fails the stack stays as it was. See overlay.Absorb and, for the end of this
-// process meanwhile, Settle.
-func (w *Worker) Absorb(ctx context.Context, i int, record func() error) error {
-	_, err := w.converse(ctx, &wire.Request{Op: wire.Absorb, Layer: i}, func(wire.Pending) error { return record() })
-	return blockdev.Op("control.Absorb", w.id, err)
+// Merge says which layers become one, and how: see overlay.Merge.
+type Merge struct {
+	Layer int    // the upper one, 0 is the top; the one below it is the lower
+	Down  *Layer // of the lower one, to be written; not for layer 0. nil: upwards
+	Most  int64  // bytes to copy; 0: all
+}
+
+// Merge makes one layer of two; record makes the shorter stack durable. When it fails the
+// stack stays as it was. done is false when it has ended early. See overlay.Merge and,
+// for the end of this process meanwhile, Settle.
+func (w *Worker) Merge(ctx context.Context, m Merge, record func() error) (done bool, err error) {
+	request := &wire.Request{Op: wire.Absorb, Layer: m.Layer, Most: m.Most, Down: m.Down != nil}
+	var files []*os.File
+	if m.Down != nil {
+		files = []*os.File{m.Down.Data, m.Down.Map}
+	}
+	reply, err := w.converse(ctx, request, func(wire.Pending) error { return record() }, files...)
+	if err != nil {
+		return false, blockdev.Op("control.Merge", w.id, err)
+	}
+	return !reply.More, nil
 }
 
 // Change is a change of the stack that waits for its record.
 type Change struct {
 	Sealed string // base name of the data file of the layer that Seal has put on top; or ""
-	Layer  int    // and the layer below this one is what Absorb takes out
+	Layer  int    // and this layer is what Merge takes out
 }
 
-// Settle ends a Seal or Absorb whose caller ended before its record was there: record
+// Settle ends a Seal or Merge whose caller ended before its record was there: record
 // gets what was to be recorded, makes it durable (it may be already), and is followed
-// as in Seal and Absorb. Nothing waits is success, without a call.
+// as in Seal and Merge. Nothing waits is success, without a call.
 func (w *Worker) Settle(ctx context.Context, record func(Change) error) error {
 	_, err := w.converse(ctx, &wire.Request{Op: wire.Settle}, func(p wire.Pending) error {
 		return record(Change{Sealed: p.Name, Layer: p.Layer})

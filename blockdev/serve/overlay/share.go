@@ -21,7 +21,7 @@ const (
 	// them takes) and the kernel keeps everybody out of both files meanwhile. Extents
 	// are not known beforehand: so it begins with little, and takes more as long as that
 	// is quick.
-	shareLeast = 1 << 20 // bytes
+	shareLeast = 256 << 10 // bytes
 	shareMost  = 8 << 20
 	shareQuick = time.Millisecond
 )

@@ -43,7 +43,7 @@ func (w *worker) do(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply
 		case wire.Seal:
 			return w.seal(c, r.Name, files)
 		}
-		return nil, w.absorb(c, r.Layer)
+		return w.absorb(c, r, files)
 	}
 	wire.CloseAll(files)
 	return nil, fmt.Errorf("%w: %s is not asked for here", wire.ErrProtocol, r.Op)
@@ -137,19 +137,35 @@ func (w *worker) seal(c wire.Conn, name string, files []*os.File) (*wire.Reply, 
 }
 
 // absorb merges a layer with the one below it.
-func (w *worker) absorb(c wire.Conn, i int) error {
+func (w *worker) absorb(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply, error) {
 	v := w.volume
 	v.mu.Lock()
 	layers := v.layers
 	v.mu.Unlock()
 	if layers == nil {
-		return fmt.Errorf("%w: the image is flat", blockdev.ErrInvalid)
+		wire.CloseAll(files)
+		return nil, fmt.Errorf("%w: the image is flat", blockdev.ErrInvalid)
 	}
-	err := layers.Absorb(w.ctx, i, func() error { return w.recorded(c, wire.Pending{Op: wire.Absorb, Layer: i}) })
-	if err == nil {
+	m, gone := overlay.Merge{Layer: r.Layer, Most: r.Most}, r.Layer+1
+	if r.Down {
+		m.Into, gone = &overlay.Files{Data: overlay.OSFile{File: files[0]}, Map: overlay.OSFile{File: files[1]}}, r.Layer
+	}
+	done, unused, err := layers.Merge(w.ctx, m, func() error { return w.recorded(c, wire.Pending{Op: wire.Absorb, Layer: gone}) })
+	for _, f := range unused { // what has no name any more gives its space back
+		closeLayer(f)
+	}
+	if done {
 		v.hydration.look()
 	}
-	return err
+	return &wire.Reply{More: !done}, err
+}
+
+func closeLayer(files overlay.Files) {
+	for _, f := range []overlay.File{files.Data, files.Map} {
+		if one, ok := f.(overlay.OSFile); ok {
+			_ = one.Close() // nothing of it is wanted
+		}
+	}
 }
 
 // cover makes a flat image the base of an overlay whose only layer is next, under the

@@ -51,6 +51,8 @@ type Request struct {
 	Limits  *blockdev.Limits `json:"limits,omitempty"` // Throttle
 	Size    int64            `json:"size,omitempty"`   // Grow, bytes
 	Layer   int              `json:"layer,omitempty"`  // Absorb
+	Down    bool             `json:"down,omitempty"`   // Absorb: into the lower one, whose files come with it
+	Most    int64            `json:"most,omitempty"`   // Absorb: bytes to copy, 0 for all
 	Name    string           `json:"name,omitempty"`   // Seal: of the new layer; Withdraw: of the export
 	Expose  *Exposure        `json:"expose,omitempty"` // Expose
 	Error   *Error           `json:"error,omitempty"`  // Recorded: why it is not
@@ -138,7 +140,7 @@ func (r *Request) Files() int {
 	switch {
 	case r.Op == Open && r.Volume != nil:
 		return r.Volume.Files()
-	case r.Op == Seal:
+	case r.Op == Seal, r.Op == Absorb && r.Down:
 		return 2
 	case r.Op == Expose && r.Expose != nil && r.Expose.Socket:
 		return 1
@@ -163,8 +165,8 @@ func (r *Request) check(files int) error {
 			err = fmt.Errorf("%w: limits", ErrProtocol)
 		}
 	case Grow, Absorb:
-		if r.Size < 0 || r.Layer < 0 {
-			err = fmt.Errorf("%w: size %d, layer %d", ErrProtocol, r.Size, r.Layer)
+		if r.Size < 0 || r.Layer < 0 || r.Most < 0 || r.Down && r.Layer == 0 {
+			err = fmt.Errorf("%w: size %d, layer %d, most %d, down %t", ErrProtocol, r.Size, r.Layer, r.Most, r.Down)
 		}
 	case Expose:
 		err = r.Expose.check()
@@ -191,6 +193,7 @@ type Reply struct {
 	Volume  *Serving       `json:"volume,omitempty"`  // Open, Status
 	Trace   []int64        `json:"trace,omitempty"`
 	Held    int64          `json:"held,omitempty"` // Seal: how long requests waited, nanoseconds
+	More    bool           `json:"more,omitempty"` // Absorb: most were copied before all was
 }
 
 // Serving is what a worker serves.
@@ -206,7 +209,7 @@ type Serving struct {
 type Pending struct {
 	Op   Op     `json:"op"`             // Seal or Absorb
 	Name string `json:"name,omitempty"` // Seal: of the layer that is the top
-	// Layer of Absorb: the one below it is to go.
+	// Layer of Absorb: the one that is to go.
 	Layer int `json:"layer,omitempty"`
 }
 
