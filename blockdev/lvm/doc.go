@@ -32,6 +32,8 @@
 // Everything that changes the world goes through fault (effect.go), where tests
 // strike.
 //
-// Nothing is active that is not open: an opening is an active volume. Sizes are
+// Nothing is active that is not open: an opening is an active volume, and one at a
+// worker (over NBD or vhost-user) has a note besides (serve/opened), outside of the
+// pool. Sizes are
 // rounded up to the group's extents.
 package lvm

@@ -104,10 +104,20 @@ func (p *Pool) removeDraft(ctx context.Context, id blockdev.ID) error {
 	if err != nil {
 		return err
 	}
-	if active {
-		if p.isMine(id) {
-			return fmt.Errorf("%w: the draft is open", blockdev.ErrBusy)
+	n, err := p.note(id)
+	if err != nil {
+		return err
+	}
+	if (active || n != nil) && p.isMine(id) {
+		return fmt.Errorf("%w: the draft is open", blockdev.ErrBusy)
+	}
+	if n != nil {
+		if err := p.closeServed(ctx, id); err != nil && !errors.Is(err, blockdev.ErrFailed) {
+			return err
 		}
+		active = false
+	}
+	if active {
 		if err := p.deactivate(ctx, name); err != nil {
 			return err
 		}
@@ -242,8 +252,11 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 		return err
 	}
 	f, err := p.find(ctx, id)
-	if err != nil || f.size >= size {
+	if err != nil {
 		return err
+	}
+	if f.size >= size {
+		return p.growServed(ctx, id, f.size)
 	}
 	active, err := p.active(f.Name)
 	if err != nil {
@@ -259,9 +272,11 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 		return err
 	}
 	if readOnly { // a new table may have taken the mark away
-		return p.setReadOnly(f.Name, true)
+		if err := p.setReadOnly(f.Name, true); err != nil {
+			return err
+		}
 	}
-	return nil
+	return p.growServed(ctx, id, size)
 }
 
 // Remove implements blockdev.Backend.
@@ -288,6 +303,9 @@ func (p *Pool) remove(ctx context.Context, id blockdev.ID) error {
 		return err
 	case active:
 		return fmt.Errorf("%w: it is open", blockdev.ErrBusy)
+	}
+	if n, err := p.note(id); err != nil || n != nil {
+		return errors.Join(err, fmt.Errorf("%w: it is open at a worker", blockdev.ErrBusy))
 	}
 	err = p.rename(ctx, "remove", f.Name, unique(trashPrefix, id))
 	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {

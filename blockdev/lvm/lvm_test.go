@@ -14,8 +14,11 @@ import (
 
 // The tests run in a guest: this host has no device mapper.
 func TestMain(m *testing.M) {
-	os.Exit(vmtest.Main(m, vmtest.Options{Disks: []int64{16 << 30, 4 << 30, 4 << 30}}))
+	os.Exit(vmtest.MainWith(m, vmtest.Options{Disks: []int64{16 << 30, 4 << 30, 4 << 30}}, blockd))
 }
+
+// blockd is the program of workers.
+const blockd = "holdfast/cmd/holdfast-blockd"
 
 func sh(t testing.TB, line string) string {
 	t.Helper()

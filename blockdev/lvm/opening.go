@@ -9,10 +9,12 @@ import (
 	"strings"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/opened"
 	"holdfast/internal/sys"
 )
 
-// Open implements blockdev.Backend: it activates the volume.
+// Open implements blockdev.Backend: it activates the volume, and has a worker serve it
+// where a socket is wanted first.
 func (p *Pool) Open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
 	e, err := p.openImage(ctx, id, w)
 	return e, blockdev.Op("lvm.Open", id, err)
@@ -25,7 +27,7 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	switch {
 	case len(w.Kinds) == 0:
 		return e, fmt.Errorf("%w: no kind of endpoint is wanted", blockdev.ErrInvalid)
-	case !slices.Contains(w.Kinds, blockdev.Block):
+	case !slices.Contains(w.Kinds, blockdev.Block) && !p.atWorker(w.Kinds):
 		return e, fmt.Errorf("a thin volume is a block device, not %v: %w", w.Kinds, errors.ErrUnsupported)
 	}
 	f, err := p.find(ctx, id)
@@ -41,6 +43,25 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	if err != nil {
 		return e, err
 	}
+	note, err := p.note(id)
+	switch {
+	case err != nil:
+		return e, err
+	case note != nil:
+		return p.openServed(ctx, f, *note, false, w)
+	case !active && p.atWorker(w.Kinds):
+		n, err := opened.New(w)
+		if err != nil {
+			return e, err
+		}
+		return p.openServed(ctx, f, n, true, w)
+	case !slices.Contains(w.Kinds, blockdev.Block):
+		return e, fmt.Errorf("open as a block device: %w", blockdev.ErrBusy)
+	}
+	return p.openBlock(ctx, f, active, w)
+}
+
+func (p *Pool) openBlock(ctx context.Context, f found, active bool, w blockdev.Want) (e blockdev.Endpoint, err error) {
 	if !active {
 		if err := p.activate(ctx, f.Name, w.ReadOnly); err != nil {
 			return e, err
@@ -57,7 +78,7 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 	if err != nil {
 		return e, err
 	}
-	p.own(id, true)
+	p.own(f.id, true)
 	return blockdev.Endpoint{Kind: blockdev.Block, Path: p.node(f.Name), Size: f.size, ReadOnly: readOnly, Lease: lease}, nil
 }
 
@@ -129,6 +150,15 @@ func (p *Pool) Close(ctx context.Context, id blockdev.ID, lease string) error {
 func (p *Pool) closeImage(ctx context.Context, id blockdev.ID, lease string) error {
 	if !id.Valid() {
 		return fmt.Errorf("image id %q: %w", string(id), blockdev.ErrInvalid)
+	}
+	n, err := p.note(id)
+	switch {
+	case err != nil:
+		return err
+	case n != nil && n.Lease() == lease:
+		return p.closeServed(ctx, id)
+	case n != nil:
+		return nil
 	}
 	f, err := p.find(ctx, id)
 	if errors.Is(err, blockdev.ErrNotFound) {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"os"
 	"regexp"
 	"slices"
 	"strconv"
@@ -16,6 +17,7 @@ import (
 	"sync"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/opened"
 )
 
 // The first parts of our names, before an ID.
@@ -47,6 +49,12 @@ type Options struct {
 	MetaBytes int64
 	Extend    Extend // when the pool gets more space from its volume group
 
+	// Workers serve images over sockets; nil: images are block devices alone. Notes is
+	// then a directory that lasts until the host's next boot, for what is open so; it is
+	// given also where workers are no more, as long as some may run.
+	Workers opened.Workers
+	Notes   string
+
 	fault fault // of tests
 }
 
@@ -59,12 +67,16 @@ type Identity struct {
 
 // Pool is a thin pool of LVM with images in it. It is a blockdev.Backend and Cloner.
 type Pool struct {
+	toWorkers
+
 	group, thin string // names of the volume group and of the thin pool in it
 	extent      int64  // bytes
 	chunk       int64  // of the thin pool: what is allocated at once, bytes
 	identity    Identity
 	log         *slog.Logger
 	extending   Extend
+	workers     opened.Workers // nil: none
+	notes       string
 	fault       fault
 	meta        *meta
 	table       table
@@ -89,6 +101,7 @@ var (
 	_ blockdev.Snapshotter = (*Pool)(nil)
 
 	_ blockdev.HealthReporter = (*Pool)(nil)
+	_ blockdev.Meter          = (*Pool)(nil)
 )
 
 var nameForm = regexp.MustCompile(`^[A-Za-z0-9_+.][A-Za-z0-9_+.-]{0,63}$`)
@@ -110,7 +123,16 @@ func open(ctx context.Context, name string, o Options) (*Pool, error) {
 	if err := errors.Join(o.Extend.check(), haveTools()); err != nil {
 		return nil, err
 	}
-	p := &Pool{group: group, thin: thin, log: o.Log, extending: o.Extend, fault: o.fault, mine: map[blockdev.ID]bool{}, wake: make(chan struct{}, 1)}
+	p := &Pool{group: group, thin: thin, log: o.Log, extending: o.Extend, workers: o.Workers, notes: o.Notes, fault: o.fault, mine: map[blockdev.ID]bool{}, wake: make(chan struct{}, 1)}
+	p.toWorkers = toWorkers{Room: "lvm", Worker: p.observed}
+	if p.workers != nil && p.notes == "" {
+		return nil, fmt.Errorf("%w: workers without a directory for notes", blockdev.ErrInvalid)
+	}
+	if p.notes != "" {
+		if err := os.MkdirAll(p.notes, 0o700); err != nil {
+			return nil, err
+		}
+	}
 	if p.log == nil {
 		p.log = slog.New(slog.DiscardHandler)
 	}

@@ -14,7 +14,7 @@ import (
 	"sync"
 
 	"holdfast/blockdev"
-	"holdfast/internal/sys"
+	"holdfast/blockdev/serve/opened"
 )
 
 // The names in a pool; see the package comment.
@@ -281,26 +281,11 @@ func (p *Pool) locate(id blockdev.ID) (dir string, draft bool, err error) {
 // takeLock takes the lock on a file beside what it guards. It ends with the
 // process.
 func takeLock(path string) (*os.File, error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
-	if err != nil {
-		return nil, noSpace(err)
-	}
-	if err := sys.LockFile(f); err != nil {
-		f.Close()
-		if errors.Is(err, sys.ErrLocked) {
-			err = fmt.Errorf("%w: %s is held by another process (%w)", blockdev.ErrBusy, path, err)
-		}
-		return nil, err
-	}
-	return f, nil
+	f, err := opened.Lock(path)
+	return f, noSpace(err)
 }
 
-// dropLock gives a lock back at once, also when a process that is just being
-// started still has its descriptor.
-func dropLock(f *os.File) {
-	_ = sys.UnlockFile(f) // closing does it too, a little later
-	f.Close()
-}
+func dropLock(f *os.File) { opened.Unlock(f) }
 
 // unique makes a name that nothing has, for trash and quarantine.
 func unique(name string) string {

@@ -120,7 +120,7 @@ func (n *node) openPools(ctx context.Context, host string) error {
 
 func (n *node) openOther(ctx context.Context, spec poolSpec, host string) (blockdev.Backend, error) {
 	if spec.kind == kindLVM {
-		p, err := lvm.Open(ctx, spec.at, lvm.Options{Host: host, Log: n.log, Extend: lvm.Extend{At: n.c.LVMExtendAt, By: n.c.LVMExtendBy}})
+		p, err := lvm.Open(ctx, spec.at, lvm.Options{Host: host, Log: n.log, Extend: lvm.Extend{At: n.c.LVMExtendAt, By: n.c.LVMExtendBy}, Workers: n.workers, Notes: notesDir(host)})
 		if err != nil {
 			return nil, err
 		}

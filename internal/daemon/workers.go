@@ -49,6 +49,9 @@ func workerProgram(c Config) (string, error) {
 // say is in a file of this name with ".log" behind it.
 func workersDir(host string) string { return filepath.Join(runDir, "serve-"+host[:min(12, len(host))]) }
 
+// notesDir is where is noted what of thin pools is open at workers.
+func notesDir(host string) string { return filepath.Join(runDir, "opened-"+host[:min(12, len(host))]) }
+
 // workersOf is what starts workers and finds those of earlier daemons.
 func workersOf(program, host string, log *os.File) (*control.Starter, error) {
 	if err := errors.Join(os.MkdirAll(runDir, 0o711), os.Chmod(runDir, 0o711)); err != nil { //nolint:gosec // see runDir
@@ -98,6 +101,9 @@ func removeWorkers(ctx context.Context, host string) error {
 		if err := endWorker(ctx, workers, id); err != nil {
 			return err
 		}
+	}
+	if err := os.RemoveAll(notesDir(host)); err != nil { // of openings that have ended now
+		return err
 	}
 	for _, left := range []string{workersDir(host), workersDir(host) + ".log"} {
 		if err := os.Remove(left); err != nil && !errors.Is(err, fs.ErrNotExist) {

@@ -17,6 +17,7 @@ import (
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/internal/guest"
 	"holdfast/internal/guest/agent"
+	"holdfast/internal/run"
 )
 
 // Inside reports whether this process runs in a guest.
@@ -31,7 +32,14 @@ const insideTime = 10 * time.Minute
 // Main is for TestMain of a package whose tests need a guest: on the host it runs
 // the whole test program in one, with the same flags, and gives its exit code. In
 // the guest, and to list tests, it runs the tests.
-func Main(m *testing.M, o Options) int {
+func Main(m *testing.M, o Options) int { return MainWith(m, o) }
+
+// Program is where MainWith has put a program.
+func Program(importPath string) string { return "/tmp/job/" + filepath.Base(importPath) }
+
+// MainWith is Main for tests that need programs of the project in the guest. They are
+// built as they are installed, without C.
+func MainWith(m *testing.M, o Options, importPaths ...string) int {
 	if !flag.Parsed() {
 		flag.Parse()
 	}
@@ -42,7 +50,7 @@ func Main(m *testing.M, o Options) int {
 		fmt.Printf("SKIP: these tests run in a guest; needs %s, waived by %s\n", blockdevtest.VM, blockdevtest.SkipVariable)
 		return 0
 	}
-	code, err := inside(context.Background(), o)
+	code, err := inside(context.Background(), o, importPaths)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "in the guest:", err)
 		return max(code, 1)
@@ -59,7 +67,7 @@ func bound() time.Duration {
 	return insideTime
 }
 
-func inside(ctx context.Context, o Options) (code int, err error) {
+func inside(ctx context.Context, o Options, importPaths []string) (code int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, bound())
 	defer cancel()
 	v, err := guest.Open(ctx, o)
@@ -69,6 +77,9 @@ func inside(ctx context.Context, o Options) (code int, err error) {
 	defer func() { err = errors.Join(err, v.Close()) }()
 	args, back := rewrite(os.Args[1:])
 	if err := send(ctx, v, back); err != nil {
+		return 1, err
+	}
+	if err := sendPrograms(ctx, v, importPaths); err != nil {
 		return 1, err
 	}
 	var disks []string
@@ -126,8 +137,44 @@ func rewrite(args []string) (there []string, back map[string]string) {
 
 // send puts the test program and its testdata into the guest.
 func send(ctx context.Context, v *guest.VM, back map[string]string) error {
+	return unpack(ctx, v, func(w io.Writer) error { return writeJob(w, back) })
+}
+
+// sendPrograms builds programs and puts them beside the test program.
+func sendPrograms(ctx context.Context, v *guest.VM, importPaths []string) error {
+	if len(importPaths) == 0 {
+		return nil
+	}
+	dir, err := os.MkdirTemp("", "programs")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir)
+	for _, path := range importPaths {
+		_, err := run.Run(ctx, run.Cmd{
+			Args: []string{"go", "build", "-buildvcs=false", "-o", filepath.Join(dir, filepath.Base(path)), path},
+			Env:  append(os.Environ(), "CGO_ENABLED=0"),
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return unpack(ctx, v, func(w io.Writer) error {
+		t := tar.NewWriter(w)
+		for _, path := range importPaths {
+			name := filepath.Base(path)
+			if err := addFile(t, name, filepath.Join(dir, name)); err != nil {
+				return err
+			}
+		}
+		return t.Close()
+	})
+}
+
+// unpack has the guest unpack an archive.
+func unpack(ctx context.Context, v *guest.VM, write func(io.Writer) error) error {
 	r, w := io.Pipe()
-	go func() { w.CloseWithError(writeJob(w, back)) }()
+	go func() { w.CloseWithError(write(w)) }()
 	defer r.Close()
 	return v.Command(ctx, agent.Command{Args: []string{"sh", "-c", "mkdir -p /tmp/job && tar -x -C /tmp/job"}}, r, nil, nil)
 }

@@ -109,3 +109,28 @@ func (n Note) Lease() string {
 
 // Socket names the opening's socket: a control.Spec's Opening.
 func (n Note) Socket() string { return n.Token[:socketDigits] }
+
+// Lock opens the file of a note, made if it is not there, and locks it (OFD): the lock
+// lasts as long as a process has the file. blockdev.ErrBusy when another opening of it
+// has the lock.
+func Lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := sys.LockFile(f); err != nil {
+		f.Close()
+		if errors.Is(err, sys.ErrLocked) {
+			err = fmt.Errorf("%w: %s is held by another process (%w)", blockdev.ErrBusy, path, err)
+		}
+		return nil, err
+	}
+	return f, nil
+}
+
+// Unlock gives a lock back at once, also when a process that is just being started
+// still has its descriptor.
+func Unlock(f *os.File) {
+	_ = sys.UnlockFile(f) // closing does it too, a little later
+	f.Close()
+}
