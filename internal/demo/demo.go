@@ -42,7 +42,7 @@ type act = func(context.Context) error
 // Run shows the whole job with containers and cleans up, also when a step fails.
 func Run(ctx context.Context, o Options) error {
 	return play(ctx, o, func(s *show) []act {
-		return []act{s.start, s.template, s.volumes, s.firstContainer, s.secondContainer, s.growXFS, s.growExt4, s.delete}
+		return []act{s.start, s.template, s.volumes, s.firstContainer, s.secondContainer, s.growXFS, s.growExt4, s.served, s.delete}
 	})
 }
 
@@ -86,7 +86,11 @@ func (s *show) say(format string, args ...any) {
 }
 
 func (s *show) start(ctx context.Context) error {
-	return s.startDaemon(ctx, "--runc-root", s.runcRoot())
+	plain := filepath.Join(s.dir, plainPool)
+	if err := os.Mkdir(plain, 0o700); err != nil {
+		return err
+	}
+	return s.startDaemon(ctx, "--runc-root", s.runcRoot(), "--pool", plainPool+"=sparse:"+plain)
 }
 
 func (s *show) startDaemon(ctx context.Context, args ...string) error {

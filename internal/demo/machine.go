@@ -30,7 +30,7 @@ func (s *show) machines(ctx context.Context) error {
 	for n := range 2 {
 		// The first one of all is made: kernel, root filesystem, boot, state.
 		err := s.timed(fmt.Sprintf("machine %d runs, and its shell answers", n+1), func() error {
-			g, err := guest.Open(ctx, guest.Options{})
+			g, err := guest.Open(ctx, guest.Options{SharedMemory: true})
 			if err == nil {
 				s.guests = append(s.guests, g)
 			}
@@ -76,12 +76,17 @@ func (s *show) machineVolume(ctx context.Context) error {
 	return nil
 }
 
-// plug attaches the volume to a machine and mounts it there.
-func (s *show) plug(ctx context.Context, machine int) error {
+// plug attaches the volume to a machine, by a transport if one is wanted, and mounts it
+// there.
+func (s *show) plug(ctx context.Context, machine int, transport string) error {
 	var a client.Attachment
-	err := s.timed(fmt.Sprintf("attachment create %s --qemu (machine %d)", machineVolume, machine+1), func() (err error) {
+	flags := "--qemu-socket"
+	if transport != "" {
+		flags += " --transport " + transport
+	}
+	err := s.timed(fmt.Sprintf("attachment create %s %s (machine %d)", machineVolume, flags, machine+1), func() (err error) {
 		a, err = s.daemon.Client.Attach(ctx, machineVolume, client.Attachment{
-			Holder: fmt.Sprintf("sandbox:machine-%d", machine+1), Target: client.Target{Type: "qemu", Socket: s.guests[machine].Monitor}})
+			Holder: fmt.Sprintf("sandbox:machine-%d", machine+1), Target: client.Target{Type: "qemu", Socket: s.guests[machine].Monitor, Transport: transport}})
 		return err
 	})
 	if err != nil {
@@ -103,7 +108,7 @@ func (s *show) plug(ctx context.Context, machine int) error {
 
 func (s *show) firstMachine(ctx context.Context) error {
 	s.title("The running machine gets the volume, and writes to it")
-	if err := s.plug(ctx, 0); err != nil {
+	if err := s.plug(ctx, 0, ""); err != nil {
 		return err
 	}
 	out, err := s.inside(ctx, 0, "ls -x /data; cd '/data/odd names'; echo *; echo '"+machineNote+"' > /data/note; sync")
@@ -177,7 +182,12 @@ func (s *show) secondMachine(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := s.plug(ctx, 1); err != nil {
+	transport := ""
+	if s.hasWorker() {
+		transport = "vhost-user"
+		s.say("this time a worker serves it, over a socket and the guest's memory")
+	}
+	if err := s.plug(ctx, 1, transport); err != nil {
 		return err
 	}
 	out, err := s.inside(ctx, 1, "cat /data/note")
