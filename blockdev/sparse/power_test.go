@@ -163,6 +163,14 @@ func (m *model) powerStory() (story []act) {
 	write(vol, 9, 5, 13)
 	add("grow", vol, func() error { return m.grow(vol, modelSize+modelBlock) })
 	add("flatten the fork", "", func() error { return m.pool.Flatten(ctx, fork) })
+	content, _ := farBytes()
+	store := newFarStore(m.t, content)
+	rev, far := blockdevtest.NewID(blockdev.PrefixRevision), blockdevtest.NewID(blockdev.PrefixVolume)
+	add("create far away", rev, func() error { return m.far(rev, store) })
+	add("clone what is far away", far, func() error { return m.fork(far, rev, farModel) })
+	write(far, 3, 1, 300)
+	add("begin to fetch", "", func() error { return m.flattenPart(far, store) })
+	add("fetch", "", func() error { return m.pool.Flatten(ctx, far) })
 	return story
 }
 
