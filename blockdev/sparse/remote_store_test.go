@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
@@ -270,7 +271,9 @@ func TestDamagedChunks(t *testing.T) {
 					b.Close()
 				}
 			}
-			if err := m.pool.Flatten(t.Context(), vol); !errors.Is(err, blockdev.ErrCorrupt) {
+			bounded, cancel := context.WithTimeout(t.Context(), 10*time.Second) // only of one that goes wrong
+			defer cancel()
+			if err := m.pool.Flatten(bounded, vol); !errors.Is(err, blockdev.ErrCorrupt) {
 				t.Errorf("flatten: %v", err)
 			}
 			infos, err := m.pool.List(t.Context())
