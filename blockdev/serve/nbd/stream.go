@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"holdfast/blockdev/serve/meter"
@@ -23,8 +24,13 @@ func (s *Server) transmit(conn net.Conn, t *terms) error {
 	return s.stream(conn, t)
 }
 
-// streamWorkers bounds how many requests of a connection the device has at once.
-const streamWorkers = 32
+const (
+	// streamWorkers bounds how many requests of a connection the device has at once.
+	streamWorkers = 32
+	// streamFar bounds how many more wait for a base far away: all that is here goes on
+	// beside them.
+	streamFar = loopSlots - streamWorkers
+)
 
 // stream serves a connection by goroutines: one reads requests and hands them to
 // workers, which perform and answer them in any order.
@@ -36,6 +42,7 @@ type stream struct {
 	gone    context.Context // ends with the connection
 	jobs    chan *job
 	workers int // started; only the reader counts
+	far     atomic.Int32
 	idle    sync.WaitGroup
 
 	writing sync.Mutex
@@ -152,8 +159,29 @@ func (st *stream) hand(j *job) {
 
 func (st *stream) work(j *job) {
 	for ok := true; ok; j, ok = <-st.jobs {
-		st.serve(j)
+		if !st.handFar(j) {
+			st.serve(j)
+		}
 	}
+}
+
+// handFar gives what has to be fetched a goroutine of its own, while there may be more.
+func (st *stream) handFar(j *job) bool {
+	st.export.gate.RLock()
+	fetches := st.fetches(&j.request)
+	st.export.gate.RUnlock()
+	if !fetches {
+		return false
+	}
+	if st.far.Add(1) > streamFar {
+		st.far.Add(-1)
+		return false
+	}
+	st.idle.Go(func() {
+		defer st.far.Add(-1)
+		st.serve(j)
+	})
+	return true
 }
 
 // serve performs a request and answers it. A reply that cannot be sent ends the
