@@ -21,12 +21,12 @@ define LAYERS
 pure      140  disk   -      rest
 engine    420  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 400  disk   -race  ^holdfast/templates(/|$$)
-vm        800  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
+vm        850  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    260  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk       130  disk   -      ^holdfast/.*sdk
 browser    50  disk   -      ^holdfast/.*browsertest
-e2e       330  disk   -      ^holdfast/cmd/
+e2e       360  disk   -      ^holdfast/cmd/
 endef
 export LAYERS
 
