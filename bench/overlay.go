@@ -134,8 +134,17 @@ func direct(n int) []byte {
 	return b[overlayBlock-int(uintptr(unsafe.Pointer(&b[0]))%overlayBlock):][:n]
 }
 
-// layer makes an empty layer in files of this name.
+// layer makes an empty layer in files of this name, durably.
 func (o *Overlay) layer(name string) (overlay.Files, func(), error) {
+	f, gone, err := o.layerFiles(name)
+	if err == nil {
+		err = overlay.Create(f, o.size())
+	}
+	return f, gone, err
+}
+
+// layerFiles makes the two files of a layer.
+func (o *Overlay) layerFiles(name string) (overlay.Files, func(), error) {
 	data, err := o.file(name+".data", syscall.O_DIRECT)
 	if err != nil {
 		return overlay.Files{}, nil, err
@@ -144,13 +153,12 @@ func (o *Overlay) layer(name string) (overlay.Files, func(), error) {
 	if err != nil {
 		return overlay.Files{}, nil, errors.Join(err, data.Close())
 	}
-	f := overlay.Files{Data: overlay.OSFile{File: data}, Map: overlay.OSFile{File: m}}
 	gone := func() {
 		for _, f := range []*os.File{data, m} {
 			_ = errors.Join(f.Close(), os.Remove(f.Name())) // scratch
 		}
 	}
-	return f, gone, overlay.Create(f, o.size())
+	return overlay.Files{Data: overlay.OSFile{File: data}, Map: overlay.OSFile{File: m}}, gone, nil
 }
 
 // target is a volume or a plain file.
@@ -288,13 +296,18 @@ func (o *Overlay) seals(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := v.Sync(); err != nil {
+	if err := v.Close(); err != nil {
 		return err
 	}
 	data := f.Data.(overlay.OSFile).File //nolint:forcetypeassert // layer has made it so
 	var ours, beside samples
 	for n := range min(o.Rounds, 5) {
-		if err := errors.Join(ctx.Err(), o.cloneFile(data, &beside), o.sealOnce(v, n, &ours)); err != nil {
+		remove, err := o.cloneFile(data, n, &beside)
+		if err != nil {
+			return err
+		}
+		defer remove() // a removal of so many pieces would go on for long beside what is measured
+		if err := errors.Join(ctx.Err(), o.sealPieces(f, n, &ours)); err != nil {
 			return err
 		}
 	}
@@ -305,34 +318,64 @@ func (o *Overlay) seals(ctx context.Context) error {
 	return nil
 }
 
-func (o *Overlay) cloneFile(from *os.File, s *samples) error {
-	to, err := o.file("clone", 0)
+func (o *Overlay) cloneFile(from *os.File, n int, s *samples) (remove func(), err error) {
+	to, err := o.file(fmt.Sprintf("clone-%d", n), 0)
+	if err != nil {
+		return nil, err
+	}
+	remove = func() { _ = errors.Join(to.Close(), os.Remove(to.Name())) } // scratch
+	return remove, s.time(func() error { return errors.Join(sys.CloneFile(to, from), to.Sync()) })
+}
+
+// sealPieces seals the volume that this layer alone is, with some writes that nobody has
+// flushed.
+func (o *Overlay) sealPieces(f overlay.Files, n int, s *samples) error {
+	v, err := overlay.Open([]overlay.Files{f}, nil)
 	if err != nil {
 		return err
 	}
-	err = s.time(func() error { return errors.Join(sys.CloneFile(to, from), to.Sync()) })
-	return errors.Join(err, to.Close(), os.Remove(to.Name()))
+	const writes = 16
+	p := direct(overlayBlock)
+	for i := range int64(writes) {
+		if _, err := v.WriteAt(p, o.size()-(int64(n)*writes+i+1)*2*overlayBlock); err != nil {
+			return err
+		}
+	}
+	return errors.Join(o.sealOnce(v, n, s), v.Close())
 }
 
-// sealOnce makes the new layer's files as well, and a record of the stack.
+// sealOnce makes the new layer's files as well, and a record of the stack, as a pool
+// does.
 func (o *Overlay) sealOnce(v *overlay.Overlay, n int, s *samples) error {
 	return s.time(func() error {
-		next, _, err := o.layer(fmt.Sprintf("sealed-%d", n)) // its files stay: layers above need what is below
+		next, _, err := o.layerFiles(fmt.Sprintf("sealed-%d", n)) // its files stay: layers above need what is below
+		if err == nil {
+			err = overlay.Make(next, o.size())
+		}
 		if err != nil {
 			return err
 		}
-		return v.Seal(next, func() error { return o.record(n) })
+		return v.Seal(next, func() error { return o.record(n, next.Sync, func() error { return sys.SyncDir(o.at) }) })
 	})
 }
 
-// record is what a volume's owner does: a small file, durably replaced.
-func (o *Overlay) record(n int) error {
+// record is what a volume's owner does: a small file, durably replaced; what it needs
+// is made durable beside it.
+func (o *Overlay) record(n int, needs ...func() error) error {
 	f, err := o.file("record.new", os.O_TRUNC)
 	if err != nil {
 		return err
 	}
+	synced := make(chan error, len(needs))
+	for _, one := range needs {
+		go func() { synced <- one() }()
+	}
 	_, err = fmt.Fprintf(f, "%d\n", n)
-	return errors.Join(err, f.Sync(), f.Close(), os.Rename(f.Name(), filepath.Join(o.at, "record")), sys.SyncDir(o.at))
+	err = errors.Join(err, f.Sync(), f.Close())
+	for range needs {
+		err = errors.Join(err, <-synced)
+	}
+	return errors.Join(err, os.Rename(f.Name(), filepath.Join(o.at, "record")), sys.SyncDir(o.at))
 }
 
 // stalls measures what a writer feels of a snapshot each 50 ms.

@@ -39,6 +39,10 @@ func (f OSFile) Sync() error { return sys.SyncData(f.File) }
 // Punch implements File.
 func (f OSFile) Punch(off, n int64) error { return noSpace(sys.PunchHole(f.File, off, n)) }
 
+// Allocate occupies space for the first size bytes, where the filesystem can. A full
+// pool is blockdev.ErrNoSpace.
+func (f OSFile) Allocate(size int64) error { return noSpace(untold(sys.Allocate(f.File, 0, size))) }
+
 // Extent implements Extenter.
 func (f OSFile) Extent(off, limit int64) (length int64, hole bool, err error) {
 	return extent.At(f.File, off, limit)

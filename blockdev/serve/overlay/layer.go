@@ -36,9 +36,9 @@ type Witness interface {
 // Files are those of one layer.
 type Files struct{ Data, Map File }
 
-// MapSize is how large the map of a volume of size bytes is. Where the map's space
-// is allocated beforehand a full pool cannot keep a Sync of blocks whose data has
-// its space from succeeding.
+// MapSize is how large the map of a volume of size bytes is, a 32,512th of it. A layer's
+// map has its space from the beginning: a full pool cannot keep a Sync of blocks whose
+// data has its space from succeeding, unless the filesystem writes nothing in place (btrfs).
 func MapSize(size int64) int64 { return sectorAt(leavesFor(blocksOf(size))) }
 
 func blocksOf(size int64) int64 { return (size + BlockSize - 1) / BlockSize }
@@ -61,10 +61,24 @@ func makeLayer(f Files, size int64) error {
 	if err := checkSize(size); err != nil {
 		return err
 	}
-	if err := errors.Join(f.Data.Truncate(size), f.Map.Truncate(MapSize(size))); err != nil {
+	if err := f.truncate(size); err != nil {
 		return err
 	}
 	return writeWhole(f.Map, header(size, false), 0)
+}
+
+// truncate makes both files fit a volume of size bytes. The map gets its space at once, as
+// far as its filesystem can: a flush is not to fail for want of it when the data has got
+// its own.
+func (f Files) truncate(size int64) error {
+	if err := errors.Join(f.Data.Truncate(size), f.Map.Truncate(MapSize(size))); err != nil {
+		return err
+	}
+	a, ok := f.Map.(interface{ Allocate(size int64) error })
+	if !ok {
+		return nil
+	}
+	return a.Allocate(MapSize(size))
 }
 
 // Sync makes both files durable. blockdev.ErrFailed when it cannot.
@@ -297,33 +311,29 @@ func (l *layer) tellHoles(r run) error {
 	return l.tellMap(untold)
 }
 
-// settle makes the data durable that these runs were written to.
+// settle makes the data durable that these runs were written to, and that the map may
+// lack them: which of the two is first does not matter, as long as nothing is acknowledged.
 func (l *layer) settle(runs []run) error {
-	if len(runs) > 0 {
-		if err := l.loosen(true); err != nil {
+	if len(runs) > 0 && !l.loose {
+		if err := l.sayLoose(true); err != nil {
 			l.putBack(runs)
 			return err
 		}
-	}
-	if err := l.syncData(); err != nil {
+		if l.broken = l.Files.Sync(); l.broken != nil {
+			return l.broken
+		}
+		l.loose = true
+	} else if err := l.syncData(); err != nil {
 		return err
 	}
 	l.settled = append(l.settled, runs...)
 	return nil
 }
 
-// loosen has the map file say whether it may lack blocks that the data has.
-func (l *layer) loosen(loose bool) error {
-	if l.loose == loose {
-		return nil
-	}
+func (l *layer) sayLoose(loose bool) error {
 	if err := writeWhole(l.Map, header(l.size, loose), 0); err != nil {
 		return fmt.Errorf("map: %w", err)
 	}
-	if err := l.syncMap(); err != nil {
-		return err
-	}
-	l.loose = loose
 	return nil
 }
 
@@ -345,7 +355,17 @@ func (l *layer) tighten() error {
 		}
 		l.settled, l.behind = nil, false
 	}
-	return l.loosen(false)
+	if !l.loose {
+		return nil
+	}
+	if err := l.sayLoose(false); err != nil {
+		return err
+	}
+	if err := l.syncMap(); err != nil {
+		return err
+	}
+	l.loose = false
+	return nil
 }
 
 func (l *layer) syncData() error {
@@ -375,7 +395,7 @@ func (l *layer) secure(r run) error {
 
 // grow makes the layer larger. The caller is alone.
 func (l *layer) grow(size int64) error {
-	if err := errors.Join(l.Data.Truncate(size), l.Map.Truncate(MapSize(size))); err != nil {
+	if err := l.Files.truncate(size); err != nil {
 		return err
 	}
 	if err := l.Data.Sync(); err != nil {
