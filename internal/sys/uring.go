@@ -27,6 +27,7 @@ const (
 	uringFeatNoDrop     = 1 << 1
 	uringFeatExtArg     = 1 << 8  // waits that end by themselves
 	uringFeatRsrcTags   = 1 << 10 // of the kernel that first had polls that last
+	uringFeatCQESkip    = 1 << 11 // 5.17
 	uringFeatures       = uringFeatSingleMmap | uringFeatNoDrop | uringFeatExtArg | uringFeatRsrcTags
 )
 
@@ -81,6 +82,7 @@ type Uring struct {
 	cqMask        uint32
 	events        []UringEvent
 	most          uringWait
+	quiet         bool
 }
 
 // uringWait is struct io_uring_getevents_arg, and the time that it points to.
@@ -112,7 +114,7 @@ func newUring(entries uint32, setups []uint32) (*Uring, error) {
 		}
 		return nil, err
 	}
-	r := &Uring{fd: int(fd)}
+	r := &Uring{fd: int(fd), quiet: p.features&uringFeatCQESkip != 0}
 	unix.CloseOnExec(r.fd)
 	if p.features&uringFeatures != uringFeatures {
 		return nil, errors.Join(errors.ErrUnsupported, errors.New("io_uring lacks features"), r.Close())
@@ -193,6 +195,13 @@ func (r *Uring) enter(wait uint32, flags uintptr, arg unsafe.Pointer, size uintp
 		return os.NewSyscallError("io_uring_enter", errno)
 	}
 }
+
+// Quiet tells whether entries may say that only their failure is to complete.
+func (r *Uring) Quiet() bool { return r.quiet }
+
+// Submitted tells whether the kernel has taken all that was filled, which Enter cannot
+// promise.
+func (r *Uring) Submitted() bool { return r.tail == atomic.LoadUint32(r.sqHead) }
 
 // Event takes the oldest completion; false when there is none.
 func (r *Uring) Event() (e UringEvent, ok bool) {

@@ -73,6 +73,8 @@ type loop struct {
 
 	outgoing []int // slots whose replies are to be sent, the oldest first
 	sending  int   // how many of them are on their way
+	atOnce   int   // bytes of those that are sent while they are submitted; 0: they have a completion
+	full     bool  // the socket's buffer was, and nothing has been sent since
 	message  *uring.Message
 	broken   error // why no more is sent
 
@@ -186,6 +188,7 @@ func (l *loop) run() error {
 		for e, ok := l.ring.Event(); ok; e, ok = l.ring.Event() {
 			l.complete(e)
 		}
+		l.sentAtOnce()
 		l.finishHelped()
 		l.resumeHeld()
 		l.resume()
@@ -246,6 +249,7 @@ func (l *loop) complete(e sys.UringEvent) {
 		l.received(int(e.Res))
 	case e.UserData == tagSend:
 		l.inflight--
+		l.full, l.atOnce = l.atOnce > 0, 0
 		l.sent(int(e.Res))
 	default:
 		l.inflight--

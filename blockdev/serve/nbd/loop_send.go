@@ -9,6 +9,7 @@ import (
 
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/uring"
+	"holdfast/internal/sys"
 )
 
 // send sends the replies that are ready in one piece, unless some are on their way.
@@ -16,17 +17,48 @@ func (l *loop) send() {
 	if l.sending > 0 || len(l.outgoing) == 0 {
 		return
 	}
+	e := l.operation()
 	if len(l.outgoing) == 1 {
 		l.sending = 1
-		uring.Send(l.operation(), l.sock, l.slots[l.outgoing[0]].reply, tagSend)
+		reply := l.slots[l.outgoing[0]].reply
+		uring.Send(e, l.sock, reply, tagSend)
+		l.sendAtOnce(e, len(reply))
 		return
 	}
 	l.message.Reset()
+	bytes := 0
 	for l.sending < len(l.outgoing) && !l.message.Full() {
-		l.message.Add(l.slots[l.outgoing[l.sending]].reply)
+		reply := l.slots[l.outgoing[l.sending]].reply
+		l.message.Add(reply)
+		bytes += len(reply)
 		l.sending++
 	}
-	uring.SendMessage(l.operation(), l.sock, l.message, tagSend)
+	uring.SendMessage(e, l.sock, l.message, tagSend)
+	l.sendAtOnce(e, bytes)
+}
+
+// atOnceSize bounds what is sent without a completion: its buffers come back when
+// the loop wakes for something else, which on an idle connection is never.
+const atOnceSize = 128 << 10
+
+// sendAtOnce saves the loop from being woken by its own send, where the receive that
+// is under way will wake it and nothing else waits for the send to end.
+func (l *loop) sendAtOnce(e *sys.UringEntry, bytes int) {
+	if l.receiving && !l.full && l.sending == len(l.outgoing) && bytes <= atOnceSize && l.ring.Quiet() {
+		l.atOnce = bytes
+		uring.AtOnce(e)
+	}
+}
+
+// sentAtOnce ends a send of which no completion has told that it failed.
+func (l *loop) sentAtOnce() {
+	if l.atOnce == 0 || !l.ring.Submitted() {
+		return
+	}
+	l.inflight--
+	n := l.atOnce
+	l.atOnce = 0
+	l.sent(n)
 }
 
 // sent lets go of the replies that went out whole; the rest is sent next.

@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"bytes"
+	"encoding/binary"
 	"fmt"
 	"io"
 	"os"
@@ -53,6 +55,37 @@ func TestUnixSocketsAreServedByRings(t *testing.T) {
 	two.ok(cmdRead, 0, 0, 4096, nil)
 	if got := rings(t) - before; got != 2 {
 		t.Errorf("two connections have %d rings", got)
+	}
+}
+
+// TestSlowReader: a client that asks for more than its socket holds and reads it in
+// small pieces gets every byte, whatever part of a reply found no room.
+func TestSlowReader(t *testing.T) {
+	data := image(t, mib, 0)
+	whole := pattern(mib, 5)
+	if _, err := data.WriteAt(whole, 0); err != nil {
+		t.Fatal(err)
+	}
+	m := &meter.Meter{}
+	_, socket := serving(t, Options{}, export(t, "", data, ExportOptions{Meter: m}))
+	c := dial(t, socket).enter("")
+	const requests, size = 64, 12 << 10
+	for n := range uint64(requests) { // one by one, so that each reply is sent alone
+		c.write(requestBytes(cmdRead, 0, n, n*size, size))
+		await(t, func() bool { return m.Snapshot().Kinds[meter.Read].Requests > n })
+	}
+	seen := map[uint64]bool{}
+	for range requests {
+		head := c.read(simpleSize)
+		n := binary.BigEndian.Uint64(head[8:])
+		var got []byte
+		for len(got) < size {
+			got = append(got, c.read(1<<10)...)
+		}
+		if seen[n] || n >= requests || !bytes.Equal(got, whole[n*size:][:size]) {
+			t.Fatalf("reply to request %d: seen %t, or not what is there", n, seen[n])
+		}
+		seen[n] = true
 	}
 }
 

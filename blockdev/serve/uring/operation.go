@@ -17,9 +17,13 @@ const (
 	opRecv    = 27
 )
 
+// skipSuccess is IOSQE_CQE_SKIP_SUCCESS.
+const skipSuccess = 1 << 6
+
 // Flags of messages, linux/socket.h. The kernel goes on by itself with a message
 // that was sent or received in part when it is to wait for all of it.
 const (
+	msgDontWait = 0x40
 	msgWaitAll  = 0x100
 	msgNoSignal = 0x4000
 )
@@ -85,6 +89,14 @@ func SendMessage(e *sys.UringEntry, fd int, m *Message, tag uint64) {
 	e.Opcode, e.FD, e.UserData = opSendmsg, int32(fd), tag
 	e.Addr, e.Len = uint64(uintptr(unsafe.Pointer(&m.header))), 1
 	e.OpFlags = msgWaitAll | msgNoSignal
+}
+
+// AtOnce makes of a Send or SendMessage one that does what it can while it is
+// submitted, and has a completion only unless all was sent: the bytes that were, or
+// -EAGAIN for none. The ring has to be Quiet.
+func AtOnce(e *sys.UringEntry) {
+	e.Flags |= skipSuccess
+	e.OpFlags |= msgDontWait
 }
 
 // Timer is the time of a Timeout.

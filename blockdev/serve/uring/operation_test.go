@@ -120,6 +120,47 @@ func TestSendsAllOfMuch(t *testing.T) {
 	}
 }
 
+// TestSendsAtOnce: what is sent whole has no completion; what the socket has no room
+// for completes with what was sent, and with an error when that is nothing.
+func TestSendsAtOnce(t *testing.T) {
+	r := ring(t, 4)
+	if !r.Quiet() {
+		t.Skip("this kernel has a completion for everything")
+	}
+	a, b, err := sys.SocketPair()
+	must(t, err)
+	defer a.Close()
+	defer b.Close()
+	send := func(b []byte) (res int, completed bool) {
+		t.Helper()
+		e := r.Next()
+		uring.Send(e, int(a.Fd()), b, 1)
+		uring.AtOnce(e)
+		must(t, r.Enter(0))
+		if !r.Submitted() {
+			t.Fatal("an entry is not submitted")
+		}
+		event, completed := r.Event()
+		return int(event.Res), completed
+	}
+	if _, completed := send([]byte("some")); completed {
+		t.Error("a send that went through has a completion")
+	}
+	much := bytes.Repeat([]byte("0123456789abcdef"), 1<<18)
+	part, completed := send(much)
+	if !completed || part <= 0 || part >= len(much) {
+		t.Fatalf("%d of %d bytes were sent, completion: %t", part, len(much), completed)
+	}
+	if res, completed := send(much); !completed || res != -int(syscall.EAGAIN) {
+		t.Errorf("into a full socket: %d, completion: %t", res, completed)
+	}
+	got := make([]byte, 4+part)
+	uring.Recv(r.Next(), int(b.Fd()), got, true, 2)
+	if n := results(t, r, 1); n[2] != len(got) || string(got[:4]) != "some" || !bytes.Equal(got[4:], much[:part]) {
+		t.Errorf("of %d bytes: %v", len(got), n)
+	}
+}
+
 func TestWaits(t *testing.T) {
 	r := ring(t, 4)
 	var timer uring.Timer
