@@ -181,12 +181,19 @@ func cutWitness(t *testing.T, rig *powercut.Rig) {
 		l.change(l.r)
 		l.acks[len(l.acks)-1].state = *l.m.copied() // with all that may have happened until the next flush
 		switch round {
-		case 20:
+		case 15:
 			next := l.newLayer("next")
 			must(t, l.v.Seal(next, func() error { return l.record([]string{"next", "top"}) }))
-		case 40:
-			must(t, l.v.Absorb(t.Context(), 0, func() error { return l.record([]string{"next"}) }))
-		case 50:
+		case 25:
+			last := l.newLayer("last")
+			must(t, l.v.Seal(last, func() error { return l.record([]string{"last", "next", "top"}) }))
+		case 35:
+			down := overlay.Merge{Layer: 1, Into: &top}
+			_, _, err := l.v.Merge(t.Context(), down, func() error { return l.record([]string{"last", "top"}) })
+			must(t, err)
+		case 45:
+			must(t, l.v.Absorb(t.Context(), 0, func() error { return l.record([]string{"last"}) }))
+		case 55:
 			must(t, overlay.NewHydrator(l.v, nil, nil).Run(t.Context()))
 		default:
 			must(t, l.v.Sync())
@@ -196,7 +203,7 @@ func cutWitness(t *testing.T, rig *powercut.Rig) {
 	}
 	l.shut()
 	rig.Stop(t)
-	for i, at := range rig.Moments(l.acks[0].at, l.acks[len(l.acks)-1].at, 24, 5) {
+	for i, at := range rig.Moments(l.acks[0].at, l.acks[len(l.acks)-1].at, 14, 5) {
 		rebuilt := rig.Rebuild(t, at, uint64(i))
 		l.look(rebuilt, at, base.Size())
 		l.shut()
