@@ -41,7 +41,7 @@ func (o *Overlay) farAway(ctx context.Context) error {
 		return err
 	}
 	here := store{url, chunks, fetch}
-	return errors.Join(o.hydrations(ctx, here), o.misses(ctx, chunks, fetch), o.servedMisses(ctx, here))
+	return errors.Join(o.hydrations(ctx, here), o.misses(ctx, chunks, fetch), o.servedMisses(ctx, here, false), o.servedMisses(ctx, here, true))
 }
 
 // hydrations measures hydration here and by a worker, in turns with its parts: what the

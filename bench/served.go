@@ -122,16 +122,21 @@ func (o *Overlay) whole(ctx context.Context, w *control.Worker) error {
 }
 
 // servedMisses measures 4 KiB reads that a guest makes of blocks that nobody has
-// asked for, beside the store's own time for their chunks, in turns.
-func (o *Overlay) servedMisses(ctx context.Context, s store) error {
-	spec, drop, err := o.far(s, false)
+// asked for, beside the store's own time for their chunks, in turns; while the worker
+// fetches the rest at its rate for volumes in use, or not.
+func (o *Overlay) servedMisses(ctx context.Context, s store, hydrate bool) error {
+	spec, drop, err := o.far(s, hydrate)
 	if err != nil {
 		return err
 	}
 	defer drop()
 	var ours, beside []uint32
 	chunk := make([]byte, farChunk)
-	err = o.serveLayer(ctx, "served-misses", spec, func(w *control.Worker) (err error) {
+	measure, name := "4 KiB read by a guest that nobody has asked for, p99", "served-misses"
+	if hydrate {
+		measure, name = "the same while the worker hydrates at 32 MiB/s, p99", "served-both"
+	}
+	err = o.serveLayer(ctx, name, spec, func(w *control.Worker) (err error) {
 		l, err := newVhostLoad(w.Socket(), ioJob{name: "misses", reads: 100, random: true, once: true, block: overlayBlock, depth: 1})
 		if err != nil {
 			return err
@@ -159,11 +164,15 @@ func (o *Overlay) servedMisses(ctx context.Context, s store) error {
 	slices.Sort(ours)
 	slices.Sort(beside)
 	mine, theirs := quantileOf(ours, 0.99)/1e6, quantileOf(beside, 0.99)/1e6
-	o.report.Rows = append(o.report.Rows, Row{
-		Measure: "4 KiB read by a guest that nobody has asked for, p99", Unit: "ms", Samples: len(ours), P50: mine, Goal: "≤ 2× the yardstick", Met: mine <= 2*theirs,
+	row := Row{
+		Measure: measure, Unit: "ms", Samples: len(ours), P50: mine,
 		Yardstick: "the store's p99 for a chunk of 64 KiB", Beside: theirs, Ratio: mine / theirs,
 		Note: fmt.Sprintf("medians %.2f and %.2f ms", quantileOf(ours, 0.5)/1e6, quantileOf(beside, 0.5)/1e6),
-	})
+	}
+	if !hydrate {
+		row.Goal, row.Met = "≤ 2× the yardstick", mine <= 2*theirs
+	}
+	o.report.Rows = append(o.report.Rows, row)
 	return nil
 }
 
