@@ -120,6 +120,9 @@ func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain
 	err = p.copyUp(ctx, id, dir, c, v.Overlay)
 	stop()
 	keeper.Wait()
+	if err != nil && ctx.Err() != nil && v.far != nil {
+		err = v.far.explained(err)
+	}
 	if err != nil && !errors.Is(err, blockdev.ErrFailed) {
 		err = errors.Join(err, v.Sync())
 	}

@@ -238,21 +238,28 @@ func (b *farBase) giveUp(after time.Duration) {
 // errGivenUp is why a base was not asked any longer.
 var errGivenUp = errors.New("it is asked again later")
 
-// ReadAt implements overlay.Source. What the store has done is told as words: it is no
-// damage of the image.
+// ReadAt implements overlay.Source.
 func (b *farBase) ReadAt(p []byte, off int64) (int, error) {
 	n, err := b.Remote.ReadAt(p, off)
-	if err == nil || b.ctx.Err() == nil {
-		return n, err
+	if err != nil && b.ctx.Err() != nil {
+		err = b.explained(context.Cause(b.ctx))
 	}
-	why := context.Cause(b.ctx)
-	switch s := b.Status(); {
+	return n, err
+}
+
+// explained adds to why somebody does not wait any longer what the store has done. That is
+// told as words: it is no damage of the image.
+func (b *farBase) explained(why error) error {
+	s := b.Status()
+	switch {
+	case errors.Is(why, blockdev.ErrUnreachable):
+		return why
 	case s.Err != nil:
-		return n, fmt.Errorf("%w: %s: %s, after %d tries since %s (%w)", blockdev.ErrUnreachable, b.name, s.Err.Error(), s.Tries, s.Failing.UTC().Format(time.RFC3339), why)
+		return fmt.Errorf("%w: %s: %s, after %d tries since %s (%w)", blockdev.ErrUnreachable, b.name, s.Err.Error(), s.Tries, s.Failing.UTC().Format(time.RFC3339), why)
 	case errors.Is(why, context.DeadlineExceeded):
-		return n, fmt.Errorf("%w: %s is silent (%w)", blockdev.ErrUnreachable, b.name, why)
+		return fmt.Errorf("%w: %s is silent (%w)", blockdev.ErrUnreachable, b.name, why)
 	}
-	return n, why
+	return why
 }
 
 // Close ends it; whoever waits gets an error.
