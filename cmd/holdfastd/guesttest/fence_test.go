@@ -25,7 +25,14 @@ import (
 
 func TestMain(m *testing.M) {
 	vmmtest.Main() // a VMM of a test is this program, too
-	os.Exit(m.Run())
+	var err error
+	if built, err = os.MkdirTemp("", "holdfast-guesttest-"); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	code := m.Run()
+	_ = os.RemoveAll(built)
+	os.Exit(code)
 }
 
 // mix is one of everything that a volume can be attached to.
@@ -244,9 +251,11 @@ func TestLockBesideTheImage(t *testing.T) {
 	}
 	locked("attached")
 
+	program, err := daemonProgram()
+	must(t, err)
 	bounded, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	out, err := exec.CommandContext(bounded, filepath.Join(filepath.Dir(d.State), "holdfastd"), "--dev", "--state-dir", d.State, "--listen", "none").CombinedOutput()
+	out, err := exec.CommandContext(bounded, program, "--dev", "--state-dir", d.State, "--listen", "none").CombinedOutput()
 	if err == nil || bounded.Err() != nil {
 		t.Errorf("a second daemon: %v\n%s", err, out)
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,7 +28,7 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// start builds the daemon and starts one that may use the guests' monitors.
+// start starts a daemon that may use the guests' monitors.
 func start(t *testing.T, guests ...*vmtest.VM) *localdaemon.Daemon {
 	t.Helper()
 	var prefixes []string
@@ -42,15 +44,32 @@ func startWith(t *testing.T, prefixes ...string) *localdaemon.Daemon {
 	return startArgs(t, "--vm-sockets", strings.Join(prefixes, ","))
 }
 
-// startArgs builds the daemon and starts it with arguments.
+// built is where programs are that were built, which TestMain removes.
+var built string
+
+// daemonProgram builds the daemon, once, workerProgram the worker, as it is installed.
+// That is not beside the daemon, which has workers when a test says so.
+var (
+	daemonProgram = sync.OnceValues(func() (string, error) { return build("holdfastd") })
+	workerProgram = sync.OnceValues(func() (string, error) { return build("holdfast-blockd") })
+)
+
+func build(name string) (string, error) {
+	program := filepath.Join(built, name+".d", name)
+	c := exec.Command("go", "build", "-o", program, "holdfast/cmd/"+name)
+	c.Env = append(os.Environ(), "CGO_ENABLED=0") // what a worker gives up holds for all its threads
+	if out, err := c.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build: %w\n%s", err, out)
+	}
+	return program, nil
+}
+
+// startArgs starts a daemon with arguments.
 func startArgs(t *testing.T, args ...string) *localdaemon.Daemon {
 	t.Helper()
-	dir := t.TempDir()
-	program := filepath.Join(dir, "holdfastd")
-	if out, err := exec.Command("go", "build", "-o", program, "holdfast/cmd/holdfastd").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
-	d, err := localdaemon.Start(t.Context(), program, filepath.Join(dir, "state"), append(args, "--pool-size", "2GiB")...)
+	program, err := daemonProgram()
+	must(t, err)
+	d, err := localdaemon.Start(t.Context(), program, filepath.Join(t.TempDir(), "state"), append(args, "--pool-size", "2GiB")...)
 	must(t, err)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), patience)

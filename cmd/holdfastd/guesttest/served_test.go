@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -24,12 +23,8 @@ import (
 // workers to serve what is layered for that.
 func startLayered(t *testing.T, sockets string) *localdaemon.Daemon {
 	t.Helper()
-	worker := filepath.Join(t.TempDir(), "holdfast-blockd")
-	build := exec.Command("go", "build", "-o", worker, "holdfast/cmd/holdfast-blockd")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0") // as it is installed: what it gives up holds for all its threads
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	worker, err := workerProgram()
+	must(t, err)
 	return startArgs(t, "--vm-sockets", sockets, "--pool", "second=sparse:"+t.TempDir(), "--worker", worker)
 }
 
