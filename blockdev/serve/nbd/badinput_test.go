@@ -208,7 +208,7 @@ func TestSlowHandshake(t *testing.T) {
 }
 
 // TestThousandConnects: connections that do nothing, more than may be; those who
-// are there work on, and all that they took is given back.
+// are there work on, who comes last gets in, and all that they took is given back.
 func TestThousandConnects(t *testing.T) {
 	s, socket := serving(t, Options{MaxConnections: 64}, export(t, "", image(t, mib, 0), ExportOptions{}))
 	good := dial(t, socket).enter("")
@@ -222,6 +222,9 @@ func TestThousandConnects(t *testing.T) {
 			conns = append(conns, c)
 		}
 		good.ok(cmdWrite, 0, 0, 4096, pattern(4096, 2))
+		last := dial(t, socket).enter("")
+		last.ok(cmdRead, 0, 0, 4096, nil)
+		conns = append(conns, last)
 		for _, c := range conns {
 			c.Close()
 		}

@@ -32,7 +32,9 @@ type Options struct {
 	// default 10 s.
 	HandshakeTime time.Duration
 	// MaxConnections bounds the connections, those in the handshake among them;
-	// default 256. One more is closed at once.
+	// default 256. One more takes the place of the one that is in the handshake for the
+	// longest time, and is closed at once where none is: so those who only connect keep
+	// nobody out for long.
 	MaxConnections int
 	// MaxInFlight bounds the bytes of the requests of one connection that are being
 	// served, at least one request of the largest size; default 64 MiB.
@@ -60,6 +62,8 @@ type Server struct {
 	mu      sync.Mutex
 	exports map[string]*Export
 	conns   int
+	evicted int        // of conns: those that lost their place and have not ended yet
+	shaking []net.Conn // in the handshake, the oldest first
 	ended   sync.WaitGroup
 }
 
@@ -193,7 +197,7 @@ func (s *Server) accept(l net.Listener, tlsNeeded bool) error {
 // ended; it closes it. Who hands it over answers for who is at the other end: TLS
 // is offered, not forced.
 func (s *Server) ServeConn(conn net.Conn) error {
-	if !s.enter() {
+	if !s.enter(conn) {
 		return blockdev.Op("nbd.ServeConn", "", errors.Join(blockdev.ErrBusy, conn.Close()))
 	}
 	return blockdev.Op("nbd.ServeConn", "", s.serve(conn, false))
@@ -201,7 +205,7 @@ func (s *Server) ServeConn(conn net.Conn) error {
 
 // start serves a connection in its own goroutine, unless there are too many.
 func (s *Server) start(conn net.Conn, tlsNeeded bool) bool {
-	if !s.enter() {
+	if !s.enter(conn) {
 		return false
 	}
 	go func() {
@@ -213,14 +217,34 @@ func (s *Server) start(conn net.Conn, tlsNeeded bool) bool {
 	return true
 }
 
-func (s *Server) enter() bool {
+func (s *Server) enter(conn net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.ctx.Err() != nil || s.conns >= s.options.MaxConnections {
+	full := s.conns-s.evicted >= s.options.MaxConnections
+	if s.ctx.Err() != nil || full && len(s.shaking) == 0 {
 		return false
 	}
+	if full {
+		s.evicted++
+		_ = s.shaking[0].Close() // its goroutine finds out
+		s.shaking = s.shaking[1:]
+	}
+	s.shaking = append(s.shaking, conn)
 	s.conns++
 	s.ended.Add(1)
+	return true
+}
+
+// shaken ends a connection's handshake. false: it had lost its place.
+func (s *Server) shaken(conn net.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := slices.Index(s.shaking, conn)
+	if n < 0 {
+		s.evicted--
+		return false
+	}
+	s.shaking = slices.Delete(s.shaking, n, n+1)
 	return true
 }
 
@@ -237,8 +261,12 @@ func (s *Server) serve(conn net.Conn, tlsNeeded bool) error {
 	_ = conn.SetDeadline(time.Now().Add(s.options.HandshakeTime))
 	stop := context.AfterFunc(s.ctx, func() { _ = conn.SetDeadline(longAgo) })
 	used, t, err := s.negotiate(conn, tlsNeeded)
-	if !stop() && err == nil {
+	placed := s.shaken(conn)
+	switch {
+	case !stop() && err == nil:
 		err = net.ErrClosed // the server was closed meanwhile
+	case !placed && err == nil:
+		err = blockdev.ErrBusy
 	}
 	if err != nil {
 		conn.Close()

@@ -109,18 +109,32 @@ func (f *nbdFront) serve(l *net.UnixListener) error {
 			time.Sleep(retryAccept)
 			continue
 		}
-		f.count(1)
+		if !f.enter() {
+			_ = conn.Close() // as the server does with one too many
+			continue
+		}
 		go func() {
-			defer f.count(-1)
+			defer f.leave()
 			tell(f.server.ServeConn(conn))
 		}()
 	}
 }
 
-func (f *nbdFront) count(more int) {
+// enter takes one of the places that all clients share.
+func (f *nbdFront) enter() bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.here += more
+	if f.here >= nbdConnections {
+		return false
+	}
+	f.here++
+	return true
+}
+
+func (f *nbdFront) leave() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.here--
 }
 
 func (f *nbdFront) resized(size int64) error        { return f.export.Resize(size) }

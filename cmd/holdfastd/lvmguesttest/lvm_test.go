@@ -17,14 +17,17 @@ import (
 	"time"
 
 	"holdfast/api/client"
+	"holdfast/blockdev/blockdevtest"
 	"holdfast/internal/daemon"
 	"holdfast/internal/tarball"
 	"holdfast/internal/vmtest"
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(vmtest.Main(m, vmtest.Options{Disks: []int64{4 << 30, 4 << 30}}))
+	os.Exit(vmtest.MainWith(m, vmtest.Options{Disks: []int64{4 << 30, 4 << 30}}, blockd))
 }
+
+const blockd = "holdfast/cmd/holdfast-blockd"
 
 const patience = 60 * time.Second
 
@@ -67,7 +70,7 @@ func newNode(t *testing.T) *node {
 	state := filepath.Join(n.root, "state")
 	var err error
 	n.config, err = daemon.Load(daemon.Sources{Flags: map[string]string{
-		"state_dir": state, "listen": "none", "pool_size": "1GiB", "pool": "lvm:vg/thin",
+		"state_dir": state, "listen": "none", "pool_size": "1GiB", "pool": "lvm:vg/thin", "worker": vmtest.Program(blockd),
 		"host_prefixes": filepath.Join(n.root, "attach"), "tenants_attach": "true", "cage": "off", "rate_limit": "0", "backup_interval": "0", "log_level": "error",
 	}})
 	must(t, err)
@@ -315,6 +318,32 @@ func TestVolumes(t *testing.T) {
 				t.Errorf("%s takes writes under a read-only attachment", device)
 			}
 		})
+	})
+	t.Run("export", func(t *testing.T) {
+		n.t = t
+		a, err := n.Attach(t.Context(), "xfs", client.Attachment{Holder: "agent:backup", Target: client.Target{Type: "export", Protocol: "nbd"}})
+		must(t, err)
+		c := blockdevtest.DialNBD(t, a.Socket)
+		want, got := bytes.Repeat([]byte("exported"), 512), make([]byte, 4096)
+		_, err = c.WriteAt(want, 300<<20)
+		must(t, err)
+		n.stop()
+		n.start()
+		if _, err := c.ReadAt(got, 300<<20); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("after the daemon was started again the client reads %x, %v", got[:8], err)
+		}
+		mib := int64(400)
+		_, err = n.UpdateVolume(t.Context(), "xfs", client.VolumeChange{SizeMiB: &mib})
+		must(t, err)
+		larger := blockdevtest.DialNBD(t, a.Socket)
+		_, err = larger.WriteAt(want, 399<<20)
+		must(t, errors.Join(err, larger.Close()))
+		if _, err := n.Detach(t.Context(), "xfs", a.ID); client.Status(err) != 409 {
+			t.Errorf("detached under a client: %v", err)
+		}
+		must(t, c.Close())
+		_, err = n.Detach(t.Context(), "xfs", a.ID)
+		must(t, err)
 	})
 	t.Run("rebuild", func(t *testing.T) {
 		n.t = t
