@@ -9,8 +9,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Program is where this process has the file mapped that it runs, but for what it may
-// have written.
+// Program is where this process has the code mapped that it runs: not the rest of the
+// file, of which a linker may have written what can only be read afterwards.
 type Program struct{ parts [][]byte }
 
 // OwnProgram finds it, while there is a /proc.
@@ -26,7 +26,7 @@ func OwnProgram() (Program, error) {
 	var p Program
 	for line := range strings.Lines(string(maps)) {
 		f := strings.Fields(line)
-		if len(f) < 6 || strings.Join(f[5:], " ") != path || f[1] != "r-xp" && f[1] != "r--p" {
+		if len(f) < 6 || strings.Join(f[5:], " ") != path || f[1] != "r-xp" {
 			continue
 		}
 		var from, to uintptr

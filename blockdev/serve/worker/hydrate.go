@@ -87,7 +87,7 @@ func (h *hydration) run(ctx context.Context) {
 			return
 		}
 		if err == nil {
-			h.rest()
+			h.rest(ctx)
 		}
 		var again <-chan time.Time
 		if retry {
@@ -105,10 +105,21 @@ func (h *hydration) run(ctx context.Context) {
 	}
 }
 
-// rest gives back the memory that fetching took: the base is not needed any more.
-func (h *hydration) rest() {
+// rest gives back the memory that fetching took, since the base is not needed any more,
+// once clients are quiet, unless there is something to copy before.
+func (h *hydration) rest(ctx context.Context) {
 	if h.w.remote != nil {
 		h.w.remote.Forget()
+	}
+	for !h.quiet(time.Now()) {
+		select {
+		case <-ctx.Done():
+			return
+		case <-h.wake:
+			h.look()
+			return
+		case <-time.After(idleAfter):
+		}
 	}
 	h.w.giveBack()
 }
