@@ -233,7 +233,7 @@ func (c *Client) TemplateImage(ctx context.Context, name string, p Publication) 
 	if p.Size > 0 {
 		q.Set("size", strconv.FormatInt(p.Size, 10))
 	}
-	resp, err := c.send(ctx, call{method: "GET", path: []string{"volume_templates", name, "image"}, query: q}) //nolint:bodyclose // the caller closes it
+	resp, err := c.send(ctx, call{method: "GET", path: []string{"volume_templates", name, "image"}, query: q})
 	if err != nil {
 		return nil, err
 	}

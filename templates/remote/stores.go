@@ -67,7 +67,7 @@ func parseURL(text string) (*url.URL, error) {
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(text, "#"):
 		return nil, errors.New("it has a query or a fragment: a signed URL expires, and volumes ask for blocks as long as they are not whole; give the store a policy that lets this host read")
 	case u.RawPath != "" || u.Path != cleanPath(u.Path):
-		return nil, errors.New("its path is not plain: no %2F, no //, no . or ..")
+		return nil, errors.New("its path is not plain: it has %2F, //, . or .. in it")
 	}
 	return u, nil
 }

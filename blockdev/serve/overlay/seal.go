@@ -49,7 +49,7 @@ func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err
 	began := time.Now()
 	old := v.swap(top)
 	held = time.Since(began)
-	<-flushed // where it failed there is something left
+	_ = <-flushed // where it failed there is something left
 	for _, l := range old {
 		err = errors.Join(err, v.inspect(l.finish()))
 	}
