@@ -68,9 +68,14 @@ func (e *Engine) hydrating(ctx context.Context, backend blockdev.Backend, id blo
 	if v, ok := e.catalog.get(id); ok {
 		name = v.Name
 	}
+	why := ""
+	if errors.Is(cause, blockdev.ErrUnreachable) { // its address is the operator's to know
+		e.o.Log.Warn("a volume waits for the store of its base", "image", id, "err", cause)
+		why = ". The store that they come from does not answer: its operator finds the reason in the server's log"
+	}
 	return &Problem{Kind: blockdev.ErrLayered, Err: cause, Message: fmt.Sprintf(
-		"volume %q is being hydrated, and this needs all of it in one place: about %d of %d MB are left. That goes on by itself: try again later",
-		name, mibUp(info.Absent), mibUp(info.Size))}
+		"volume %q is being hydrated, and this needs all of it in one place: about %d of %d MB are left%s. That goes on by itself: try again later",
+		name, mibUp(info.Absent), mibUp(info.Size), why)}
 }
 
 // needsFlat reports whether an attachment cannot use a layered image.

@@ -3,6 +3,7 @@ package engine
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +75,11 @@ func TestLayeredIsUsedAtOnce(t *testing.T) {
 	}
 	if v := layeredVolume(t, w, "v"); len(v.Attachments) != 0 {
 		t.Errorf("an attachment that did not come about is left: %+v", v.Attachments)
+	}
+	away := fmt.Errorf("%w: http://store.internal/base: status 503 for a range", blockdev.ErrUnreachable)
+	err = w.engine.hydrating(t.Context(), w.pool, v.ID, away)
+	if p := (*Problem)(nil); !errors.As(err, &p) || !strings.Contains(p.Message, "does not answer: its operator finds the reason") || strings.Contains(p.Message, "store.internal") {
+		t.Errorf("of a store that is away a user is told %v", err)
 	}
 	w.engine.o.FlattenWait = time.Minute
 	if err := w.engine.tend(t.Context()); err != nil {
