@@ -17,6 +17,7 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/serve/vhost/frontend"
 )
 
 // TestMedianWithin: the interval holds the true median as often as it says, and
@@ -215,5 +216,60 @@ func tryWorker(t *testing.T, program string) {
 		if row.Unit == "MB" && row.P50 < 1 {
 			t.Errorf("%s is %v", row.Measure, row.P50)
 		}
+	}
+}
+
+// TestHandover: requests that are handed to the yardstick's thread are done on the
+// file, and those that fail are told.
+func TestHandover(t *testing.T) {
+	image := filepath.Join(t.TempDir(), "image")
+	const blocks, block = 64, 4096
+	if err := os.WriteFile(image, make([]byte, blocks*block), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	j, err := parseJob("[all]\nrw=randwrite\nbs=4k\niodepth=8\n")
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := newHandover(image, j.depth, j.block)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := h.Close(); err != nil {
+			t.Error(err)
+		}
+	}()
+	for l := newLoad(j, h, h, blocks*block); l.requests < 8*blocks; {
+		if _, err := l.run(time.Millisecond); err != nil {
+			t.Fatal(err)
+		}
+	}
+	got, err := os.ReadFile(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for n := range blocks {
+		if bytes.Equal(got[n*block:][:block], make([]byte, block)) {
+			t.Errorf("block %d was not written", n)
+		}
+	}
+	h.Put(0, frontend.Read, 7*block/512, block)
+	h.Put(1, frontend.Read, blocks*block/512, block) // past the end
+	h.Put(2, frontend.Flush, 0, 0)
+	if err := h.Show(); err != nil {
+		t.Fatal(err)
+	}
+	status := map[int]byte{}
+	for len(status) < 3 {
+		if err := h.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		for slot, s, ok := h.Take(); ok; slot, s, ok = h.Take() {
+			status[slot] = s
+		}
+	}
+	if status[0] != 0 || status[1] == 0 || status[2] != 0 || !bytes.Equal(h.Data(0), got[7*block:][:block]) {
+		t.Errorf("read %v, or another block than was asked for", status)
 	}
 }

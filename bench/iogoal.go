@@ -23,6 +23,9 @@ var (
 func ioPairs() []ioPair {
 	large := []string{"read-1m-qd8", "write-1m-qd8"}
 	return []ioPair{
+		{ours: "raw-thread", beside: "raw"},
+		{ours: "vhost", beside: "raw-thread"},
+		{ours: "nbd", beside: "raw-thread"},
 		{ours: "vhost", beside: "raw", goals: map[string]float64{
 			"randread-4k-qd1": 0.85, "randread-4k-qd8": 0.85, "randread-4k-qd32": 0.85,
 			"randwrite-4k-qd1": 0.90, "randwrite-4k-qd8": 0.90, "randwrite-4k-qd32": 0.90,
@@ -66,6 +69,7 @@ func ioPairs() []ioPair {
 var ioNotes = []string{
 	"Ratios are medians of those of each round, in requests; their 95 % intervals come from the order of the rounds' ratios and assume nothing of how they are spread. A goal is met when the median reaches it and the interval's lower end is within 5 % of it; \"not worse\" when the interval's upper end is at least 1.",
 	"\"Raw file\" is the same file on the same file system in the same round, by fio with io_uring and direct I/O. Servers open it with O_DIRECT as well (qemu's with aio=io_uring); nbdkit goes through the page cache: it reads a file of its own from there, and its writes would not compare.",
+	"\"Raw file by another thread\": our load generator hands its requests to a thread of its own process, which does them on the raw file by io_uring. Both wake each other by eventfds, as a guest and a vhost-user server do; there is no protocol, no second process and no limit. It is what handing over costs on this machine, and so about the most that a server can reach. Both threads are the client's CPU.",
 	"vhost-user-blk is driven by our own load generator, ours and qemu-storage-daemon's alike: one queue, one thread, the same jobs, of which it reads fio's files. All else is driven by fio.",
 	"CPU is of the server and of the client, in µs a request. The kernel's own threads (loop devices are served by them) are in the machine's alone, together with whatever else ran.",
 }

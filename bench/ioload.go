@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"runtime"
 	"slices"
@@ -13,12 +14,22 @@ import (
 	"holdfast/blockdev/serve/vhost/frontend"
 )
 
-// vhostLoad does a job over vhost-user-blk as a guest's driver would: one queue, one
-// thread, a write to the server's eventfd only if it asks for one.
-type vhostLoad struct {
+// loadQueue is where a load puts its requests: a frontend.Queue, or what is like one.
+type loadQueue interface {
+	Data(slot int) []byte
+	Put(slot int, kind uint32, sector uint64, length int)
+	Show() error
+	Wait() error
+	Take() (slot int, status byte, ok bool)
+	Abandon()
+}
+
+// ioLoad does a job as a guest's driver would: one queue, one thread, a write to the
+// server's eventfd only if it asks for one.
+type ioLoad struct {
 	job    ioJob
-	f      *frontend.Frontend
-	q      *frontend.Queue
+	f      io.Closer // what the queue is of
+	q      loadQueue
 	blocks uint64 // of the disk, of the job's size
 	next   uint64 // block, when they come in order
 	stride uint64 // to the next block, when none is to come twice
@@ -44,6 +55,11 @@ func loadVhost(ctx context.Context, socket string, j ioJob, each time.Duration) 
 		return s, 0, err
 	}
 	defer func() { err = errors.Join(err, l.f.Close()) }()
+	return l.measure(ctx, each)
+}
+
+// measure does the job for a while.
+func (l *ioLoad) measure(ctx context.Context, each time.Duration) (s ioSample, requests float64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, each+30*time.Second)
 	defer cancel()
 	defer context.AfterFunc(ctx, l.q.Abandon)()
@@ -65,7 +81,7 @@ func loadVhost(ctx context.Context, socket string, j ioJob, each time.Duration) 
 	return ioSample{iops: requests / took.Seconds(), p50: at(0.5), p99: at(0.99), p999: at(0.999), client: (after - before) / requests}, requests, nil
 }
 
-func newVhostLoad(socket string, j ioJob) (*vhostLoad, error) {
+func newVhostLoad(socket string, j ioJob) (*ioLoad, error) {
 	f, err := frontend.New(frontend.Options{Depth: j.depth, Buffer: j.block})
 	if err != nil {
 		return nil, err
@@ -77,12 +93,18 @@ func newVhostLoad(socket string, j ioJob) (*vhostLoad, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	blocks := binary.LittleEndian.Uint64(config) * 512 / uint64(j.block)
-	if blocks == 0 {
+	size := int64(binary.LittleEndian.Uint64(config)) * 512
+	if size < int64(j.block) {
 		return nil, errors.Join(fmt.Errorf("%w: the disk is smaller than a request", errors.ErrUnsupported), f.Close())
 	}
-	l := &vhostLoad{
-		job: j, f: f, q: f.Queues[0], blocks: blocks, stride: coprime(blocks), random: rand.NewPCG(rand.Uint64(), 1),
+	return newLoad(j, f, f.Queues[0], size), nil
+}
+
+// newLoad makes one of a job for a disk of some bytes, at least one request's.
+func newLoad(j ioJob, f io.Closer, q loadQueue, size int64) *ioLoad {
+	blocks := uint64(size / int64(j.block))
+	l := &ioLoad{
+		job: j, f: f, q: q, blocks: blocks, stride: coprime(blocks), random: rand.NewPCG(rand.Uint64(), 1),
 		slots: make([]loadSlot, j.depth), took: make([]uint32, 0, 1<<20),
 	}
 	l.next = l.random.Uint64() % blocks
@@ -95,7 +117,7 @@ func newVhostLoad(socket string, j ioJob) (*vhostLoad, error) {
 			binary.LittleEndian.PutUint64(b[i:], l.random.Uint64())
 		}
 	}
-	return l, nil
+	return l
 }
 
 // coprime gives a step by which all of n blocks are visited, in an order that no
@@ -114,7 +136,7 @@ func coprime(n uint64) uint64 {
 
 // run keeps the job's depth of requests in flight for a while, and waits for the
 // last of them.
-func (l *vhostLoad) run(each time.Duration) (time.Duration, error) {
+func (l *ioLoad) run(each time.Duration) (time.Duration, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	start := time.Now()
@@ -146,7 +168,7 @@ func (l *vhostLoad) run(each time.Duration) (time.Duration, error) {
 }
 
 // begin puts the next request into the queue.
-func (l *vhostLoad) begin(n int, now time.Duration) {
+func (l *ioLoad) begin(n int, now time.Duration) {
 	block := l.next
 	if l.job.random && !l.job.once {
 		block = l.random.Uint64() % l.blocks
@@ -164,7 +186,7 @@ func (l *vhostLoad) begin(n int, now time.Duration) {
 
 // end takes an answer, and tells whether another request was put in its place. The
 // latency of a job that flushes is its flushes', that of a mixture its larger part's.
-func (l *vhostLoad) end(n int, now time.Duration, more bool) (begun bool) {
+func (l *ioLoad) end(n int, now time.Duration, more bool) (begun bool) {
 	slot := l.slots[n]
 	l.inflight--
 	if l.job.flush && !slot.flushing {

@@ -35,6 +35,7 @@ type ioWay struct {
 func ioWays() []ioWay {
 	servers := []ioWay{
 		{"raw", "raw file", again, openRaw},
+		{"raw-thread", "raw file by another thread", again, openThread},
 		{"vhost", "vhost-user-blk", again, ownVhost},
 		{"qsd-vhost", "qemu-storage-daemon's vhost-user-blk", again, qsdVhost},
 		{"nbd", "NBD", again, ownNBD},

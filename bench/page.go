@@ -103,8 +103,8 @@ type pageTable struct {
 }
 
 var pageTables = []pageTable{
-	{"ratio of requests", [][2]string{{"vhost", "raw"}, {"vhost", "qsd-vhost"}, {"nbd", "raw"}, {"nbd", "qemu-nbd"}},
-		[]string{"vhost / raw", "vhost / qemu-storage-daemon", "NBD / raw", "NBD / qemu-nbd"}},
+	{"ratio of requests", [][2]string{{"vhost", "raw"}, {"vhost", "qsd-vhost"}, {"nbd", "raw"}, {"nbd", "qemu-nbd"}, {"raw-thread", "raw"}, {"vhost", "raw-thread"}},
+		[]string{"vhost / raw", "vhost / qemu-storage-daemon", "NBD / raw", "NBD / qemu-nbd", "raw by another thread / raw", "vhost / raw by another thread"}},
 	{"a container's mount", [][2]string{{"mount", "raw"}, {"mount-xfs", "raw"}, {"mount-buffered", "raw"}, {"loop", "raw"}, {"pool", "raw"}},
 		[]string{"ext4 / raw", "XFS / raw", "by hand, buffered / raw", "bare loop / raw", "the pool's own cost"}},
 	{"copy on write", [][2]string{{"vhost-cow", "vhost"}, {"vhost-cow-base", "vhost"}, {"vhost-cow-first", "vhost-sparse"}, {"nbd-cow", "nbd"}, {"nbd-cow-first", "nbd-sparse"}},

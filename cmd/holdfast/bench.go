@@ -200,6 +200,9 @@ func measure(b bench.Bench, use, name string, rounds int, short, long string) *c
 
 // runBench runs a bench in a directory of its own and writes NAME.json and NAME.md.
 func runBench(cmd *cobra.Command, name, out string, missedOK bool, b bench.Bench) error {
+	if err := reportsGoTo(out); err != nil {
+		return err
+	}
 	work, err := os.MkdirTemp(b.Given().Dir, "holdfast-bench-")
 	if err != nil {
 		return err
@@ -219,6 +222,16 @@ func runBench(cmd *cobra.Command, name, out string, missedOK bool, b bench.Bench
 		return fmt.Errorf("%d goals are missed", missed)
 	}
 	return nil
+}
+
+// reportsGoTo fails before a bench has taken its time where its reports cannot be
+// written.
+func reportsGoTo(out string) error {
+	f, err := os.CreateTemp(out, ".holdfast-bench-")
+	if err != nil {
+		return fmt.Errorf("the reports cannot be written, give a directory with --out: %w", err)
+	}
+	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 
 // writeReports writes NAME.json and NAME.md, and shows the latter.

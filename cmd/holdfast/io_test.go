@@ -1,11 +1,30 @@
 package main
 
 import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
 	"holdfast/api/client"
 )
+
+// TestReportsGoTo: a bench is told before it begins that its reports have no place,
+// and leaves nothing where they have one.
+func TestReportsGoTo(t *testing.T) {
+	dir := t.TempDir()
+	if err := reportsGoTo(dir); err != nil {
+		t.Error(err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) != 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	if err := reportsGoTo(filepath.Join(dir, "missing")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("no directory: %v", err)
+	}
+}
 
 func TestRates(t *testing.T) {
 	at := time.Unix(1000, 0)
