@@ -110,6 +110,7 @@ var answers = []answer{
 	{remote.ErrManifest, 400, "MANIFEST_REFUSED", false},
 	{remote.ErrStore, 502, "STORE_FAILED", false},
 	{remote.ErrStream, 500, "INTERNAL_ERROR", true},
+	{remote.ErrOther, 500, "INTERNAL_ERROR", true},
 	{delta.ErrMalformed, 400, "INVALID_REQUEST", false},
 	{delta.ErrDigest, 400, "INVALID_REQUEST", false},
 	{archive.ErrRefused, 400, "ARCHIVE_REFUSED", false},

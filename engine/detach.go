@@ -158,7 +158,7 @@ func (e *Engine) forget(ctx context.Context, v *Volume, id, message string) erro
 	*v = saved
 	e.unguard(*v, a.Target)
 	if len(v.Attachments) == 0 {
-		e.unwatch(v.ID)
+		e.rest(*v)
 		return nil
 	}
 	return e.limitAgain(ctx, *v) // of readers that shared a cgroup with this one

@@ -170,21 +170,54 @@ func (e *Engine) asBytes(ctx context.Context, id blockdev.ID, readOnly bool, byP
 	}
 	endpoint, err := e.openFile(ctx, id, readOnly, e.o.Pool.Open)
 	if errors.Is(err, blockdev.ErrLayered) {
-		b, err := accessor.Access(ctx, id, readOnly)
-		if err != nil {
-			return err
-		}
-		err = byBytes(b)
-		if err == nil && !readOnly {
-			err = b.Sync()
-		}
-		return errors.Join(err, b.Close())
+		return e.throughLayers(ctx, accessor, id, readOnly, byBytes)
 	}
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, e.o.Pool.Close(ctx, id, endpoint.Lease)) }()
 	return byPath(endpoint.Path)
+}
+
+// throughLayers is asBytes of a layered image. What of it is far away, and does not come
+// in the time that a step has, is no reason to hold the volume's lock:
+// blockdev.ErrLayered, as a Problem.
+func (e *Engine) throughLayers(ctx context.Context, accessor blockdev.Accessor, id blockdev.ID, readOnly bool, use func(b blockdev.Bytes) error) error {
+	within, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	b, err := accessor.Access(within, id, readOnly)
+	if err != nil {
+		return err
+	}
+	err = use(impatient{b, e.o.FlattenWait, stop})
+	if err == nil && !readOnly {
+		err = b.Sync()
+	}
+	err = errors.Join(err, b.Close())
+	if err != nil && errors.Is(context.Cause(within), errSlow) {
+		return e.hydrating(ctx, e.o.Pool, id, err)
+	}
+	return err
+}
+
+// errSlow: bytes did not come in time.
+var errSlow = errors.New("the store does not give its bytes in time")
+
+// impatient are bytes whose reader waits so long for each read.
+type impatient struct {
+	blockdev.Bytes
+	wait time.Duration
+	stop context.CancelCauseFunc
+}
+
+func (i impatient) ReadAt(p []byte, off int64) (int, error) {
+	defer time.AfterFunc(i.wait, func() { i.stop(errSlow) }).Stop()
+	return i.Bytes.ReadAt(p, off)
+}
+
+func (i impatient) WriteAt(p []byte, off int64) (int, error) { // it may have to read what it is not all of
+	defer time.AfterFunc(i.wait, func() { i.stop(errSlow) }).Stop()
+	return i.Bytes.WriteAt(p, off)
 }
 
 // lookAtWorker gives the limits of an attachment to the worker that serves it, where

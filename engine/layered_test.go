@@ -36,6 +36,10 @@ func socketLife() []op {
 		createOp("b2", "demo:1", "ext4", 16),
 		attachOp("b2", "host", "dir", false),
 		detachOp("b2", "dir"),
+		createOp("far", "far:1", "ext4", 20),
+		attachOp("far", "host", "dir", false), // all of it is brought here
+		detachOp("far", "dir"),
+		deleteOp("far"),
 		deleteOp("v"),
 	}
 }

@@ -20,6 +20,15 @@ const (
 	awaitedLong = 30 * time.Second
 )
 
+// rest says that nothing is left to do for a volume that nobody has; whether its blocks
+// are here is looked at from time to time.
+func (e *Engine) rest(v Volume) {
+	e.unwatch(v.ID)
+	if v.Remote {
+		e.watchFrom(v.ID, e.now().Add(remoteLook))
+	}
+}
+
 // growsWhenFlat is blockdev.ErrLayered, as a Problem, for a volume whose bytes do not
 // lie in one file yet: Run brings them there, and goes on then.
 func (e *Engine) growsWhenFlat(ctx context.Context, v Volume) error {

@@ -208,12 +208,8 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 		e.postpone(id)
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
-	switch {
-	case len(v.Attachments) > 0 || v.Move != nil:
-	case v.Remote:
-		e.watchFrom(id, e.now().Add(remoteLook))
-	default:
-		e.unwatch(id)
+	if len(v.Attachments) == 0 && v.Move == nil {
+		e.rest(v)
 	}
 	return nil
 }

@@ -316,10 +316,17 @@ type shelves struct{ w *world }
 
 var demoRevision = templates.Revision{ID: "rev-00000000000000000000000001", Name: "1", Number: 1, Status: templates.Ready, MinimumBytes: 10 << 20}
 
+// farRevision has its bytes far away, as far as an engine can tell.
+var farRevision = templates.Revision{ID: "rev-00000000000000000000000002", Name: "1", Number: 1, Status: templates.Ready, MinimumBytes: 20 << 20, ImageBytes: 20 << 20,
+	Remote: &templates.Remote{Filesystem: filesystem.Ext4}}
+
 func (l shelves) Resolve(_ context.Context, _, ref string) (templates.Template, templates.Revision, error) {
 	r, err := templates.ParseReference(ref)
 	if err != nil {
 		return templates.Template{}, templates.Revision{}, err
+	}
+	if r.Name == "far" {
+		return templates.Template{Name: "far"}, farRevision, nil
 	}
 	if r.Name != "demo" || r.Version != "" && r.Version != "1" && r.Version != templates.LatestVersion {
 		return templates.Template{}, templates.Revision{}, templates.ErrNotFound
@@ -331,8 +338,14 @@ func (l shelves) Hydrate(ctx context.Context, dst blockdev.ID, s templates.Sourc
 	if s.Revision != "" && s.Size < demoRevision.MinimumBytes {
 		return fmt.Errorf("%w: it needs 10 MB", templates.ErrTooSmall)
 	}
+	if s.Revision == farRevision.ID {
+		if s.Size < farRevision.ImageBytes {
+			return fmt.Errorf("%w: it needs 20 MB", templates.ErrTooSmall)
+		}
+		return l.cloneSource(ctx, dst, s, farRevision.ImageBytes)
+	}
 	if l.w.pool.Layered {
-		return l.cloneSource(ctx, dst, s)
+		return l.cloneSource(ctx, dst, s, s.Size)
 	}
 	return l.make(ctx, dst, s)
 }
@@ -344,15 +357,28 @@ func (l shelves) make(ctx context.Context, dst blockdev.ID, s templates.SourceSp
 	return writeToy(l.w.pool, "mem:"+string(dst), s.Size, "", string(s.Revision))
 }
 
-// cloneSource makes a layered draft over a source that is made once.
-func (l shelves) cloneSource(ctx context.Context, dst blockdev.ID, s templates.SourceSpec) error {
-	src := blockdev.ID(fmt.Sprintf("%s-%026d", blockdev.PrefixSource, s.Size/filesystem.MiB*10+int64(len(s.Revision)/29)))
+// revisionNumber tells revisions, and none, apart.
+func revisionNumber(id blockdev.ID) int64 {
+	switch id {
+	case demoRevision.ID:
+		return 1
+	case farRevision.ID:
+		return 2
+	}
+	return 0
+}
+
+// cloneSource makes a layered draft over a source, of has bytes, that is made once.
+func (l shelves) cloneSource(ctx context.Context, dst blockdev.ID, s templates.SourceSpec, has int64) error {
+	src := blockdev.ID(fmt.Sprintf("%s-%026d", blockdev.PrefixSource, has/filesystem.MiB*10+revisionNumber(s.Revision)))
 	info, err := l.w.pool.Stat(ctx, src)
 	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 		return err
 	}
 	if err != nil || info.Draft {
-		if err := l.make(ctx, src, s); err != nil {
+		made := s
+		made.Size = has
+		if err := l.make(ctx, src, made); err != nil {
 			return err
 		}
 		if err := l.w.pool.Publish(ctx, src, []byte("source")); err != nil {

@@ -28,4 +28,7 @@
 // mounted; ext4 below 16 MiB, which has other blocks; very many tiny files, whose
 // share of inode tables would grow along) its tree is written or its files are
 // copied into a fresh one.
+//
+// A revision may stay far away (Register): its image reads from a store, and volumes
+// are clones of that image itself. Nothing that needs all of its bytes is made of it.
 package templates

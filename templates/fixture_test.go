@@ -41,6 +41,8 @@ type rig struct {
 	clock *clock
 	fuse  *fuse // nil: nothing fails
 	tune  func(*templates.Options)
+
+	workers sparse.Workers // nil: no image is layered
 }
 
 // newRig makes a library in dir, the root of a filesystem for the pool.
@@ -62,7 +64,7 @@ func (r *rig) open() {
 func (r *rig) tryOpen() (err error) {
 	ctx := context.Background()
 	logger := slog.New(slog.NewTextHandler(testWriter{r.t}, nil))
-	if r.pool, err = sparse.Open(ctx, filepath.Join(r.dir, "pool"), sparse.Options{Log: logger}); err != nil {
+	if r.pool, err = sparse.Open(ctx, filepath.Join(r.dir, "pool"), sparse.Options{Log: logger, Workers: r.workers}); err != nil {
 		return err
 	}
 	if r.store, err = metadata.Open(filepath.Join(r.state, "db"), metadata.Options{Log: logger, Failpoint: r.fuse.failpoint}); err != nil {

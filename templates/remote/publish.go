@@ -25,7 +25,8 @@ type Files struct {
 var wordForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$`)
 
 // Publish reads a stream of an image and writes its three files into a directory,
-// durably, the manifest last. Files of the same names are replaced. progress, if not
+// durably, the manifest last. Files of the same names are replaced, unless they are of
+// another image (ErrOther). progress, if not
 // nil, is told up to where the image is written.
 func Publish(dir string, stream io.Reader, progress func(done, size int64)) (Files, error) {
 	r := bufio.NewReaderSize(stream, maxHead)
@@ -42,6 +43,9 @@ func Publish(dir string, stream io.Reader, progress func(done, size int64)) (Fil
 	name := h.Template + "-" + h.Version
 	m := Manifest{Head: h, Image: name + ".image", Chunks: name + ".chunks"}
 	f := Files{Image: filepath.Join(dir, m.Image), Chunks: filepath.Join(dir, m.Chunks), Manifest: filepath.Join(dir, name+".json"), Size: h.Size}
+	if err := sameAsThere(f.Manifest, h); err != nil {
+		return Files{}, err
+	}
 	var chunks overlay.Chunks
 	err = place(f.Image, func(to *os.File) error {
 		if err := receive(r, h, to, progress); err != nil {
@@ -61,6 +65,22 @@ func Publish(dir string, stream io.Reader, progress func(done, size int64)) (Fil
 	b := m.Encode()
 	f.Digest = FormatDigest(sha256.Sum256(b))
 	return f, place(f.Manifest, func(to *os.File) error { _, err := to.Write(b); return err })
+}
+
+// ErrOther means that a directory has the same version in another form.
+var ErrOther = errors.New("the directory has this version with another filesystem or size")
+
+// sameAsThere makes sure that files which are replaced are of the same image: they may
+// be published already.
+func sameAsThere(manifest string, h Head) error {
+	b, err := os.ReadFile(manifest)
+	if err != nil { // as a rule there is none; another error comes again
+		return nil
+	}
+	if m, err := DecodeManifest(b); err == nil && m.Head != h {
+		return fmt.Errorf("%w (%s, %d MiB): use another directory", ErrOther, m.Filesystem, m.Size>>20)
+	}
+	return nil
 }
 
 // chunkFor is the smallest chunk, in bytes, with which the digests of an image stay

@@ -59,7 +59,7 @@ func sendPiece(w io.Writer, at int64, p []byte) error {
 	var head [12]byte
 	binary.LittleEndian.PutUint64(head[:], uint64(at))      //nolint:gosec // an offset
 	binary.LittleEndian.PutUint32(head[8:], uint32(len(p))) //nolint:gosec // at most maxPiece
-	if _, err := w.Write(head[:]); err != nil {
+	if _, err := w.Write(head[:]); err != nil || len(p) == 0 {
 		return err
 	}
 	_, err := w.Write(p)
