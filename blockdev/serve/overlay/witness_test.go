@@ -414,3 +414,22 @@ func (l *life) killedInSeal(r *rand.Rand) {
 	l.m.same(l.t, l.v)
 	l.snaps[len(l.stack)-1] = bytes.Clone(l.m.now)
 }
+
+// TestTighten: after it a sealed layer's map tells all by itself.
+func TestTighten(t *testing.T) {
+	l := newLifeOn(t, &disk{witness: true}, bytes.Repeat([]byte{3}, 16*block), 16*block)
+	for range 2 {
+		p := bytes.Repeat([]byte{9}, block)
+		_, err := l.v.WriteAt(p, int64(5+len(l.stack))*block)
+		must(t, err)
+		l.m.wrote(p, int64(5+len(l.stack))*block)
+		must(t, l.seal(true))
+	}
+	l.d.restart(rand.New(rand.NewPCG(1, 3)))
+	for _, below := range l.stack[1:] {
+		below.Data.(*diskFile).data = nil
+	}
+	l.open()
+	l.m.same(t, l.v)
+	l.snapshots()
+}
