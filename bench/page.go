@@ -166,7 +166,7 @@ func pageCharts(r Report) (charts []pageChart) {
 		file, title string
 		ours        []string
 	}{
-		{"io-vhost.svg", "vhost-user-blk", []string{"vhost"}},
+		{"io-vhost.svg", "vhost-user-blk", []string{"vhost", "raw-thread"}},
 		{"io-nbd.svg", "NBD", []string{"nbd"}},
 		{"io-mount.svg", "A container's mount, and what it is made of", []string{"mount", "mount-xfs", "mount-buffered", "loop", "pool"}},
 		{"io-cow.svg", "Copy-on-write", []string{"vhost-cow", "vhost-cow-base", "vhost-cow-first", "nbd-cow", "nbd-cow-first"}},
