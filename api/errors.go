@@ -204,7 +204,7 @@ func bodyFor(err error, id string) (ErrorBody, answer) {
 		}
 	case a.err == nil:
 		b.Message = "internal error; the log has it under request " + id
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, blockdev.ErrUnreachable): // that says why it took so long
 		b.Message = "not finished in time; it may still finish: ask for the state"
 	case a.hide:
 		b.Message = a.err.Error()
