@@ -49,7 +49,7 @@ func (v *Overlay) seal(next Files, record func() error) (held time.Duration, err
 	began := time.Now()
 	old := v.swap(top)
 	held = time.Since(began)
-	_ = <-flushed // where it failed there is something left
+	<-flushed //nolint:errcheck // where it failed there is something left, which finish says
 	for _, l := range old {
 		err = errors.Join(err, v.inspect(l.finish()))
 	}
