@@ -37,8 +37,8 @@ type Merge struct {
 // the volume and every snapshot but that of the lower layer read as does not change, at
 // no moment: brought up is what the upper one reads as already, and what is brought
 // down lies under it until the end. record makes the shorter stack durable, as in Seal,
-// after all of it is; when it fails the stack stays as it was. done is false when Most
-// was reached before. unused are files that the overlay does not use any more. Cut at
+// after all of it is; when it fails the stack stays as it was, and with
+// blockdev.ErrFailed, as in Seal, the volume fails. done is false when Most was reached before. unused are files that the overlay does not use any more. Cut at
 // any time it can be begun again. Not beside another Seal or Merge: it waits for them.
 func (v *Overlay) Merge(ctx context.Context, m Merge, record func() error) (done bool, unused []Files, err error) {
 	done, unused, err = v.merge(ctx, m, record)
@@ -71,7 +71,7 @@ func (v *Overlay) merge(ctx context.Context, m Merge, record func() error) (done
 		return false, unused, err
 	}
 	if err := record(); err != nil {
-		return false, unused, err
+		return false, unused, v.inspect(err)
 	}
 	v.gate.Lock()
 	defer v.gate.Unlock()
@@ -108,6 +108,15 @@ func (v *Overlay) begin(m Merge) (g *merging, unused []Files, err error) {
 	if g.down {
 		g.from, g.to = g.to, g.from
 	}
+	for _, l := range []*layer{g.from, g.to} {
+		if l == v.stack[0] {
+			continue
+		}
+		// put takes it for durable, also one that was the top when the merge began.
+		if err := v.inspect(l.finish()); err != nil {
+			return nil, unused, err
+		}
+	}
 	top := g.down && m.Layer == 0 // which may have been written since
 	if old := v.merging; old != nil && old.from == g.from && old.to == g.to && !top {
 		old.copied = 0
@@ -119,17 +128,14 @@ func (v *Overlay) begin(m Merge) (g *merging, unused []Files, err error) {
 			return nil, unused, err
 		}
 	}
-	if g.to != v.stack[0] { // put takes it for durable
-		if err := v.inspect(g.to.finish()); err != nil {
-			return nil, unused, err
-		}
-	}
 	g.sharing = shareFrom(g.from.Data)
 	v.merging = g
 	return g, unused, nil
 }
 
-// makeWritable gives a sealed layer files that can be written, and at least a size.
+// makeWritable gives a sealed layer files that can be written, and at least a size. It is
+// a witness only if it is loose already: in others nobody has looked for what an
+// unfinished write may have left, which would be held with the rest.
 func (v *Overlay) makeWritable(l *layer, files Files, size int64) error {
 	v.gate.Lock()
 	defer v.gate.Unlock()
@@ -137,7 +143,7 @@ func (v *Overlay) makeWritable(l *layer, files Files, size int64) error {
 	defer l.commits.Unlock()
 	l.Files = files
 	w, ok := l.Data.(Witness)
-	l.witness = ok && w.Witnesses()
+	l.witness = ok && l.loose && w.Witnesses()
 	if l.size >= size {
 		return nil
 	}

@@ -94,3 +94,101 @@ func TestMergeDownAlone(t *testing.T) {
 		t.Errorf("two layers into a base: %v", err)
 	}
 }
+
+// TestMergeDownBringsNothingElse: what an unfinished write has left in a layer that is
+// written again, long after, does not come up, also when a flush comes meanwhile.
+func TestMergeDownBringsNothingElse(t *testing.T) {
+	l := newLifeOn(t, &disk{witness: true}, someBase(rand.New(rand.NewPCG(7, 7)), 16), 16*block)
+	seal := func() {
+		t.Helper()
+		top := l.d.layer()
+		must(t, overlay.Create(top, 16*block))
+		must(t, l.v.Seal(top, func() error { l.stack = append([]overlay.Files{top}, l.stack...); return nil }))
+		must(t, l.v.Tighten())
+	}
+	write := func(b int64, fill byte) {
+		t.Helper()
+		p := bytes.Repeat([]byte{fill}, block)
+		_, err := l.v.WriteAt(p, b*block)
+		must(t, err)
+		l.m.wrote(p, b*block)
+	}
+	write(1, 1)
+	seal()
+	for b, fill := range []byte{5, 0, 6} { // in three pieces
+		write(int64(b), fill)
+	}
+	seal()
+	lower, ok := l.stack[2].Data.(*diskFile)
+	if !ok {
+		t.Fatal("no file of the disk")
+	}
+	_, err := lower.WriteAt(bytes.Repeat([]byte{9}, block), 8*block)
+	must(t, errors.Join(err, lower.Sync()))
+	l.open()
+	l.m.same(t, l.v)
+	flushed := false
+	lower.before = func() {
+		lower.before = func() { flushed = true; must(t, l.v.Sync()) }
+	}
+	into := l.stack[2]
+	_, _, err = l.v.Merge(t.Context(), overlay.Merge{Layer: 1, Into: &into}, func() error { return errBroken })
+	if !errors.Is(err, errBroken) || !flushed {
+		t.Fatalf("flushed %t: %v", flushed, err)
+	}
+	l.open()
+	l.m.same(t, l.v)
+}
+
+// TestMergeAfterSealThatFailed: what a seal could not make durable is not taken for
+// durable by a merge that was begun before.
+func TestMergeAfterSealThatFailed(t *testing.T) {
+	l := newLife(t, someBase(rand.New(rand.NewPCG(7, 8)), 16), 16*block)
+	write := func(b int64) {
+		t.Helper()
+		p := bytes.Repeat([]byte{byte(20 + b)}, block)
+		_, err := l.v.WriteAt(p, b*block)
+		must(t, err)
+		l.m.wrote(p, b*block)
+	}
+	for _, b := range []int64{1, 3, 5} {
+		write(b)
+	}
+	must(t, l.seal(true))
+	some := func(layer int) {
+		t.Helper()
+		if done, _, err := l.v.Merge(t.Context(), overlay.Merge{Layer: layer, Most: 1}, nil); err != nil || done {
+			t.Fatalf("done %t: %v", done, err)
+		}
+	}
+	some(0)
+	must(t, l.v.Sync())
+	write(7)
+	index, ok := l.stack[0].Map.(*diskFile)
+	if !ok {
+		t.Fatal("no file of the disk")
+	}
+	var refuse func()
+	refuse = func() {
+		index.before = refuse
+		l.d.mu.Lock()
+		defer l.d.mu.Unlock()
+		l.d.fail = l.d.ops + 1
+	}
+	index.before = refuse
+	top := l.d.layer()
+	must(t, overlay.Create(top, 16*block))
+	err := l.v.Seal(top, func() error { l.stack = append([]overlay.Files{top}, l.stack...); return nil })
+	if !errors.Is(err, errBroken) || errors.Is(err, blockdev.ErrFailed) {
+		t.Fatalf("a seal whose map cannot be written: %v", err)
+	}
+	index.before, l.d.fail = nil, 0
+	some(1)
+	must(t, l.v.Sync())
+	l.m.flush()
+	for seed := range uint64(20) {
+		l.d.restart(rand.New(rand.NewPCG(1, seed)))
+		l.open()
+		l.m.check(t, l.v)
+	}
+}
