@@ -95,6 +95,9 @@ func (p *Pool) body(ctx context.Context, id blockdev.ID, dir string, draft, read
 		if !readOnly {
 			p.forgetDescent(id)
 		}
+		if err := p.recoverClosed(id, dir, draft, c); err != nil {
+			return nil, err
+		}
 		return assemble(ctx, dir, c, readOnly, nil)
 	}
 	if err := writable(id, dir, draft, readOnly); err != nil {

@@ -65,7 +65,11 @@ func (p *Pool) flattenIn(ctx context.Context, id blockdev.ID, dir string, draft 
 	case p.known(id) != nil:
 		return fmt.Errorf("it is open: %w", blockdev.ErrBusy)
 	}
-	if err := p.sweep(dir, c); err != nil {
+	err = p.sweep(dir, c)
+	if err == nil {
+		err = p.recoverClosed(id, dir, draft, c)
+	}
+	if err != nil {
 		return err
 	}
 	whole, err := p.bringTogether(ctx, id, dir, c, pace)
@@ -152,9 +156,7 @@ func (p *Pool) dropLayer(id blockdev.ID, dir string, c *chain, i int) error {
 	}
 	*c = shorter
 	for _, name := range gone.files() {
-		if err := os.Remove(dir + "/" + name); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+		_ = os.Remove(dir + "/" + name) // it is recorded; sweep takes it away, too
 	}
 	return nil
 }

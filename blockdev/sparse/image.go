@@ -124,6 +124,9 @@ func (p *Pool) growLayered(ctx context.Context, id blockdev.ID, dir string, draf
 		}
 	}
 	p.forgetDescent(id)
+	if err := p.recoverClosed(id, dir, draft, c); err != nil {
+		return err
+	}
 	v, err := assemble(ctx, dir, c, false, nil)
 	if err != nil {
 		return err

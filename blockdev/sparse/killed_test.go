@@ -211,3 +211,75 @@ func TestWorkerKilledUnderLoad(t *testing.T) {
 		})
 	}
 }
+
+// TestWorkerKilledAndNotFollowed: what a killed worker has acknowledged is there for who
+// works on the image without another one, in whatever order.
+func TestWorkerKilledAndNotFollowed(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	for name, base := range killedPlaces(t) {
+		t.Run(name, func(t *testing.T) {
+			k := newKilled(t, filepath.Join(base, "unfollowed"), false)
+			// Over another layer nothing is hydrated, which would flush.
+			if err := errors.Join(k.snapshot(blockdevtest.NewID(blockdev.PrefixSnapshot), k.vol), k.put(2, 1), k.put(3, 10)); err != nil {
+				t.Fatal(err)
+			}
+			k.kill()
+			if err := k.pool.Close(t.Context(), k.vol, k.e.Lease); err != nil {
+				t.Fatal(err)
+			}
+			k.check("closed", "", "")
+			snap := blockdevtest.NewID(blockdev.PrefixSnapshot)
+			if err := k.snapshot(snap, k.vol); err != nil {
+				t.Fatal(err)
+			}
+			k.check("with a snapshot", "", "")
+			if err := errors.Join(k.remove(snap), k.pool.emptyTrash(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			k.serve()
+			k.same("served again")
+			if err := errors.Join(k.client.Close(), k.pool.Close(t.Context(), k.vol, k.e.Lease)); err != nil {
+				t.Fatal(err)
+			}
+			k.check("at the end", "", "")
+		})
+	}
+}
+
+// TestUnfinishedWritesAreDecidedOnce: what was not flushed before the host went down is
+// there or not, for all who come afterwards.
+func TestUnfinishedWritesAreDecidedOnce(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	for name, base := range killedPlaces(t) {
+		t.Run(name, func(t *testing.T) {
+			k := newKilled(t, filepath.Join(base, "decided"), false)
+			// Over another layer nothing is hydrated, which would flush.
+			if err := errors.Join(k.snapshot(blockdevtest.NewID(blockdev.PrefixSnapshot), k.vol), k.put(2, 1), k.put(3, 10)); err != nil {
+				t.Fatal(err)
+			}
+			k.kill()
+			if err := clearServed(k.pool.image(k.vol)); err != nil { // as after a boot
+				t.Fatal(err)
+			}
+			k.reopen()
+			if name == "btrfs" { // its extents prove nothing
+				k.images[k.vol].blocks[1], k.images[k.vol].blocks[10] = 1, 0
+			}
+			snap := blockdevtest.NewID(blockdev.PrefixSnapshot)
+			if err := k.snapshot(snap, k.vol); err != nil {
+				t.Fatal(err)
+			}
+			k.check("with a snapshot", "", "")
+			if err := errors.Join(k.remove(snap), k.pool.emptyTrash(t.Context())); err != nil {
+				t.Fatal(err)
+			}
+			k.serve()
+			k.same("served again")
+			if err := errors.Join(k.client.Close(), k.pool.Close(t.Context(), k.vol, k.e.Lease)); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

@@ -3,6 +3,7 @@ package sparse
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 
@@ -94,6 +95,9 @@ func (p *Pool) mergeSome(ctx context.Context, w *control.Worker, id blockdev.ID,
 	if err := p.at("merge.absorb"); err != nil {
 		return err
 	}
+	if err := sameLayers(ctx, w, c); err != nil {
+		return err
+	}
 	m, gone := control.Merge{Layer: s.layer, Most: mergeSlice}, s.layer+1
 	if s.down {
 		lower := dir + "/" + c.Layers[s.layer+1]
@@ -109,9 +113,36 @@ func (p *Pool) mergeSome(ctx context.Context, w *control.Worker, id blockdev.ID,
 		defer index.Close()
 		m.Down, gone = &control.Layer{Data: data, Map: index}, s.layer
 	}
-	_, err := w.Merge(ctx, m, func() error { return p.dropLayer(id, dir, c, gone) })
+	_, err := w.Merge(ctx, m, func() error { return p.recordDrop(id, dir, c, gone) })
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil // it has died
+	}
+	return err
+}
+
+// sameLayers makes sure that a worker has as many layers as the chain: both count them
+// from the top.
+func sameLayers(ctx context.Context, w *control.Worker, c *chain) error {
+	s, err := w.Status(ctx)
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return nil // it has died: there is no merge
+	}
+	if err == nil && (s.Layers == nil || s.Layers.Sealed+1 != len(c.Layers)) {
+		err = fmt.Errorf("%w: its worker has other layers than the %d of its chain", blockdev.ErrFailed, len(c.Layers))
+	}
+	return err
+}
+
+// recordDrop is dropLayer for a worker that waits for it. blockdev.ErrFailed where nobody
+// knows which stack a crash would leave; after any other error it is the old one.
+func (p *Pool) recordDrop(id blockdev.ID, dir string, c *chain, gone int) error {
+	layers := len(c.Layers)
+	err := p.dropLayer(id, dir, c, gone)
+	if err == nil || errors.Is(err, blockdev.ErrFailed) {
+		return err
+	}
+	if now, unread := readChain(id, dir); unread != nil || now == nil || len(now.Layers) != layers {
+		return fmt.Errorf("%w: %w", blockdev.ErrFailed, errors.Join(err, unread))
 	}
 	return err
 }

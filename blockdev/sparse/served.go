@@ -117,7 +117,7 @@ func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *openi
 	}
 	if err == nil && !o.readOnly {
 		p.forgetDescent(id)
-		err = recoverLayers(dir, c, again)
+		err = recoverLayers(dir, c, again, true)
 	}
 	if err == nil {
 		w, err = p.start(ctx, id, dir, c, o, lock)
@@ -185,7 +185,7 @@ func (p *Pool) recordMerged(ctx context.Context, w *control.Worker, id blockdev.
 	if len(c.Layers) == s.Layers.Sealed { // it counts the one that goes
 		return syncDir(dir)
 	}
-	return p.dropLayer(id, dir, c, gone)
+	return p.recordDrop(id, dir, c, gone)
 }
 
 // start opens all files and has a worker serve them.
@@ -233,8 +233,9 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 
 // recoverLayers readies the layers that a worker may have written to for whoever opens
 // them next: the top, and the one below it, from which it had not gone on to a top that
-// was recorded already. killed says that it ended under the hands of its clients.
-func recoverLayers(dir string, c *chain, killed bool) error {
+// was recorded already. killed says that it ended under the hands of its clients, atWorker
+// that a worker is next.
+func recoverLayers(dir string, c *chain, killed, atWorker bool) error {
 	if c == nil {
 		return nil
 	}
@@ -250,7 +251,7 @@ func recoverLayers(dir string, c *chain, killed bool) error {
 		if err != nil {
 			return errors.Join(unexplained(name, err), data.Close())
 		}
-		if f := (overlay.OSFile{File: data}); killed || i > 0 || !f.Witnesses() { // of a top that is one the worker finds all
+		if f := (overlay.OSFile{File: data}); !atWorker || killed || i > 0 || !f.Witnesses() { // of a top that is one the worker finds all
 			err = overlay.Recover(overlay.Files{Data: f, Map: overlay.OSFile{File: index}}, killed)
 		}
 		if err = errors.Join(noSpace(err), data.Close(), index.Close()); err != nil {
@@ -258,6 +259,16 @@ func recoverLayers(dir string, c *chain, killed bool) error {
 		}
 	}
 	return nil
+}
+
+// recoverClosed is recoverLayers for who works on an image without a worker: what is read
+// by him is what the next worker reads, be it written before a crash or not. The caller
+// has the turn.
+func (p *Pool) recoverClosed(id blockdev.ID, dir string, draft bool, c *chain) error {
+	if immutable(id) && !draft {
+		return nil
+	}
+	return recoverLayers(dir, c, p.known(id).served(), false)
 }
 
 // openPart opens a file, without direct I/O where its filesystem has none.
@@ -305,6 +316,9 @@ func (p *Pool) endServed(ctx context.Context, id blockdev.ID, o *opening, w *con
 		return failed
 	}
 	dir, draft, err := p.locate(id)
+	if err == nil && w == nil && !o.readOnly {
+		err = p.recoverKilled(id, dir)
+	}
 	if err == nil {
 		if err = clearServed(dir); err == nil {
 			p.forget(id, o.lease)
@@ -318,6 +332,20 @@ func (p *Pool) endServed(ctx context.Context, id blockdev.ID, o *opening, w *con
 		err = nil
 	}
 	return errors.Join(failed, err)
+}
+
+// recoverKilled keeps what a worker has acknowledged that was killed and that no other one
+// follows. An image that is damaged is left as it is.
+func (p *Pool) recoverKilled(id blockdev.ID, dir string) error {
+	c, err := readChain(id, dir)
+	if err == nil {
+		err = recoverLayers(dir, c, true, false)
+	}
+	if errors.Is(err, blockdev.ErrCorrupt) {
+		p.log.Error("ready an image whose worker has ended", "id", id, "error", err)
+		return nil
+	}
+	return err
 }
 
 // settle makes a closed layered image flat that has become whole, which costs a few
@@ -370,7 +398,7 @@ func (p *Pool) severServed(ctx context.Context, id blockdev.ID, o *opening) erro
 func (p *Pool) sealServed(ctx context.Context, s subject, top string, record func() error) (held time.Duration, err error) {
 	w, err := p.worker(ctx, s.id)
 	if errors.Is(err, blockdev.ErrNotFound) { // it has died, so nobody writes
-		if err := recoverLayers(s.dir, s.chain, true); err != nil {
+		if err := recoverLayers(s.dir, s.chain, true, true); err != nil {
 			return 0, err
 		}
 		return 0, record()

@@ -92,7 +92,11 @@ func (p *Pool) survey(ctx context.Context, id blockdev.ID) (subject, error) {
 	if s.chain, err = readChain(id, s.dir); err != nil {
 		return s, err
 	}
-	if err := p.sweep(s.dir, s.chain); err != nil {
+	err = p.sweep(s.dir, s.chain)
+	if err == nil && p.known(id) == nil {
+		err = p.recoverClosed(id, s.dir, false, s.chain)
+	}
+	if err != nil {
 		return s, err
 	}
 	info := blockdev.Info{}
