@@ -68,17 +68,16 @@ func Read(path string) (*Note, error) {
 	return &n, nil
 }
 
-// Write makes a file say it.
+// Write makes a file say it. One that says it already does at every moment.
 func (n Note) Write(f *os.File) error {
 	b, err := json.Marshal(n)
 	if err != nil {
 		return err
 	}
-	if err := f.Truncate(0); err != nil {
+	if _, err := f.WriteAt(b, 0); err != nil {
 		return err
 	}
-	_, err = f.WriteAt(b, 0)
-	return err
+	return f.Truncate(int64(len(b)))
 }
 
 // Clear empties a file; none is success.
