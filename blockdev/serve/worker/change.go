@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -182,7 +183,7 @@ func (w *volume) cover(next overlay.Files, record func() error) (held time.Durat
 		return 0, fmt.Errorf("%w: a layer of %d bytes for a volume of %d", blockdev.ErrInvalid, layers.Size(), size)
 	}
 	over := &covering{Overlay: layers, settled: make(chan struct{})}
-	defer close(over.settled)
+	defer over.settle()
 	flushed := make(chan error, 1)
 	go func() { flushed <- sys.SyncData(w.flat) }() // so that little is left to do afterwards
 	err = record()
@@ -209,6 +210,7 @@ func (w *volume) cover(next overlay.Files, record func() error) (held time.Durat
 func (w *volume) giveUp(over *covering, err error) error {
 	err = w.breakDown(err)
 	over.broken.Store(&err)
+	over.settle() // a flush that waits would keep the swap waiting
 	_, swapped := w.front.swap(over, func() error { return nil })
 	return errors.Join(err, swapped)
 }
@@ -229,8 +231,12 @@ func (w *volume) breakDown(err error) error {
 type covering struct {
 	*overlay.Overlay
 	settled chan struct{}
+	once    sync.Once
 	broken  atomic.Pointer[error]
 }
+
+// settle lets flushes go on.
+func (c *covering) settle() { c.once.Do(func() { close(c.settled) }) }
 
 // failure is why nothing is acknowledged any more.
 func (c *covering) failure() error {
