@@ -40,7 +40,8 @@ func (r *Remote) Fill(ctx context.Context, p []byte, off int64) error {
 func (r *Remote) fill(ctx context.Context, p []byte, first int64) error {
 	r.giveWay(ctx)
 	// All that are under way share what the store sends.
-	if err := r.persist(ctx, hydrateFlights*r.o.Try, r.o.Bulk, p, first); err != nil {
+	try := func() error { return r.try(ctx, hydrateFlights*r.o.Try, r.o.Bulk, p, first) }
+	if err := r.persist(ctx, int64(len(p)), try); err != nil {
 		if r.ctx.Err() != nil {
 			return ErrClosed
 		}

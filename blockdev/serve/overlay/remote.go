@@ -43,6 +43,7 @@ type Remote struct {
 	o     RemoteOptions
 	ctx   context.Context //nolint:containedctx // its life: readers wait as long as it is open
 	stop  context.CancelFunc
+	tries chan struct{} // has one for each try of readers' fetches that is under way
 
 	mu     sync.Mutex
 	flying map[int64]*flight
@@ -101,7 +102,7 @@ func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
 	if o.Bulk == nil {
 		o.Bulk = fetch
 	}
-	r := &Remote{c: c, fetch: fetch, o: o, flying: map[int64]*flight{}, kept: map[int64]*list.Element{}, order: list.New()}
+	r := &Remote{c: c, fetch: fetch, o: o, tries: make(chan struct{}, maxStoreConns), flying: map[int64]*flight{}, kept: map[int64]*list.Element{}, order: list.New()}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -270,20 +271,43 @@ func (r *Remote) putBuffer(p []byte) {
 // source is closed.
 func (r *Remote) fly(v *voyage) {
 	first := v.flights[0].i
-	r.mu.Lock()
-	p := r.buffer(r.c.lengthOf(first, v.end()))
-	r.mu.Unlock()
-	err := r.persist(v.ctx, r.o.Try, r.fetch, p, first)
+	n := r.c.lengthOf(first, v.end())
+	var p []byte
+	err := r.persist(v.ctx, n, func() (err error) {
+		p, err = r.tryReader(v.ctx, n, first)
+		return err
+	})
 	r.land(v, p, err)
 }
 
-// persist fetches the chunks that p has room for, from first on, until they are right or
-// ctx ends.
-func (r *Remote) persist(ctx context.Context, try time.Duration, fetch Fetch, p []byte, first int64) error {
+// tryReader tries once to fetch n bytes of chunks. Who waits for a connection, or for the
+// next try, has no room for them: many may wait, and a chunk may be large.
+func (r *Remote) tryReader(ctx context.Context, n, first int64) ([]byte, error) {
+	select {
+	case r.tries <- struct{}{}:
+		defer func() { <-r.tries }()
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	r.mu.Lock()
+	p := r.buffer(n)
+	r.mu.Unlock()
+	err := r.try(ctx, r.o.Try, r.fetch, p, first)
+	if err == nil {
+		return p, nil
+	}
+	r.mu.Lock()
+	r.putBuffer(p)
+	r.mu.Unlock()
+	return nil, err
+}
+
+// persist tries until n bytes have come, or ctx ends.
+func (r *Remote) persist(ctx context.Context, n int64, try func() error) error {
 	for wait := r.o.LeastWait; ; wait = min(2*wait, r.o.MostWait) {
-		err := r.try(ctx, try, fetch, p, first)
+		err := try()
 		if err == nil {
-			r.came(int64(len(p)))
+			r.came(n)
 			return nil
 		}
 		if ctx.Err() != nil {

@@ -332,3 +332,40 @@ func TestSilentStore(t *testing.T) {
 		want.same(t, v)
 	})
 }
+
+// TestRemoteHasRoomForFew: of many readers whose chunks have to be fetched few have room
+// for them at a time, and none keeps it while its chunk fails.
+func TestRemoteHasRoomForFew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := remoteBase()
+		var now, most atomic.Int64
+		var good atomic.Bool
+		r := openRemote(t, m, func(_ context.Context, p []byte, off int64) error {
+			most.Store(max(most.Load(), now.Add(1)))
+			defer now.Add(-1)
+			time.Sleep(time.Millisecond)
+			if off < 32*chunk && !good.Load() {
+				return errors.New("these fail")
+			}
+			_, err := m.ReadAt(p, off)
+			return err
+		})
+		var readers sync.WaitGroup
+		read := func(c int64) {
+			p := make([]byte, block)
+			if _, err := r.ReadAt(p, c*chunk); err != nil || !bytes.Equal(p, m[c*chunk:c*chunk+block]) {
+				t.Errorf("chunk %d: %v", c, err)
+			}
+		}
+		for c := range int64(32) {
+			readers.Go(func() { read(c) })
+		}
+		time.Sleep(time.Minute) // of this bubble
+		read(35)
+		good.Store(true)
+		readers.Wait()
+		if n := most.Load(); n != 16 {
+			t.Errorf("%d fetches at a time", n)
+		}
+	})
+}
