@@ -72,7 +72,9 @@ bench: build ## measure what is claimed; writes a report
 	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench lvm --out docs
 
 bench-io: build ## measure the I/O path beside its peers; writes docs/performance.md's tables and charts
+	@.ci/setup vm
 	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench io --missed-ok --out docs
+	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench io --guest --out docs
 	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench overlay --missed-ok --out docs
 	@$(SUDO) env "PATH=$$PATH" bin/holdfast bench worker --missed-ok --out docs
 	@$(SUDO) bin/holdfast bench page docs

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"holdfast/internal/guest"
 	"holdfast/internal/run"
 )
 
@@ -19,16 +20,19 @@ import (
 // round, in another order.
 type IO struct {
 	Setting               // Rounds: 0: 15; Quick: one round of two short jobs
-	Each    time.Duration // of each job on each path; 0: 0.5 s
+	Each    time.Duration // of each job on each path; 0: 0.5 s, in a guest 0.3 s
 	Program string        // the holdfast that serves; "" is this program
 	Only    string        // jobs, separated by commas: those whose names contain one of these
 	Paths   string        // keys of paths, separated by commas; the yardstick is taken in any case
+	Guest   bool          // the paths to the disks of a guest, in which fio runs
 
 	image  string
 	base   string // of what is copied on write; "" until it is wanted
 	size   int64
 	ways   []ioWay // nil: all that we know
 	pairs  []ioPair
+	notes  []string
+	guest  *guest.VM // nil: fio runs here
 	paths  []*ioPath
 	report Report
 }
@@ -39,6 +43,9 @@ func (b *IO) Run(ctx context.Context) (_ Report, err error) {
 		return b.report, err
 	}
 	b.report = Report{Name: "The paths to a volume's bytes", Time: time.Now().UTC(), Host: hostFacts(b.Dir)}
+	if b.Guest {
+		b.report.Name = "The paths to the bytes of a guest's disk"
+	}
 	jobs, err := b.jobs()
 	if err != nil {
 		return b.report, err
@@ -56,7 +63,7 @@ func (b *IO) Run(ctx context.Context) (_ Report, err error) {
 		}
 	}
 	b.report.Host.LoadAfter = load()
-	b.report.Notes = append(b.report.Notes, ioNotes...)
+	b.report.Notes = append(b.report.Notes, b.notes...)
 	return b.report, nil
 }
 
@@ -64,15 +71,18 @@ func (b *IO) defaults() error {
 	if b.Rounds == 0 {
 		b.Rounds = 15
 	}
-	if b.Each == 0 {
-		b.Each = 500 * time.Millisecond
-	}
 	b.image, b.size = filepath.Join(b.Dir, "image"), 1<<30
 	if b.Quick {
 		b.Rounds, b.Each, b.size = 1, 100*time.Millisecond, 16<<20
 	}
+	if b.Guest {
+		b.inGuest()
+	}
+	if b.Each == 0 {
+		b.Each = 500 * time.Millisecond
+	}
 	if b.ways == nil {
-		b.ways, b.pairs = ioWays(), ioPairs()
+		b.ways, b.pairs, b.notes = ioWays(), ioPairs(), ioNotes
 	}
 	for key := range strings.SplitSeq(b.Paths, ",") {
 		if key != "" && !slices.Contains(b.wayKeys(), key) {
@@ -120,6 +130,11 @@ func fillImage(path string, size int64) error {
 // start opens the wanted paths. One whose program is not on this machine is named in
 // the report and left out.
 func (b *IO) start(ctx context.Context) error {
+	if b.Guest {
+		if err := b.openGuest(ctx); err != nil {
+			return err
+		}
+	}
 	for _, w := range b.ways {
 		if w.key != "raw" && !chosen(b.Paths, w.key) {
 			continue
@@ -141,6 +156,10 @@ func (b *IO) start(ctx context.Context) error {
 // stop ends the servers.
 func (b *IO) stop() error {
 	var errs []error
+	if b.guest != nil { // before the servers of its disks
+		errs = append(errs, b.guest.Close())
+		b.guest = nil
+	}
 	for _, p := range b.paths {
 		if p.close != nil {
 			errs = append(errs, p.close())

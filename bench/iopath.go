@@ -67,9 +67,8 @@ func (p *ioPath) fio(b *IO, global ...string) { p.fioOn(b, b.size, global...) }
 // fioOn is fio for a path of another size.
 func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 	p.run = func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error) {
-		lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", size), "randrepeat=0"}, global...)
 		file, out := filepath.Join(b.Dir, "job.fio"), filepath.Join(b.Dir, "job.json")
-		if err := os.WriteFile(file, []byte(strings.Join(lines, "\n")+"\n"+j.text), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(jobFile(j, each, size, global...)), 0o600); err != nil {
 			return ioSample{}, 0, err
 		}
 		// fio's NBD engine talks on the standard output.
@@ -78,6 +77,12 @@ func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 		}
 		return readFio(out, j.flush)
 	}
+}
+
+// jobFile is what fio is given for a job on a path of size bytes.
+func jobFile(j ioJob, each time.Duration, size int64, global ...string) string {
+	lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", size), "randrepeat=0"}, global...)
+	return strings.Join(lines, "\n") + "\n" + j.text
 }
 
 func (p *ioPath) nbd(b *IO, s *ioServer) {
@@ -116,13 +121,17 @@ func qsd(image string) []string {
 }
 
 func qsdVhost(ctx context.Context, b *IO, p *ioPath) error {
-	socket := b.socket(p)
-	s, err := startPeer(ctx, socket, append(qsd(b.image),
-		"--export", "type=vhost-user-blk,id=export,node-name=image,writable=on,addr.type=unix,addr.path="+socket))
+	s, err := startQSD(ctx, b.image, b.socket(p))
 	if err == nil {
 		p.vhost(s)
 	}
 	return err
+}
+
+// startQSD starts a qemu-storage-daemon that serves an image by vhost-user-blk.
+func startQSD(ctx context.Context, image, socket string) (*ioServer, error) {
+	return startPeer(ctx, socket, append(qsd(image),
+		"--export", "type=vhost-user-blk,id=export,node-name=image,writable=on,addr.type=unix,addr.path="+socket))
 }
 
 func qsdNBD(ctx context.Context, b *IO, p *ioPath) error {

@@ -51,6 +51,10 @@ func readFio(path string, flushes bool) (s ioSample, requests float64, err error
 	if err != nil {
 		return s, 0, err
 	}
+	return parseFio(text, flushes)
+}
+
+func parseFio(text []byte, flushes bool) (s ioSample, requests float64, err error) {
 	type percentiles struct {
 		Percentile map[string]float64 `json:"percentile"`
 	}

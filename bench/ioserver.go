@@ -80,6 +80,7 @@ type ServeOptions struct {
 	Image  string        // flat, or the base of Layer
 	Layer  string        // the top layer is in the files Layer.data and Layer.map; "": Image is the volume
 	Kind   blockdev.Kind // blockdev.VhostUser or blockdev.NBD
+	Device string        // of the kernel's NBD client, made of what is served; "": none
 	Blockd string        // the worker's program; "": the one beside this program
 }
 
@@ -118,7 +119,7 @@ func startOwn(program string, o ServeOptions) (*ioServer, error) {
 
 // Serve serves until ctx ends, and says on out when it listens. It starts a worker as
 // the daemon does: that is what is measured.
-func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (err error) {
+func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (ended error) {
 	spec, drop, err := o.spec()
 	if err != nil {
 		return err
@@ -128,7 +129,7 @@ func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() { ended = errors.Join(ended, os.RemoveAll(dir)) }()
 	if o.Blockd == "" {
 		self, err := os.Executable()
 		if err != nil {
@@ -144,7 +145,14 @@ func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, w.Stop(context.WithoutCancel(ctx))) }()
+	defer func() { ended = errors.Join(ended, w.Stop(context.WithoutCancel(ctx))) }()
+	if o.Device != "" {
+		k, err := connectKernel(ctx, o.Device, w.Socket())
+		if err != nil {
+			return err
+		}
+		defer func() { ended = errors.Join(ended, k.Close()) }()
+	}
 	if err := json.NewEncoder(out).Encode(Serving{w.Pid(), w.Socket()}); err != nil {
 		return err
 	}

@@ -55,7 +55,11 @@ func (b *LVM) Run(ctx context.Context) (report Report, err error) {
 		return report, err
 	}
 	b.say("%d rounds in a guest", b.Rounds)
-	if err := sendProgram(ctx, g, "/tmp/holdfast"); err != nil {
+	program, err := os.Executable()
+	if err != nil {
+		return report, err
+	}
+	if err := sendProgram(ctx, g, program, "/tmp/holdfast"); err != nil {
 		return report, err
 	}
 	var out bytes.Buffer
@@ -73,12 +77,8 @@ func (b *LVM) Run(ctx context.Context) (report Report, err error) {
 	return report, nil
 }
 
-// sendProgram puts this program into a guest.
-func sendProgram(ctx context.Context, g *guest.VM, to string) error {
-	program, err := os.Executable()
-	if err != nil {
-		return err
-	}
+// sendProgram puts a static program into a guest.
+func sendProgram(ctx context.Context, g *guest.VM, program, to string) error {
 	f, err := os.Open(program)
 	if err != nil {
 		return err

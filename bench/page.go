@@ -21,7 +21,7 @@ var ErrNoMarks = errors.New("the page has no marks to write between")
 
 // pageReports are the reports that the page is made of, and their commands.
 var pageReports = []struct{ file, command string }{
-	{"io-bench", "holdfast bench io"}, {"overlay-bench", "holdfast bench overlay"}, {"worker-bench", "holdfast bench worker"},
+	{"io-bench", "holdfast bench io"}, {"io-guest-bench", "holdfast bench io --guest"}, {"overlay-bench", "holdfast bench overlay"}, {"worker-bench", "holdfast bench worker"},
 }
 
 // WritePage makes charts of the reports in dir and rewrites the part of
@@ -73,7 +73,7 @@ func writeGoals(b *strings.Builder, reports map[string]Report) {
 			r.file, r.file, r.file, r.file, report.Host.CPU, report.Host.CPUs, report.Host.Kernel, report.Host.StateDirectory, report.Host.LoadBefore, report.Host.LoadAfter, sumUp(report))
 	}
 	for _, t := range pageTables {
-		t.write(b, reports["io-bench"])
+		t.write(b, slices.Concat(reports["io-bench"].Rows, reports["io-guest-bench"].Rows))
 	}
 	b.WriteString("\n| other goals | measured | goal | met | beside | its figure | ratio |\n|---|---|---|---|---|---|---|\n")
 	for _, r := range pageReports {
@@ -92,6 +92,9 @@ func sumUp(r Report) string {
 			goals++
 		}
 	}
+	if goals == 0 {
+		return "It has no goals."
+	}
 	return fmt.Sprintf("%d of %d goals are met.", goals-r.Missed(), goals)
 }
 
@@ -109,11 +112,13 @@ var pageTables = []pageTable{
 		[]string{"ext4 / raw", "XFS / raw", "by hand, buffered / raw", "bare loop / raw", "the pool's own cost"}},
 	{"copy on write", [][2]string{{"vhost-cow", "vhost"}, {"vhost-cow-base", "vhost"}, {"vhost-cow-first", "vhost-sparse"}, {"nbd-cow", "nbd"}, {"nbd-cow-first", "nbd-sparse"}},
 		[]string{"vhost, top layer", "vhost, base", "vhost, first write", "NBD, top layer", "NBD, first write"}},
+	{"in an emulated guest", [][2]string{{"guest-vhost", "guest-virtio"}, {"guest-vhost", "guest-qsd-vhost"}, {"guest-qsd-vhost", "guest-virtio"}, {"guest-nbd", "guest-qemu-nbd"}},
+		[]string{"vhost / QEMU's own virtio-blk", "vhost / qemu-storage-daemon", "qemu-storage-daemon / QEMU's own virtio-blk", "kernel's NBD client: ours / qemu-nbd"}},
 }
 
-func (t pageTable) write(b *strings.Builder, r Report) {
+func (t pageTable) write(b *strings.Builder, rows []Row) {
 	cells, jobs := map[string]string{}, []string(nil)
-	for _, row := range r.Rows {
+	for _, row := range rows {
 		if row.Unit != "/s" || !slices.Contains(t.pairs, [2]string{row.Path, row.Against}) {
 			continue
 		}

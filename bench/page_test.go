@@ -13,8 +13,9 @@ import (
 )
 
 // someReport has a row of each pair of paths for each of the jobs.
-func someReport() Report {
-	b := IO{ways: ioWays(), pairs: ioPairs()}
+func someReport() Report { return reportOf(IO{ways: ioWays(), pairs: ioPairs()}) }
+
+func reportOf(b IO) Report {
 	r := Report{Name: "Paths", Host: Host{CPU: "A <processor> & more", Kernel: "6.18", CPUs: 2}}
 	jobs, err := ioJobs()
 	if err != nil {
@@ -132,8 +133,10 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	r := someReport()
-	var js bytes.Buffer
-	if err := errors.Join(r.JSON(&js), os.WriteFile(filepath.Join(dir, "io-bench.json"), js.Bytes(), 0o600), WritePage(dir)); err != nil {
+	var js, inGuest bytes.Buffer
+	if err := errors.Join(r.JSON(&js), os.WriteFile(filepath.Join(dir, "io-bench.json"), js.Bytes(), 0o600),
+		reportOf(IO{ways: guestWays(), pairs: guestPairs()}).JSON(&inGuest), os.WriteFile(filepath.Join(dir, "io-guest-bench.json"), inGuest.Bytes(), 0o600),
+		WritePage(dir)); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(page)
@@ -141,7 +144,7 @@ func TestPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := string(text)
-	for _, want := range []string{"# Title\n\n" + pageBegin, pageEnd + "\n\nMore.\n", "No report of `holdfast bench worker` is here.", "![", "io-cow.svg", "| randread-4k-qd1 | "} {
+	for _, want := range []string{"# Title\n\n" + pageBegin, pageEnd + "\n\nMore.\n", "No report of `holdfast bench worker` is here.", "![", "io-cow.svg", "io-guest-bench.md", "It has no goals.", "| in an emulated guest | ", "| randread-4k-qd1 | "} {
 		if !strings.Contains(got, want) {
 			t.Errorf("no %q in\n%s", want, got)
 		}

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -17,7 +18,7 @@ func build(t *testing.T) (holdfast string) {
 	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.VM, blockdevtest.Loop)
 	blockdevtest.LeakCheck(t)
 	dir := t.TempDir()
-	for _, name := range []string{"holdfast", "holdfastd"} {
+	for _, name := range []string{"holdfast", "holdfastd", "holdfast-blockd"} {
 		c := exec.CommandContext(t.Context(), "go", "build", "-o", filepath.Join(dir, name), "holdfast/cmd/"+name)
 		c.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := c.CombinedOutput(); err != nil {
@@ -31,10 +32,18 @@ func build(t *testing.T) (holdfast string) {
 // measure is not looked at, but that they do.
 func TestQuickBenches(t *testing.T) {
 	holdfast := build(t)
-	for name, rows := range map[string]int{"vm": 20, "lvm": 6} {
+	for name, b := range map[string]struct {
+		args []string
+		rows int
+	}{
+		"vm":       {[]string{"vm"}, 20},
+		"lvm":      {[]string{"lvm"}, 6},
+		"io-guest": {[]string{"io", "--guest"}, 8},
+	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
-			out, err := exec.CommandContext(t.Context(), holdfast, "bench", name, "--quick", "--dir", dir, "--out", dir).CombinedOutput()
+			args := slices.Concat([]string{"bench"}, b.args, []string{"--quick", "--dir", dir, "--out", dir})
+			out, err := exec.CommandContext(t.Context(), holdfast, args...).CombinedOutput()
 			if err != nil && !strings.Contains(string(out), "goals are missed") {
 				t.Fatalf("%v\n%s", err, out)
 			}
@@ -48,7 +57,7 @@ func TestQuickBenches(t *testing.T) {
 					P50     float64
 				}
 			}
-			if err := json.Unmarshal(text, &report); err != nil || len(report.Rows) < rows {
+			if err := json.Unmarshal(text, &report); err != nil || len(report.Rows) < b.rows {
 				t.Errorf("%d rows, %v", len(report.Rows), err)
 			}
 			for _, row := range report.Rows {

@@ -86,16 +86,21 @@ func ioBench() *cobra.Command {
 	c := measure(b, "io", "io-bench", 15, "The paths to a volume's bytes, beside the raw file and other servers",
 		"Measure what a client gets of our vhost-user-blk and NBD servers, beside the same file without a server and\n"+
 			"others' servers in the same rounds, and write io-bench.json and io-bench.md. Needs fio and 1 GB of disk (on a\n"+
-			"file system that has direct I/O); peers (qemu-nbd, qemu-storage-daemon, nbdkit) that are not installed are left out.")
+			"file system that has direct I/O); peers (qemu-nbd, qemu-storage-daemon, nbdkit) that are not installed are left out.\n\n"+
+			"With --guest fio runs in an emulated guest: on its disk by our worker and by qemu-storage-daemon over\n"+
+			"vhost-user-blk and by QEMU itself, and on the kernel's NBD client in it. The reports are io-guest-bench.json and\n"+
+			"io-guest-bench.md. Needs root, QEMU and a clone of the project.")
 	f := c.Flags()
-	f.DurationVar(&b.Each, "each", 500*time.Millisecond, "of each job on each path in each round")
+	f.DurationVar(&b.Each, "each", 0, "of each job on each path in each round (default 500ms, with --guest 300ms)")
 	f.StringVar(&b.Only, "only", "", "jobs whose names contain one of these, separated by commas")
+	f.BoolVar(&b.Guest, "guest", false, "the paths to the disks of a guest, instead")
 	f.StringVar(&b.Paths, "paths", "", "paths to measure, separated by commas (default: all; a wrong one lists them)")
 	o := bench.ServeOptions{}
 	f.StringVar(&o.Image, "serve", "", "serve this image")
 	f.StringVar(&o.Layer, "layer", "", "as the base of this layer")
 	f.StringVar((*string)(&o.Kind), "kind", "", "as this kind of thing")
-	for _, hidden := range []string{"serve", "layer", "kind"} {
+	f.StringVar(&o.Device, "device", "", "and connect this device of the kernel's NBD client to it")
+	for _, hidden := range []string{"serve", "layer", "kind", "device"} {
 		_ = f.MarkHidden(hidden) // it is there
 	}
 	outside := c.RunE
@@ -103,9 +108,22 @@ func ioBench() *cobra.Command {
 		if o.Image != "" {
 			return o.Serve(cmd.Context(), cmd.OutOrStdout())
 		}
+		if b.Guest {
+			return guestBench(cmd, b)
+		}
 		return outside(cmd, args)
 	}
 	return c
+}
+
+// guestBench is ioBench's measure of a guest's disks: a report of its own, without goals.
+func guestBench(cmd *cobra.Command, b *bench.IO) error {
+	out, err := cmd.Flags().GetString("out")
+	if err != nil {
+		return err
+	}
+	b.Log = cmd.ErrOrStderr()
+	return runBench(cmd, "io-guest-bench", out, true, b)
 }
 
 // compareBench takes two reports or two commits.
@@ -145,8 +163,8 @@ func compareBench() *cobra.Command {
 func pageOfBenches() *cobra.Command {
 	return &cobra.Command{
 		Use: "page DIR", Short: "Make charts of the reports in a directory, and the tables of goals in its performance.md", Args: cobra.ExactArgs(1),
-		Long: "Read io-bench.json, overlay-bench.json and worker-bench.json in a directory, write charts (SVG) there, and rewrite\n" +
-			"what is between the marks in its performance.md. Measures nothing.",
+		Long: "Read io-bench.json, io-guest-bench.json, overlay-bench.json and worker-bench.json in a directory, write charts (SVG) there,\n" +
+			"and rewrite what is between the marks in its performance.md. Measures nothing.",
 		RunE: func(_ *cobra.Command, args []string) error { return bench.WritePage(args[0]) },
 	}
 }
