@@ -83,11 +83,7 @@ type loadedMap struct {
 }
 
 func loadMap(f File) (m loadedMap, err error) {
-	sector := make([]byte, sectorSize)
-	if err := readWhole(f, sector, 0); err != nil {
-		return m, err
-	}
-	if m.size, m.loose, err = parseHeader(sector); err != nil {
+	if m.size, m.loose, err = readHeader(f); err != nil {
 		return m, err
 	}
 	m.bits = newBitmap(blocksOf(m.size))
@@ -99,12 +95,43 @@ func loadMap(f File) (m loadedMap, err error) {
 			return m, err
 		}
 		for j := range n {
-			if err := m.bits.load(i+j, buf[j*sectorSize:(j+1)*sectorSize]); err != nil {
+			sector := buf[j*sectorSize : (j+1)*sectorSize]
+			err := m.bits.load(i+j, sector)
+			if err != nil {
+				err = readAgain(f, sector, sectorAt(i+j), func() error { return m.bits.load(i+j, sector) })
+			}
+			if err != nil {
 				return m, err
 			}
 		}
 	}
 	return m, nil
+}
+
+func readHeader(f File) (size int64, loose bool, err error) {
+	sector := make([]byte, sectorSize)
+	parse := func() error { size, loose, err = parseHeader(sector); return err }
+	if err = readWhole(f, sector, 0); err == nil && parse() != nil {
+		err = readAgain(f, sector, 0, parse)
+	}
+	return size, loose, err
+}
+
+// rereads is how often a sector that makes no sense is read again.
+const rereads = 3
+
+// readAgain reads a sector that makes no sense: another process may have written it just
+// then, and nothing keeps a file's readers from seeing half of that.
+func readAgain(f File, sector []byte, at int64, parse func() error) (err error) {
+	for range rereads {
+		if err = readWhole(f, sector, at); err == nil {
+			err = parse()
+		}
+		if err == nil {
+			return nil
+		}
+	}
+	return err
 }
 
 // Survey tells of the layer with this map the size of its volume and how much of it
@@ -125,12 +152,7 @@ func Survey(f File) (size, held int64, err error) {
 // SizeOf tells the size of the volume that this map is of, in bytes.
 // blockdev.ErrCorrupt for a map that is none.
 func SizeOf(f File) (int64, error) {
-	sector := make([]byte, sectorSize)
-	err := readWhole(f, sector, 0)
-	var size int64
-	if err == nil {
-		size, _, err = parseHeader(sector)
-	}
+	size, _, err := readHeader(f)
 	return size, blockdev.Op("overlay.SizeOf", "", err)
 }
 
