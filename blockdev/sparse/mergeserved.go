@@ -128,7 +128,7 @@ func sameLayers(ctx context.Context, w *control.Worker, c *chain) error {
 		return nil // it has died: there is no merge
 	}
 	if err == nil && (s.Layers == nil || s.Layers.Sealed+1 != len(c.Layers)) {
-		err = fmt.Errorf("%w: its worker has other layers than the %d of its chain", blockdev.ErrFailed, len(c.Layers))
+		err = fmt.Errorf("%w: its worker has other layers than the %d of its chain, a record of which failed: nothing is merged until the volume was detached", blockdev.ErrFailed, len(c.Layers))
 	}
 	return err
 }

@@ -207,3 +207,37 @@ func TestDeepChains(t *testing.T) {
 	}
 	m.check("at the end", "", "")
 }
+
+// TestServedMergeOfOtherLayers: where a worker has other layers than the chain, which a
+// record that failed half-way may leave, nothing is merged and nothing goes.
+func TestServedMergeOfOtherLayers(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	ctx := t.Context()
+	k := newKilled(t, filepath.Join(blockdevtest.Ext4Dir(t), "others"), false)
+	for n := range 3 {
+		snap := blockdevtest.NewID(blockdev.PrefixSnapshot)
+		if err := errors.Join(k.put(byte(30+n), int64(n)), k.snapshot(snap, k.vol), k.remove(snap)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	dir, c := k.pool.image(k.vol), k.chainOfImage(k.vol)
+	shorter := *c
+	shorter.Layers = append([]string{c.Layers[0]}, c.Layers[2:]...)
+	if err := errors.Join(k.pool.emptyTrash(ctx), k.pool.writeChain(k.vol, dir, &shorter)); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.pool.mergeServed(ctx, k.vol, dir); !errors.Is(err, blockdev.ErrFailed) {
+		t.Errorf("a merge of other layers: %v", err)
+	}
+	if now := k.chainOfImage(k.vol); !slices.Equal(now.Layers, shorter.Layers) {
+		t.Errorf("layers %v, want %v", now.Layers, shorter.Layers)
+	}
+	if err := errors.Join(k.pool.writeChain(k.vol, dir, c), k.pool.mergeServed(ctx, k.vol, dir)); err != nil {
+		t.Fatal(err)
+	}
+	k.same("merged")
+	if err := errors.Join(k.client.Close(), k.pool.Close(ctx, k.vol, k.e.Lease)); err != nil {
+		t.Fatal(err)
+	}
+}

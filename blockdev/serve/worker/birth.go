@@ -133,8 +133,9 @@ func (w *worker) serve() error {
 	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT) // the host goes down
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	go func() {
-		<-signals
-		_ = w.stop() // its result is ours
+		for range signals {
+			_ = w.stop() // its result is ours
+		}
 	}()
 	go w.obey()
 	go w.volume.hydration.run(w.ctx)
