@@ -186,11 +186,19 @@ func (g *merging) resume(ctx context.Context, pace Pace, progress *int64) error 
 	if err == nil || progress == nil {
 		return err
 	}
-	lost := g.v.inspect(g.to.syncData())
+	lost := g.v.inspect(g.kept())
 	if lost == nil {
 		*progress = g.next * BlockSize
 	}
 	return errors.Join(err, lost)
+}
+
+// kept makes what was brought durable, and known to who goes on: a base has no map.
+func (g *merging) kept() error {
+	if g.to.Map == nil {
+		return g.to.syncData()
+	}
+	return g.to.commit(true)
 }
 
 // one looks at the next blocks, up to end at most.

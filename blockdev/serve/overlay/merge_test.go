@@ -2,6 +2,7 @@ package overlay_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"math/rand/v2"
 	"slices"
@@ -190,5 +191,48 @@ func TestMergeAfterSealThatFailed(t *testing.T) {
 		l.d.restart(rand.New(rand.NewPCG(1, seed)))
 		l.open()
 		l.m.check(t, l.v)
+	}
+}
+
+// TestMergeDownFromTheTopGoesOn: what a merge down has brought before it ended early is
+// there when another process has brought the rest.
+func TestMergeDownFromTheTopGoesOn(t *testing.T) {
+	for _, witness := range []bool{false, true} {
+		l := newLifeOn(t, &disk{witness: witness}, someBase(rand.New(rand.NewPCG(7, 9)), 16), 16*block)
+		write := func(b int64) {
+			t.Helper()
+			p := bytes.Repeat([]byte{byte(20 + b)}, block)
+			_, err := l.v.WriteAt(p, b*block)
+			must(t, err)
+			l.m.wrote(p, b*block)
+		}
+		write(9)
+		must(t, l.seal(true))
+		for _, b := range []int64{0, 2, 4, 6} {
+			write(b)
+		}
+		must(t, l.v.Sync())
+		lower, ok := l.stack[1].Data.(*diskFile)
+		if !ok {
+			t.Fatal("no file of the disk")
+		}
+		into, progress := l.stack[1], int64(0)
+		ctx, cancel := context.WithCancel(t.Context())
+		lower.before = func() { lower.before = cancel }
+		down := func(ctx context.Context) error {
+			_, _, err := l.v.Merge(ctx, overlay.Merge{Into: &into, Progress: &progress}, func() error {
+				l.stack = l.stack[1:]
+				return nil
+			})
+			return err
+		}
+		if err := down(ctx); !errors.Is(err, context.Canceled) || progress == 0 || progress > 6*block {
+			t.Fatalf("%d bytes: %v", progress, err)
+		}
+		l.open()
+		must(t, down(t.Context()))
+		l.m.same(t, l.v)
+		l.open()
+		l.m.same(t, l.v)
 	}
 }
