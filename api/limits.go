@@ -20,7 +20,7 @@ type Limits struct {
 	Request      time.Duration // of a request, transfers apart; 60 s
 	TransferIdle time.Duration // longest pause inside an upload or a download; 60 s
 	Import       time.Duration // of an import, fetching and building; 15 min
-	Uploads      int           // at once; 4
+	Uploads      int           // at once, and as many images that are published; 4
 	UploadWait   time.Duration // for a free place among them; 10 s
 	KeyRate      float64       // requests per second and key; 0: no limit
 	KeyBurst     int           // at once; 2 × KeyRate

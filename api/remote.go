@@ -48,6 +48,10 @@ func templateImage(c *call) error {
 	if size != nil {
 		p.SizeMiB = *size
 	}
+	if err := c.place(c.s.images, "images that are published"); err != nil {
+		return err
+	}
+	defer func() { <-c.s.images }()
 	var out *bufio.Writer
 	err = c.s.o.Library.Publish(c.r.Context(), c.workspace, name, p, func(v templates.Revision) io.Writer {
 		h := c.w.Header()

@@ -3,6 +3,7 @@ package api_test
 import (
 	"strings"
 	"testing"
+	"time"
 
 	"holdfast/api"
 )
@@ -37,4 +38,21 @@ func TestRemoteVersions(t *testing.T) {
 	}
 	w.request("GET /v0/volume_templates/app/image?size=0", nil).refused(400, "INVALID_REQUEST", "size")
 	w.request("GET /v0/volume_templates/app/image?version=9", nil).refused(404, "NOT_FOUND", "")
+}
+
+// TestConcurrentImages: who reads slowly holds an image in the pool, and there are few
+// places for that.
+func TestConcurrentImages(t *testing.T) {
+	w := newWorld(t, func(o *api.Options) { o.Limits.Uploads, o.Limits.UploadWait = 1, 10*time.Millisecond })
+	w.push("app", 10)
+	<-w.shelf.begun
+	w.shelf.hold = make(chan struct{})
+	const line = "GET /v0/volume_templates/app/image?size=300"
+	done := make(chan reply)
+	go func() { done <- w.request(line, nil) }()
+	<-w.shelf.begun
+	w.as(readerKey, line, nil).refused(429, "TOO_MANY_REQUESTS", "images that are published")
+	close(w.shelf.hold)
+	(<-done).is(200)
+	w.request(line, nil).is(200)
 }

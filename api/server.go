@@ -45,6 +45,7 @@ type Server struct {
 	keys     *limiters // per API key
 	failures *limiters // failed authentications per address
 	uploads  chan struct{}
+	images   chan struct{} // of templates that are published: each holds one in the pool
 	texts    chan struct{} // large files of sandboxes that are answered inside JSON
 	page     *page
 	draining atomic.Bool
@@ -79,6 +80,7 @@ func New(o Options) (*Server, error) {
 	s.keys = newLimiters(o.Limits.KeyRate, o.Limits.KeyBurst, s.now)
 	s.failures = newLimiters(o.Limits.FailureRate, o.Limits.FailureBurst, s.now)
 	s.uploads = make(chan struct{}, o.Limits.Uploads)
+	s.images = make(chan struct{}, o.Limits.Uploads)
 	s.texts = make(chan struct{}, textsAtATime)
 	s.routes = newTable(allRoutes(), run)
 	return s, nil

@@ -340,7 +340,12 @@ func (s *shelf) Publish(_ context.Context, workspace, name string, p templates.P
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(begin(t.Revisions[i]), "%s %s %d", name, p.Filesystem, p.SizeMiB)
+	w := begin(t.Revisions[i])
+	if s.hold != nil {
+		s.begun <- struct{}{}
+		<-s.hold
+	}
+	_, err = fmt.Fprintf(w, "%s %s %d", name, p.Filesystem, p.SizeMiB)
 	return err
 }
 

@@ -91,19 +91,22 @@ func importVersion(c *call) error {
 }
 
 // uploadPlace waits a while for a free place among the concurrent uploads.
-func (c *call) uploadPlace() error {
+func (c *call) uploadPlace() error { return c.place(c.s.uploads, "uploads") }
+
+// place waits a while for a free place among the concurrent requests of a kind.
+func (c *call) place(among chan struct{}, kind string) error {
 	select {
-	case c.s.uploads <- struct{}{}:
+	case among <- struct{}{}:
 		return nil
 	default:
 	}
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.UploadWait)
 	defer cancel()
 	select {
-	case c.s.uploads <- struct{}{}:
+	case among <- struct{}{}:
 		return nil
 	case <-ctx.Done():
-		return &fault{kind: ErrTooMany, message: "all places for uploads are taken", after: 5}
+		return &fault{kind: ErrTooMany, message: "all places for " + kind + " are taken", after: 5}
 	}
 }
 

@@ -70,6 +70,7 @@ type Options struct {
 	MaxRatio        int64 // bytes unpacked for each byte uploaded, above FreeBytes; 0: 200
 	MaxUploads      int   // at once; 0: 4
 	MaxSources      int   // cached sized images; 0: 64
+	MaxImageBytes   int64 // of an image that is published; 0: what a store can have (remote.MaxSize)
 	KeepRevisions   int   // READY ones per template, pinned ones not counted; 0: 100
 
 	KeepAge       time.Duration   // of READY revisions; 0: no bound
@@ -84,6 +85,7 @@ func (o Options) withDefaults() Options {
 	o.MaxEntries = cmp.Or(o.MaxEntries, 2_000_000)
 	o.MaxUploads = cmp.Or(o.MaxUploads, 4)
 	o.MaxSources = cmp.Or(o.MaxSources, 64)
+	o.MaxImageBytes = cmp.Or(o.MaxImageBytes, remote.MaxSize)
 	o.KeepRevisions = cmp.Or(o.KeepRevisions, 100)
 	if o.Now == nil {
 		o.Now = time.Now

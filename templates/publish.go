@@ -27,12 +27,16 @@ func (l *Library) Publish(ctx context.Context, workspace, name string, p Publica
 	if v.Remote != nil {
 		return v.remoteError()
 	}
+	most := min(l.o.MaxImageBytes, remote.MaxSize)
 	s := SourceSpec{Filesystem: cmp.Or(p.Filesystem, filesystem.Ext4), Size: p.SizeMiB * filesystem.MiB, Revision: v.ID}
 	if p.SizeMiB == 0 {
 		s.Size = max(t.DefaultSizeMiB*filesystem.MiB, roundUp(v.MinimumFor(s.Filesystem), filesystem.MiB))
 		if s.Filesystem == filesystem.Ext4 {
 			s.Size = max(s.Size, roundUp(v.ImageBytes, filesystem.MiB))
 		}
+	}
+	if p.SizeMiB > most/filesystem.MiB || s.Size > most {
+		return invalid("the image of %s:%s is to have %d MB, and at most %d MB can be published", v.Template, v.Name, max(p.SizeMiB, s.Size/filesystem.MiB), most/filesystem.MiB)
 	}
 	id, release, err := l.Source(ctx, s)
 	if err != nil {

@@ -161,6 +161,22 @@ func TestRegister(t *testing.T) {
 	}
 }
 
+// TestPublishIsBounded: nobody has an image made that no volume and no store could have.
+func TestPublishIsBounded(t *testing.T) {
+	r := plainRig(t, func(o *templates.Options) { o.MaxImageBytes = 1 << 30 })
+	r.put("app")
+	r.push("app", pack(t, file("file", "content")))
+	for _, size := range []int64{1<<10 + 1, 1 << 30, 1 << 44, 1<<44 + 64, 1 << 62} { // in MiB; some are small as bytes
+		err := r.Publish(t.Context(), workspace, "app", templates.Publication{SizeMiB: size}, func(templates.Revision) io.Writer { return io.Discard })
+		if !errors.Is(err, templates.ErrInvalid) || !strings.Contains(err.Error(), "at most 1024 MB") {
+			t.Errorf("%d MiB: %v", size, err)
+		}
+	}
+	if made := r.Stats().Sources; made != 0 {
+		t.Errorf("%d images were made", made)
+	}
+}
+
 // TestRegisteredLife: registered versions are kept, rolled back to, found damaged and
 // deleted as others are, and others are pushed beside them.
 func TestRegisteredLife(t *testing.T) {

@@ -41,8 +41,8 @@ const (
 	// MaxChunks bounds a file of chunks, in bytes: 128 GiB in chunks of 64 KiB, and more
 	// in larger ones.
 	MaxChunks = 64<<20 + 64
-	// maxSize bounds an image, in bytes: chunks of 4 MiB are the largest.
-	maxSize = (MaxChunks - 64) / sha256.Size * (4 << 20)
+	// MaxSize bounds an image, in bytes: chunks of 4 MiB are the largest.
+	MaxSize = (MaxChunks - 64) / sha256.Size * (4 << 20)
 )
 
 // ErrManifest means that a manifest is none, or not of this version.
@@ -55,8 +55,8 @@ func (h Head) check() error {
 	switch {
 	case !h.Filesystem.Valid() || h.Filesystem == filesystem.None:
 		return fmt.Errorf("filesystem %.20q", h.Filesystem)
-	case h.Size < filesystem.MiB || h.Size > maxSize || h.Size%filesystem.MiB != 0:
-		return fmt.Errorf("an image of %d bytes: whole MiB up to %d", h.Size, int64(maxSize))
+	case h.Size < filesystem.MiB || h.Size > MaxSize || h.Size%filesystem.MiB != 0:
+		return fmt.Errorf("an image of %d bytes: whole MiB up to %d", h.Size, int64(MaxSize))
 	case h.ContentBytes < 0 || h.Entries < 0 || h.DataBytes < 0:
 		return errors.New("a negative number")
 	}
