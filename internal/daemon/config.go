@@ -17,6 +17,7 @@ import (
 	"holdfast/blockdev/attach/firecracker"
 	"holdfast/blockdev/attach/qemu"
 	"holdfast/engine"
+	"holdfast/templates/remote"
 )
 
 // Config is what an operator can set. Sizes are bytes. Every setting has one
@@ -392,6 +393,9 @@ func (c *Config) check() []error {
 	errs = append(errs, c.checkSandbox()...)
 	if _, err := c.exportNetwork(); err != nil {
 		errs = append(errs, err)
+	}
+	if _, err := remote.NewStores(c.RemoteTemplates); err != nil {
+		bad("remote_templates: %w", err)
 	}
 	if u, err := url.Parse(c.PublicURL); c.PublicURL != "" && (err != nil || u.Host == "" || (u.Scheme != "http" && u.Scheme != "https")) {
 		bad("public_url: %q is not an http or https URL", c.PublicURL)

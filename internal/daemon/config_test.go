@@ -100,6 +100,8 @@ func TestMistakesAreNamed(t *testing.T) {
 		"prefix that climbs":     {Sources{Flags: map[string]string{"host_prefixes": "/srv/../etc"}}, "clean"},
 		"default region unknown": {Sources{Flags: map[string]string{"regions": "a,b", "default_region": "c"}}, `"c"`},
 		"socket name too long":   {Sources{Flags: map[string]string{"state_dir": "/" + strings.Repeat("x", 120)}}, "socket"},
+		"store without a slash":  {Sources{Flags: map[string]string{"remote_templates": "https://store.example/holdfast"}}, "remote_templates: \"https://store.example/holdfast\": it must end with a slash"},
+		"store without a path":   {Sources{Flags: map[string]string{"remote_templates": "https://store.example"}}, "it must end with a slash"},
 		"public URL":             {Sources{Flags: map[string]string{"public_url": "holdfast.example"}}, "public_url"},
 		"pool of no kind":        {Sources{Flags: map[string]string{"pool": "fast=zfs:tank"}}, "lvm:GROUP/THINPOOL"},
 		"pool without a name":    {Sources{Flags: map[string]string{"pool": "sparse:/srv/pool"}}, "name"},

@@ -284,7 +284,7 @@ func (n *node) openLibrary(ctx context.Context) error {
 		Secret: n.secret, Log: n.log, OnFailure: failStop(n.log), MaxArchiveBytes: n.c.MaxArchive, MaxEntries: int64(n.c.MaxEntries), MaxUploads: n.c.MaxUploads,
 		KeepRevisions: n.c.KeepVersions, KeepAge: n.c.KeepAge, ScrubInterval: n.c.ScrubInterval, ScrubRate: n.c.ScrubRate,
 		Unclean: !n.clean, OnEvent: n.templateEvent,
-		Registries: n.registries, Stores: stores,
+		Registries: n.registries, Stores: stores, MaxImageBytes: n.c.MaxSize,
 	})
 	if err != nil {
 		return err

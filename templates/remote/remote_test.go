@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -193,6 +194,16 @@ func TestStoreSendsSomethingElse(t *testing.T) {
 	cancel()
 	if _, err := s.Find(over, server.URL+"/good.json", good); !errors.Is(err, context.Canceled) {
 		t.Errorf("a context that is over: %v", err)
+	}
+}
+
+// TestSlowStore: that a store takes too long is not that the caller has no time left.
+func TestSlowStore(t *testing.T) {
+	for _, cause := range []error{context.DeadlineExceeded, context.Canceled} {
+		err := failed(t.Context(), "https://store.example/i", &url.Error{Op: "Get", URL: "https://store.example/i", Err: cause})
+		if !errors.Is(err, ErrStore) || errors.Is(err, cause) || !strings.Contains(err.Error(), cause.Error()) {
+			t.Errorf("%v", err)
+		}
 	}
 }
 

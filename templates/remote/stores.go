@@ -42,7 +42,7 @@ func NewStores(prefixes []string) (*Stores, error) {
 	s := &Stores{client: overlay.StoreClient(nil, nil)}
 	for _, p := range prefixes {
 		u, err := parseURL(p)
-		if err == nil && !strings.HasSuffix(u.Path, "/") {
+		if !strings.HasSuffix(p, "/") && (err == nil || strings.Count(p, "/") == 2) {
 			err = errors.New("it must end with a slash, so that it cannot be the beginning of another name")
 		}
 		if err != nil {
@@ -190,6 +190,9 @@ func failed(ctx context.Context, from string, err error) error {
 	var u *url.Error
 	if errors.As(err, &u) {
 		err = u.Err
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) { // the store's time is over, not the caller's
+		return fmt.Errorf("%w: %s: %s", ErrStore, from, err.Error())
 	}
 	return fmt.Errorf("%w: %s: %w", ErrStore, from, err)
 }
