@@ -211,6 +211,9 @@ func (a *Attacher) Probe(ctx context.Context, r attach.Request) (attach.State, e
 }
 
 func (a *Attacher) probe(ctx context.Context, r attach.Request) (attach.State, error) {
+	if r.Target.Transport == TLS {
+		a.network.keep(r.Target)
+	}
 	s, err := a.pool.Observe(ctx, r.Volume)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return attach.StateMissing, nil

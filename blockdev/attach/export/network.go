@@ -39,8 +39,8 @@ type Network struct {
 
 const (
 	mostClients = 16
-	// settleTime is how long a port that was given to one target is not given to another:
-	// so long it may take from the choice to the first opening of the port.
+	// settleTime is how long a port that was given to one target, or was looked at as one's,
+	// is not given to another: so long it may take from the choice to the first opening.
 	settleTime = time.Minute
 )
 
@@ -122,6 +122,17 @@ func (n *network) reserve() (port int, name string, err error) {
 	return 0, "", fmt.Errorf("%w: all ports for exports over TLS are in use: the operator has set %d to %d (export_ports)", blockdev.ErrBusy, n.First, n.Last)
 }
 
+// keep has the port of a target be given to no other one for a while, also when nobody
+// listens at it for a moment: its worker has ended, or its host has begun anew.
+func (n *network) keep(t attach.Target) {
+	if n == nil {
+		return
+	}
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.given[t.Port] = time.Now()
+}
+
 func (n *network) listen(port int) (*net.TCPListener, error) {
 	l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(netip.AddrPortFrom(n.Address, uint16(port)))) //nolint:gosec // checked
 	if errors.Is(err, syscall.EADDRINUSE) {
@@ -152,6 +163,7 @@ func (n *network) exposure(t attach.Target) (serve.Exposure, error) {
 // expose has the volume's worker listen at the target's port, with the certificates
 // that there are now.
 func (a *Attacher) expose(ctx context.Context, r attach.Request) error {
+	a.network.keep(r.Target)
 	if a.network == nil {
 		return fmt.Errorf("%w: the operator has set no address any more where exports are reached over TLS (export_address)", blockdev.ErrUnavailable)
 	}
