@@ -1,11 +1,15 @@
 package api_test
 
 import (
+	"context"
 	"strings"
 	"testing"
 	"time"
 
 	"holdfast/api"
+	"holdfast/blockdev/attach"
+	"holdfast/blockdev/filesystem"
+	"holdfast/engine"
 )
 
 func (w *world) as(key, line string, body any, headers ...string) reply {
@@ -160,6 +164,44 @@ func TestAttachNeedsControlPlaneUnlessAllowed(t *testing.T) {
 	w.create("x")
 	w.request("POST /v0/volumes/x/attachments", attachTo("sandbox:s", "/srv/a")).refused(403, "FORBIDDEN", "control-plane key")
 	w.as(nodeKey, "POST /v0/volumes/x/attachments", attachTo("sandbox:s", "/srv/a"), "X-Blaxel-Workspace: main").is(200)
+}
+
+// launching tells where its volumes are, and a secret with it.
+type launching struct{ *toyAttacher }
+
+const secretURI = "nbds://host.example:10810/secret"
+
+func (launching) Launch(context.Context, attach.Request, filesystem.Type) (attach.Launch, error) {
+	return attach.Launch{URI: secretURI}, nil
+}
+
+// TestExportNamesAreSecret: an export's name opens the volume to who has a certificate:
+// keys that may not attach do not learn it.
+func TestExportNamesAreSecret(t *testing.T) {
+	for _, tenants := range []bool{false, true} {
+		w := newWorldWith(t, func(o *engine.Options) {
+			o.Attachers["host"] = launching{o.Attachers["host"].(*toyAttacher)}
+		}, func(o *api.Options) { o.TenantsAttach = tenants })
+		w.create("x")
+		const here = "X-Blaxel-Workspace: main"
+		body := object{"holder": "sandbox:s", "target": attach.Target{Type: "host", Path: "/srv/a", Transport: "tls"}}
+		made := w.as(nodeKey, "POST /v0/volumes/x/attachments", body, here).is(200)
+		if !strings.Contains(string(made.Body), secretURI) {
+			t.Errorf("who attaches is not told where: %s", made.Body)
+		}
+		line := "GET /v0/volumes/x/attachments/" + into[api.Attachment](made).ID
+		if told := w.as(nodeKey, line, nil, here).is(200); !strings.Contains(string(told.Body), secretURI) {
+			t.Errorf("the operator is not told where: %s", told.Body)
+		}
+		for _, key := range []string{adminKey, readerKey} {
+			for _, line := range []string{line, "GET /v0/volumes/x/attachments", "GET /v0/volumes/x"} {
+				got := w.as(key, line, nil)
+				if told := strings.Contains(string(got.Body), "/secret"); got.Code != 200 || told != (tenants && strings.Contains(line, "attachments/")) {
+					t.Errorf("tenants attach: %v; %s: %d %s", tenants, line, got.Code, got.Body)
+				}
+			}
+		}
+	}
 }
 
 func TestRateOfAKey(t *testing.T) {
