@@ -152,8 +152,8 @@ func (w *worker) serve() error {
 }
 
 // stop ends the worker: what has begun is finished, what was written is flushed.
-// blockdev.ErrBusy while the stack's change waits for its record: a flush would wait
-// for it.
+// blockdev.ErrBusy while the stack's change waits for its record: making the maps whole
+// would wait for it.
 func (w *worker) stop() error {
 	w.mu.Lock()
 	switch {
