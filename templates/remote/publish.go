@@ -51,8 +51,14 @@ func Publish(dir string, stream io.Reader, progress func(done, size int64)) (Fil
 		if err := receive(r, h, to, progress); err != nil {
 			return err
 		}
-		chunks, err = digest(to, h.Size)
-		return err
+		if chunks, err = digest(to, h.Size); err != nil {
+			return err
+		}
+		sum := sha256.New()
+		if err := overlay.WriteChunks(sum, chunks); err != nil {
+			return err
+		}
+		return sameBytesAsThere(f.Manifest, FormatDigest([sha256.Size]byte(sum.Sum(nil))))
 	})
 	if err != nil {
 		return Files{}, err
@@ -68,7 +74,7 @@ func Publish(dir string, stream io.Reader, progress func(done, size int64)) (Fil
 }
 
 // ErrOther means that a directory has the same version in another form.
-var ErrOther = errors.New("the directory has this version with another filesystem or size")
+var ErrOther = errors.New("the directory has this version with another filesystem, another size or other bytes")
 
 // sameAsThere makes sure that files which are replaced are of the same image: they may
 // be published already.
@@ -79,6 +85,19 @@ func sameAsThere(manifest string, h Head) error {
 	}
 	if m, err := DecodeManifest(b); err == nil && m.Head != h {
 		return fmt.Errorf("%w (%s, %d MiB): use another directory", ErrOther, m.Filesystem, m.Size>>20)
+	}
+	return nil
+}
+
+// sameBytesAsThere makes sure that a version which was published is not replaced by one
+// with other bytes, as one that was built anew has: volumes may still want the first.
+func sameBytesAsThere(manifest, chunksDigest string) error {
+	b, err := os.ReadFile(manifest)
+	if err != nil {
+		return nil
+	}
+	if m, err := DecodeManifest(b); err == nil && m.ChunksDigest != chunksDigest {
+		return fmt.Errorf("%w: use another directory, and another place in the store", ErrOther)
 	}
 	return nil
 }

@@ -66,6 +66,10 @@ func TestPublish(t *testing.T) {
 	if _, err := Publish(dir, bytes.NewReader(other), nil); !errors.Is(err, ErrOther) {
 		t.Errorf("another image in its place: %v", err)
 	}
+	changed := bytes.Replace(sent, []byte("content"), []byte("CONTENT"), 2) // the first is a word of the head
+	if _, err := Publish(dir, bytes.NewReader(changed), nil); !errors.Is(err, ErrOther) {
+		t.Errorf("other bytes in its place: %v", err)
+	}
 	if got, err := os.ReadFile(f.Image); err != nil || !bytes.Equal(got, image) {
 		t.Errorf("the image differs: %v", err)
 	}
