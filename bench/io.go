@@ -57,10 +57,8 @@ func (b *IO) Run(ctx context.Context) (_ Report, err error) {
 	if err := b.start(ctx); err != nil {
 		return b.report, err
 	}
-	for _, job := range jobs {
-		if err := b.measure(ctx, job); err != nil {
-			return b.report, err
-		}
+	if err := b.measureAll(ctx, jobs); err != nil {
+		return b.report, err
 	}
 	b.report.Host.LoadAfter = load()
 	b.report.Notes = append(b.report.Notes, b.notes...)
@@ -167,6 +165,18 @@ func (b *IO) stop() error {
 	}
 	b.paths = nil
 	return errors.Join(errs...)
+}
+
+func (b *IO) measureAll(ctx context.Context, jobs []ioJob) error {
+	if b.Guest {
+		return b.measureGuest(ctx, jobs)
+	}
+	for _, job := range jobs {
+		if err := b.measure(ctx, job); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // measure takes all rounds of one job.

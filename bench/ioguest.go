@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,7 +53,8 @@ func guestPairs() []ioPair {
 
 var guestNotes = []string{
 	"Ratios are medians of those of each round, in requests; their 95 % intervals come from the order of the rounds' ratios and assume nothing of how they are spread. There are no goals.",
-	"fio runs in the guest (libaio, direct I/O), whose one processor is emulated (-accel tcg): most of the time of each request is that of the guest's own code, the same on all paths, and ratios are nearer to 1 than with KVM. What a server costs its host is seen in `holdfast bench io`.",
+	"fio runs in the guest (libaio, direct I/O), whose one processor is emulated (-accel tcg): most of the time of each request is that of the guest's own code, the same on all paths, and ratios are nearer to 1 than with KVM. CPU is fio's in the guest; what a server costs its host is seen in `holdfast bench io`.",
+	"All jobs on all paths of a round are one run of fio, one after the other, the paths in another order each round.",
 	"The guest's disks of vhost-user-blk and virtio-blk are the same file of the host, with one queue, direct I/O and io_uring.",
 	"Our worker and qemu-nbd, which serve the kernel's NBD client over one connection on a unix socket, run in the guest: this host's kernel has no NBD client. They are emulated as the client is, so this ratio holds one server's code against the other's. Both serve the same file, on ext4 on a disk of the guest (a file of the host, through its page cache), with direct I/O and io_uring.",
 }
@@ -82,18 +84,52 @@ func (b *IO) openGuest(ctx context.Context) (err error) {
 	return err
 }
 
-// inGuest has a path's jobs done by fio in the guest, on a block device there.
-func (p *ioPath) inGuest(b *IO, node string) {
-	p.run = func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error) {
-		ctx, cancel := context.WithTimeout(ctx, each+time.Minute)
-		defer cancel()
-		var out bytes.Buffer
-		file := jobFile(j, each, b.size, "ioengine=libaio", "direct=1", "thread=1", "filename="+node)
-		if err := b.guest.Command(ctx, agent.Command{Args: []string{"fio", "--output-format=json", "-"}}, strings.NewReader(file), &out, nil); err != nil {
-			return ioSample{}, 0, err
-		}
-		return parseFio(out.Bytes(), j.flush)
+// measureGuest takes all rounds.
+func (b *IO) measureGuest(ctx context.Context, jobs []ioJob) error {
+	jobs = slices.DeleteFunc(jobs, func(j ioJob) bool { return !again(j) })
+	taken := map[string]map[string][]ioSample{} // by job and path
+	for _, j := range jobs {
+		taken[j.name] = map[string][]ioSample{}
 	}
+	for round := range b.Rounds {
+		b.say("round %d of %d in the guest", round+1, b.Rounds)
+		if err := b.guestRound(ctx, round, jobs, taken); err != nil {
+			return err
+		}
+	}
+	for _, j := range jobs {
+		b.tell(j, taken[j.name])
+	}
+	return nil
+}
+
+// guestRound has each job done on each path, one after the other, by one fio: the
+// emulated processor takes longer to start it than for a job.
+func (b *IO) guestRound(ctx context.Context, round int, jobs []ioJob, taken map[string]map[string][]ioSample) error {
+	var sections strings.Builder
+	var flushes []bool
+	for _, j := range jobs {
+		for turn := range b.paths {
+			fmt.Fprintf(&sections, "%s\nstonewall=1\nfilename=%s\n", j.text, b.paths[(round+turn)%len(b.paths)].node)
+			flushes = append(flushes, j.flush)
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Minute+2*time.Duration(len(flushes))*b.Each)
+	defer cancel()
+	var out bytes.Buffer
+	file := jobFile(sections.String(), b.Each, b.size, "ioengine=libaio", "direct=1", "thread=1")
+	if err := b.guest.Command(ctx, agent.Command{Args: []string{"fio", "--output-format=json", "-"}}, strings.NewReader(file), &out, nil); err != nil {
+		return err
+	}
+	samples, err := parseFio(out.Bytes(), flushes...)
+	if err != nil {
+		return err
+	}
+	for i, s := range samples {
+		of, key := taken[jobs[i/len(b.paths)].name], b.paths[(round+i)%len(b.paths)].key
+		of[key] = append(of[key], s.ioSample)
+	}
+	return nil
 }
 
 func guestVirtio(ctx context.Context, b *IO, p *ioPath) error {
@@ -110,8 +146,7 @@ func guestVirtio(ctx context.Context, b *IO, p *ioPath) error {
 	if err := b.guest.Do(ctx, "device_add", qmp.Args{"driver": "virtio-blk-pci", "id": name, "drive": name, "serial": name, "bus": "rp1", "num-queues": 1}); err != nil {
 		return err
 	}
-	node, err := b.guest.Disk(ctx, name)
-	p.inGuest(b, node)
+	p.node, err = b.guest.Disk(ctx, name)
 	return err
 }
 
@@ -133,20 +168,18 @@ func guestQSD(ctx context.Context, b *IO, p *ioPath) error {
 
 // plugServed gives the guest a served disk, which it finds by its serial.
 func (p *ioPath) plugServed(ctx context.Context, b *IO, s *ioServer, serial, port string) error {
-	p.server, p.close = s.pid, s.stop
+	p.close = s.stop
 	err := b.guest.Do(ctx, "chardev-add", qmp.Args{"id": p.key, "backend": qmp.Args{"type": "socket", "data": qmp.Args{
 		"addr": qmp.Args{"type": "unix", "data": qmp.Args{"path": s.socket}}, "server": false}}})
 	if err == nil {
 		err = b.guest.Do(ctx, "device_add", qmp.Args{"driver": "vhost-user-blk-pci", "id": p.key, "chardev": p.key, "num-queues": 1, "bus": port})
 	}
-	var node string
 	if err == nil {
-		node, err = b.guest.Disk(ctx, serial)
+		p.node, err = b.guest.Disk(ctx, serial)
 	}
 	if err != nil {
 		return errors.Join(err, s.stop())
 	}
-	p.inGuest(b, node)
 	return nil
 }
 
@@ -173,7 +206,7 @@ func guestNBD(ctx context.Context, b *IO, p *ioPath) error {
 	serve := strings.Join([]string{filepath.Join(guestDir, filepath.Base(b.Program)), "bench", "io", "--serve", guestImage, "--kind", string(blockdev.NBD), "--device", device}, " ")
 	// It serves until the guest ends.
 	err := b.guest.Run(ctx, "sh", "-c", serve+" >"+said+" 2>"+said+".log </dev/null & while kill -0 $!; do [ -s "+said+" ] && exit; sleep 0.05; done; cat "+said+".log; exit 1")
-	p.inGuest(b, device)
+	p.node = device
 	return err
 }
 
@@ -190,6 +223,6 @@ func guestQemuNBD(ctx context.Context, b *IO, p *ioPath) error {
 		// It forks before the kernel has the size.
 		err = b.guest.Run(ctx, "sh", "-c", "while [ $(cat /sys/class/block/nbd1/size) = 0 ]; do sleep 0.02; done")
 	}
-	p.inGuest(b, device)
+	p.node = device
 	return err
 }

@@ -17,7 +17,8 @@ import (
 // ioPath is a way to the bytes of an image, open.
 type ioPath struct {
 	ioWay
-	server  int // process id of who serves; 0: nobody does
+	node    string // of a guest's disk, in the guest
+	server  int    // process id of who serves; 0: nobody does
 	run     func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error)
 	prepare func(context.Context) error // before each job
 	settle  func() error                // after each job: has done later what a path would leave to the next one
@@ -68,7 +69,7 @@ func (p *ioPath) fio(b *IO, global ...string) { p.fioOn(b, b.size, global...) }
 func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 	p.run = func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error) {
 		file, out := filepath.Join(b.Dir, "job.fio"), filepath.Join(b.Dir, "job.json")
-		if err := os.WriteFile(file, []byte(jobFile(j, each, size, global...)), 0o600); err != nil {
+		if err := os.WriteFile(file, []byte(jobFile(j.text, each, size, global...)), 0o600); err != nil {
 			return ioSample{}, 0, err
 		}
 		// fio's NBD engine talks on the standard output.
@@ -79,10 +80,10 @@ func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 	}
 }
 
-// jobFile is what fio is given for a job on a path of size bytes.
-func jobFile(j ioJob, each time.Duration, size int64, global ...string) string {
+// jobFile is what fio is given for jobs on paths of size bytes.
+func jobFile(jobs string, each time.Duration, size int64, global ...string) string {
 	lines := append([]string{"[global]", "time_based=1", fmt.Sprintf("runtime=%dms", each.Milliseconds()), fmt.Sprintf("size=%d", size), "randrepeat=0"}, global...)
-	return strings.Join(lines, "\n") + "\n" + j.text
+	return strings.Join(lines, "\n") + "\n" + jobs
 }
 
 func (p *ioPath) nbd(b *IO, s *ioServer) {

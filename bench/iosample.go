@@ -51,38 +51,69 @@ func readFio(path string, flushes bool) (s ioSample, requests float64, err error
 	if err != nil {
 		return s, 0, err
 	}
-	return parseFio(text, flushes)
+	samples, err := parseFio(text, flushes)
+	if err != nil {
+		return s, 0, err
+	}
+	return samples[0].ioSample, samples[0].requests, nil
 }
 
-func parseFio(text []byte, flushes bool) (s ioSample, requests float64, err error) {
-	type percentiles struct {
-		Percentile map[string]float64 `json:"percentile"`
-	}
-	type way struct {
-		IOPS     float64     `json:"iops"`
-		Requests float64     `json:"total_ios"`
-		Latency  percentiles `json:"clat_ns"`
-	}
+// fioSample is what one of fio's jobs got, and by how many requests.
+type fioSample struct {
+	ioSample
+	requests float64
+}
+
+// fioWay is one kind of requests of a job.
+type fioWay struct {
+	IOPS     float64        `json:"iops"`
+	Requests float64        `json:"total_ios"`
+	Latency  fioPercentiles `json:"clat_ns"`
+}
+
+type fioPercentiles struct {
+	Percentile map[string]float64 `json:"percentile"`
+}
+
+// fioJob is a job in fio's report.
+type fioJob struct {
+	Error int    `json:"error"`
+	Read  fioWay `json:"read"`
+	Write fioWay `json:"write"`
+	Sync  struct {
+		Latency fioPercentiles `json:"lat_ns"`
+	} `json:"sync"`
+	Runtime float64 `json:"job_runtime"` // ms
+	User    float64 `json:"usr_cpu"`     // %
+	System  float64 `json:"sys_cpu"`
+}
+
+// parseFio reads fio's report of as many jobs as there are flags, which tell of which
+// the flushes count.
+func parseFio(text []byte, flushes ...bool) ([]fioSample, error) {
 	var report struct {
-		Jobs []struct {
-			Error int `json:"error"`
-			Read  way `json:"read"`
-			Write way `json:"write"`
-			Sync  struct {
-				Latency percentiles `json:"lat_ns"`
-			} `json:"sync"`
-			Runtime float64 `json:"job_runtime"` // ms
-			User    float64 `json:"usr_cpu"`     // %
-			System  float64 `json:"sys_cpu"`
-		} `json:"jobs"`
+		Jobs []fioJob `json:"jobs"`
 	}
-	if err := json.Unmarshal(text, &report); err != nil || len(report.Jobs) != 1 || report.Jobs[0].Error != 0 {
-		return s, 0, fmt.Errorf("fio's report: %w: %.200q", err, text)
+	if err := json.Unmarshal(text, &report); err != nil || len(report.Jobs) != len(flushes) {
+		return nil, fmt.Errorf("fio's report: %d jobs, %w: %.200q", len(report.Jobs), err, text)
 	}
-	j := report.Jobs[0]
-	requests = j.Read.Requests + j.Write.Requests
-	if requests == 0 {
-		return s, 0, errors.New("fio made no request")
+	samples := make([]fioSample, len(flushes))
+	for i, j := range report.Jobs {
+		var err error
+		if samples[i], err = j.sample(flushes[i]); err != nil {
+			return nil, err
+		}
+	}
+	return samples, nil
+}
+
+func (j fioJob) sample(flushes bool) (s fioSample, err error) {
+	if j.Error != 0 {
+		return s, fmt.Errorf("fio's job failed: error %d", j.Error)
+	}
+	s.requests = j.Read.Requests + j.Write.Requests
+	if s.requests == 0 {
+		return s, errors.New("fio made no request")
 	}
 	most := j.Read.Latency // of a mixture, the larger part stands for the latency
 	if j.Write.Requests > j.Read.Requests {
@@ -92,10 +123,11 @@ func parseFio(text []byte, flushes bool) (s ioSample, requests float64, err erro
 		most = j.Sync.Latency
 	}
 	at := func(percentile string) float64 { return most.Percentile[percentile] / 1000 }
-	return ioSample{
+	s.ioSample = ioSample{
 		iops: j.Read.IOPS + j.Write.IOPS, p50: at("50.000000"), p99: at("99.000000"), p999: at("99.900000"),
-		client: (j.User + j.System) / 100 * j.Runtime * 1000 / requests,
-	}, requests, nil
+		client: (j.User + j.System) / 100 * j.Runtime * 1000 / s.requests,
+	}
+	return s, nil
 }
 
 // cpuOf is what a process has taken so far in µs, to a hundredth of a second
