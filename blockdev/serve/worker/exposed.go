@@ -30,6 +30,13 @@ type exposure struct {
 	meeting  atomic.Pointer[meeting] // those who connect from now on
 	clients  int                     // that have the volume; under the front's mu
 	closing  bool                    // under the front's mu: nobody is let in
+	told     atomic.Int64            // when the log was told of a connection, in Unix seconds
+}
+
+// mayTell lets one connection a second be told of: strangers do not fill the log.
+func (x *exposure) mayTell(now time.Time) bool {
+	last := x.told.Load()
+	return now.Unix() != last && x.told.CompareAndSwap(last, now.Unix())
 }
 
 // meeting is how clients are met.
@@ -110,7 +117,11 @@ func (f *nbdFront) expose(name string, m *meeting, socket *os.File) error {
 		}},
 		Unlisted: true, MaxConnections: exposedConnections, MaxInFlight: nbdInFlight, HandshakeTime: 10 * time.Second,
 		Admit: func() func() { return f.admit(x) },
-		Ended: func(_ net.Addr, err error) { tell(err) },
+		Ended: func(_ net.Addr, err error) {
+			if x.mayTell(time.Now()) {
+				tell(err)
+			}
+		},
 	})
 	if err := x.server.AddAs(name, f.export); err != nil {
 		return errors.Join(err, l.Close())
