@@ -31,7 +31,7 @@ type Registration struct {
 //
 // ErrInvalid for what is asked for, remote.ErrInvalidURL, ErrNotAllowed, ErrManifest
 // and ErrStore; errors.ErrUnsupported where the pool cannot; ErrBusy. After an error
-// nothing is left of it but a gap in the numbers.
+// nothing is left of it but a gap in the numbers, and a template that was made for it.
 func (l *Library) Register(ctx context.Context, workspace string, r Registration) (Revision, error) {
 	if err := checkName(r.Template); err != nil {
 		return Revision{}, err

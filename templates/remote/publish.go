@@ -11,6 +11,7 @@ import (
 	"regexp"
 
 	"holdfast/blockdev/serve/overlay"
+	"holdfast/internal/sys"
 )
 
 // Files are what Publish has written.
@@ -26,8 +27,7 @@ var wordForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$`)
 
 // Publish reads a stream of an image and writes its three files into a directory,
 // durably, the manifest last. Files of the same names are replaced, unless they are of
-// another image (ErrOther). progress, if not
-// nil, is told up to where the image is written.
+// another image (ErrOther). progress, if not nil, is told up to where the image is written.
 func Publish(dir string, stream io.Reader, progress func(done, size int64)) (Files, error) {
 	r := bufio.NewReaderSize(stream, maxHead)
 	h, err := readHead(r)
@@ -122,8 +122,9 @@ func place(path string, write func(*os.File) error) (err error) {
 	if err != nil {
 		return err
 	}
+	placed := false
 	defer func() {
-		if err != nil {
+		if !placed {
 			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
 		}
 	}()
@@ -136,5 +137,6 @@ func place(path string, write func(*os.File) error) (err error) {
 	if err := os.Rename(f.Name(), path); err != nil {
 		return err
 	}
-	return f.Close()
+	placed = true
+	return errors.Join(f.Close(), sys.SyncDir(filepath.Dir(path)))
 }
