@@ -205,7 +205,7 @@ func guestNBD(ctx context.Context, b *IO, p *ioPath) error {
 	}
 	serve := strings.Join([]string{filepath.Join(guestDir, filepath.Base(b.Program)), "bench", "io", "--serve", guestImage, "--kind", string(blockdev.NBD), "--device", device}, " ")
 	// It serves until the guest ends.
-	err := b.guest.Run(ctx, "sh", "-c", serve+" >"+said+" 2>"+said+".log </dev/null & while kill -0 $!; do [ -s "+said+" ] && exit; sleep 0.05; done; cat "+said+".log; exit 1")
+	err := b.guest.Run(ctx, "sh", "-c", serve+" >"+said+" 2>"+said+".log </dev/null & while kill -0 $! 2>/dev/null; do [ -s "+said+" ] && exit; sleep 0.05; done; cat "+said+".log; exit 1")
 	p.node = device
 	return err
 }

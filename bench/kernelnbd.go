@@ -45,7 +45,7 @@ func connectKernel(ctx context.Context, device, socket string) (_ *kernelNBD, er
 		}
 		select {
 		case err := <-k.ended:
-			return nil, fmt.Errorf("%s has ended: %w", device, err)
+			return nil, errors.Join(fmt.Errorf("%s has ended before it had a size", device), err)
 		case <-ctx.Done():
 			return nil, ctx.Err()
 		case <-time.After(10 * time.Millisecond):
