@@ -56,10 +56,7 @@ func TestIdleWorkers(t *testing.T) {
 			g.good(frontend.Write, 0, block)
 			g.good(frontend.Flush, 0, 0)
 		}
-		show("with a client")
-		if kb := residentKB(t, w.Pid()); kb > mostResident {
-			t.Errorf("%s: %d kB are resident", name, kb)
-		}
+		resident(t, w.Pid(), name+", with a client")
 		must(t, w.Stop(ctx))
 	}
 }

@@ -46,10 +46,8 @@ func Run(birth *os.File) error {
 	if err := c.Answer(w.status()); err != nil {
 		return err
 	}
-	_ = c.Close() // all is said
-	if w.volume.remote != nil {
-		go w.volume.giveBack() // what the digests and the certificates took
-	}
+	_ = c.Close()          // all is said
+	go w.volume.giveBack() // what it took to begin, digests and certificates of a base far away most of all
 	return w.serve()
 }
 

@@ -125,8 +125,8 @@ func (h *hydration) rest(ctx context.Context) {
 }
 
 // giveBack returns to the host what is not needed of the worker's memory, its program
-// among it, much of which has fetched and is of no use now. Pools keep things for one
-// collection.
+// among it, much of which has begun or fetched and is of no use now. Pools keep things
+// for one collection.
 func (w *volume) giveBack() {
 	runtime.GC()
 	debug.FreeOSMemory()

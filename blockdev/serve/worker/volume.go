@@ -55,7 +55,7 @@ type volume struct {
 
 	flat    *os.File // a flat image; nil once layers are over it
 	remote  *overlay.Remote
-	program sys.Program // found where the base is far away
+	program sys.Program
 
 	hydration *hydration
 
@@ -78,6 +78,7 @@ func open(v *wire.Volume, files []*os.File) (*volume, *os.File, error) {
 	}
 	w := &volume{words: *v, meter: &meter.Meter{}, limiter: &throttle.Limiter{}, limits: v.Limits, size: v.Size}
 	w.limiter.Set(v.Limits, 0)
+	w.program, _ = sys.OwnProgram() // where it is not found a little more memory stays in use
 	w.flat = next(v.Flat)
 	var layers []overlay.Files
 	for range v.Layers {
@@ -106,9 +107,6 @@ func (w *volume) stack(layers []overlay.Files, base, digests *os.File) (err erro
 			return err
 		}
 		source = w.remote
-		if w.program, err = sys.OwnProgram(); err != nil {
-			return err
-		}
 	}
 	if w.layers, err = overlay.Open(layers, source); err != nil {
 		return err
