@@ -38,8 +38,9 @@ type Merge struct {
 // no moment: brought up is what the upper one reads as already, and what is brought
 // down lies under it until the end. record makes the shorter stack durable, as in Seal,
 // after all of it is; when it fails the stack stays as it was, and with
-// blockdev.ErrFailed, as in Seal, the volume fails. done is false when Most was reached before. unused are files that the overlay does not use any more. Cut at
-// any time it can be begun again. Not beside another Seal or Merge: it waits for them.
+// blockdev.ErrFailed, as in Seal, the volume fails. done is false when Most was reached
+// before. unused are files that the overlay does not use any more. Cut at any time it
+// can be begun again. Not beside another Seal or Merge: it waits for them.
 func (v *Overlay) Merge(ctx context.Context, m Merge, record func() error) (done bool, unused []Files, err error) {
 	done, unused, err = v.merge(ctx, m, record)
 	return done, unused, blockdev.Op("overlay.Merge", "", err)

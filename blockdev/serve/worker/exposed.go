@@ -183,9 +183,9 @@ func (f *nbdFront) withdraw(name string) error {
 		f.mu.Unlock()
 		return nil
 	}
-	if x.clients > 0 {
+	if n := x.clients; n > 0 { // it changes once the lock is given back
 		f.mu.Unlock()
-		return fmt.Errorf("%w: %d clients are connected", blockdev.ErrBusy, x.clients)
+		return fmt.Errorf("%w: %d clients are connected", blockdev.ErrBusy, n)
 	}
 	x.closing = true
 	f.exposures = slices.DeleteFunc(f.exposures, func(o *exposure) bool { return o == x })
