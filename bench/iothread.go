@@ -182,11 +182,18 @@ func (h *handover) serve(started chan<- error) {
 	if err != nil {
 		return
 	}
+	keeps := uring.TakeKeep()
+	if keeps {
+		defer uring.GiveKeep()
+	}
 	uring.Watch(ring.Next(), h.waker, handoverWake)
-	for err == nil && !h.end.Load() {
+	for inflight := 0; err == nil && !h.end.Load(); {
 		for slot, ok := h.asked.take(); ok; slot, ok = h.asked.take() {
+			uring.SubmitAhead(ring, inflight) // as our workers do
 			h.submit(ring.Next(), slot)
+			inflight++
 		}
+		ring.KeepProcessor(keeps && inflight > 0)
 		if h.asked.rests() {
 			err = ring.Enter(1)
 		}
@@ -196,6 +203,7 @@ func (h *handover) serve(started chan<- error) {
 				s := &h.slots[e.UserData]
 				s.failed = int(e.Res) != s.length
 				h.answered.add(int(e.UserData))
+				inflight--
 				answers = true
 			} else if !uring.Lasts(e) {
 				uring.Watch(ring.Next(), h.waker, handoverWake)

@@ -83,6 +83,7 @@ type Uring struct {
 	events        []UringEvent
 	most          uringWait
 	quiet         bool
+	keeps         bool
 }
 
 // uringWait is struct io_uring_getevents_arg, and the time that it points to.
@@ -184,10 +185,29 @@ func (r *Uring) EnterWithin(wait uint32, most time.Duration) error {
 	return r.enter(wait, uringEnterGetEvents|uringEnterExtArg, unsafe.Pointer(&r.most), unsafe.Offsetof(r.most.spec))
 }
 
+// Submit submits what was filled, and looks for no completions.
+func (r *Uring) Submit() error { return r.enter(0, 0, nil, 0) }
+
+// Filled is how many entries wait to be submitted.
+func (r *Uring) Filled() int { return int(r.tail - atomic.LoadUint32(r.sqHead)) }
+
+// KeepProcessor has the entries that follow keep their processor (Go's P) for as long as
+// they wait, or no longer so. Otherwise the scheduler is told of each wait: it takes the
+// processor away from a goroutine that has not been scheduled anew for 10 ms, which a
+// loop never is, and on the way out another one has to be found, and the scheduler's
+// watching thread to be woken. To keep it is for waits that end soon by themselves, and
+// while others have processors left. Whoever stops the world interrupts the wait by a
+// signal.
+func (r *Uring) KeepProcessor(keep bool) { r.keeps = keep }
+
 func (r *Uring) enter(wait uint32, flags uintptr, arg unsafe.Pointer, size uintptr) error {
-	submit := r.tail - atomic.LoadUint32(r.sqHead)
+	submit := uintptr(r.Filled())
 	atomic.StoreUint32(r.sqTail, r.tail)
-	_, _, errno := unix.Syscall6(unix.SYS_IO_URING_ENTER, uintptr(r.fd), uintptr(submit), uintptr(wait), flags, uintptr(arg), size)
+	call := unix.Syscall6
+	if r.keeps {
+		call = unix.RawSyscall6
+	}
+	_, _, errno := call(unix.SYS_IO_URING_ENTER, uintptr(r.fd), submit, uintptr(wait), flags, uintptr(arg), size)
 	switch errno {
 	case 0, unix.EINTR, unix.ETIME, unix.EAGAIN, unix.EBUSY: // the last two: what is left is submitted next time
 		return nil
@@ -201,7 +221,7 @@ func (r *Uring) Quiet() bool { return r.quiet }
 
 // Submitted tells whether the kernel has taken all that was filled, which Enter cannot
 // promise.
-func (r *Uring) Submitted() bool { return r.tail == atomic.LoadUint32(r.sqHead) }
+func (r *Uring) Submitted() bool { return r.Filled() == 0 }
 
 // Event takes the oldest completion; false when there is none.
 func (r *Uring) Event() (e UringEvent, ok bool) {

@@ -43,6 +43,7 @@ type loop struct {
 	spaces   []*[piecesMost]syscall.Iovec
 	lentFile *os.File // the last that a device has lent
 	lentFD   int
+	keeps    bool // it may keep its processor while it waits for the disk
 	stopping bool
 	broken   bool          // the guest made no sense
 	held     bool          // nothing is begun
@@ -138,6 +139,9 @@ func (l *loop) run(started chan<- error) {
 	defer l.endHelping()
 	l.meter = l.server.o.Meter.NewQueue()
 	defer l.meter.Close()
+	if l.keeps = uring.TakeKeep(); l.keeps {
+		defer uring.GiveKeep()
+	}
 	uring.Watch(l.entry(), l.kick, tagKick)
 	uring.Watch(l.entry(), l.waker, tagWake)
 	l.queue.usedIdx = *at16(l.queue.used, 1)
@@ -165,6 +169,7 @@ func (l *loop) entry() *sys.UringEntry { return l.ring.Next() }
 
 // enter submits what was filled and waits for something to do.
 func (l *loop) enter() error {
+	l.ring.KeepProcessor(l.keeps && l.inflight > l.near.busy+l.far.busy)
 	if due, ok := l.nextDue(); ok {
 		return l.ring.EnterWithin(1, time.Duration(max(0, due-meter.Now())))
 	}
@@ -218,6 +223,9 @@ func (l *loop) takeAll() {
 			head := v.head()
 			v.lastAvail++
 			l.accept(head)
+			if waiting > 1 {
+				uring.SubmitAhead(l.ring, l.inflight)
+			}
 		}
 		if l.broken {
 			return

@@ -20,11 +20,17 @@ import (
 // memoryGoal is what Go's collector keeps to, in bytes, while requests allow it.
 const memoryGoal = 64 << 20
 
+// processorsMost bounds the CPUs that a worker uses at once: each of Go's processors
+// takes some ten KiB, and most workers have one loop.
+const processorsMost = 8
+
 // Run is the life of a worker: it takes its volume from birth, the socket that it was
 // started with, and returns when it is told to end (nil), or cannot begin. It changes
 // the whole process and is called once.
 func Run(birth *os.File) error {
-	runtime.GOMAXPROCS(runtime.GOMAXPROCS(0)) // else Go looks every second whether a limit has changed
+	// Half of them are for loops that keep theirs while they wait for the disk. That a
+	// number is set has Go not look every second whether a limit has changed.
+	runtime.GOMAXPROCS(2 * min(runtime.GOMAXPROCS(0), processorsMost))
 	debug.SetMemoryLimit(memoryGoal)
 	conn, err := net.FileConn(birth)
 	if err != nil {
