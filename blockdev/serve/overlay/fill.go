@@ -5,8 +5,8 @@ import (
 	"time"
 )
 
-// mostWay bounds for how long a fetch of Fill lets readers go first.
-const mostWay = 100 * time.Millisecond
+// maxYield bounds for how long a fetch of Fill lets readers go first.
+const maxYield = 100 * time.Millisecond
 
 // Fill is ReadAt for hydration: what it fetches is verified where it is to be and not
 // kept, and before each fetch readers that wait are let go first. A reader that waits
@@ -38,41 +38,41 @@ func (r *Remote) Fill(ctx context.Context, p []byte, off int64) error {
 
 // fill fetches neighbours that are not zero.
 func (r *Remote) fill(ctx context.Context, p []byte, first int64) error {
-	r.giveWay(ctx)
+	r.yieldToReaders(ctx)
 	// All that are under way share what the store sends.
-	try := func() error { return r.try(ctx, hydrateFlights*r.o.Try, r.o.Bulk, p, first) }
-	if err := r.persist(ctx, int64(len(p)), try); err != nil {
+	try := func() error { return r.try(ctx, hydrateWorkers*r.o.Try, r.o.Bulk, p, first) }
+	if err := r.retry(ctx, int64(len(p)), try); err != nil {
 		if r.ctx.Err() != nil {
 			return ErrClosed
 		}
 		return err
 	}
-	r.offer(p, first)
+	r.deliver(p, first)
 	return nil
 }
 
-// offer gives chunks that are right to those who wait for them.
-func (r *Remote) offer(p []byte, first int64) {
+// deliver gives chunks that are right to those who wait for them.
+func (r *Remote) deliver(p []byte, first int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for i := first; len(r.flying) > 0 && len(p) > 0; i++ {
+	for i := first; len(r.pending) > 0 && len(p) > 0; i++ {
 		n := r.c.length(i)
-		if f := r.flying[i]; f != nil {
-			f.p = r.buffer(n)
-			copy(f.p, p)
-			r.settle(f)
+		if e := r.pending[i]; e != nil {
+			e.p = r.buffer(n)
+			copy(e.p, p)
+			r.finish(e)
 		}
 		p = p[n:]
 	}
 }
 
-// giveWay waits until no reader waits for a fetch, or it is enough.
-func (r *Remote) giveWay(ctx context.Context) {
-	late := time.NewTimer(mostWay)
+// yieldToReaders waits until no reader waits for a fetch, or it is enough.
+func (r *Remote) yieldToReaders(ctx context.Context) {
+	late := time.NewTimer(maxYield)
 	defer late.Stop()
-	for f := r.anyFlight(); f != nil; f = r.anyFlight() {
+	for e := r.anyPending(); e != nil; e = r.anyPending() {
 		select {
-		case <-f.done:
+		case <-e.done:
 		case <-late.C:
 			return
 		case <-ctx.Done():
@@ -81,11 +81,11 @@ func (r *Remote) giveWay(ctx context.Context) {
 	}
 }
 
-func (r *Remote) anyFlight() *flight {
+func (r *Remote) anyPending() *entry {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, f := range r.flying {
-		return f
+	for _, e := range r.pending {
+		return e
 	}
 	return nil
 }

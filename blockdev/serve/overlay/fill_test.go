@@ -39,11 +39,11 @@ func TestSeveralRangesAtOnce(t *testing.T) {
 		for at := range m {
 			m[at] = byte(at>>12 | 1)
 		}
-		var flying, most, asked atomic.Int64
+		var underway, most, asked atomic.Int64
 		answers := make(chan struct{})
 		r := farBase(t, m, silent, func(ctx context.Context, p []byte, off int64) error {
-			most.Store(max(most.Load(), flying.Add(1)))
-			defer flying.Add(-1)
+			most.Store(max(most.Load(), underway.Add(1)))
+			defer underway.Add(-1)
 			asked.Add(int64(len(p)))
 			select {
 			case <-answers:
@@ -60,7 +60,7 @@ func TestSeveralRangesAtOnce(t *testing.T) {
 		done := make(chan error)
 		go func() { done <- overlay.NewHydrator(v, nil, nil).Run(t.Context()) }()
 		synctest.Wait()
-		if n := flying.Load(); n != 4 {
+		if n := underway.Load(); n != 4 {
 			t.Errorf("%d ranges are under way", n)
 		}
 		close(answers)

@@ -15,10 +15,10 @@ import (
 // writer of the same range waits for the copy, not for the base.
 const hydrateAtOnce = 1 << 20
 
-// hydrateFlights is how many of these are under way at once where the base is far away:
+// hydrateWorkers is how many of these are under way at once where the base is far away:
 // one is fetched while another is verified and a third one written. As many MiB are
 // held meanwhile.
-const hydrateFlights = 4
+const hydrateWorkers = 4
 
 // Pace bounds hydration: it returns when n more bytes may be fetched, and an error
 // when it is over. It is called by one goroutine at a time.
@@ -90,8 +90,8 @@ func (h *Hydrator) Run(ctx context.Context) error {
 }
 
 func (h *Hydrator) run(ctx context.Context) error {
-	c := h.gather(ctx)
-	if err := c.end(h.plan(c)); err != nil {
+	c := h.newCopiers(ctx)
+	if err := c.finish(h.plan(c)); err != nil {
 		return err
 	}
 	if err := h.v.Sync(); err != nil {
@@ -104,7 +104,7 @@ func (h *Hydrator) run(ctx context.Context) error {
 }
 
 // plan goes through the whole volume once.
-func (h *Hydrator) plan(c *crew) error {
+func (h *Hydrator) plan(c *copiers) error {
 	for _, chunk := range h.first {
 		if err := h.urgent(c); err != nil {
 			return err
@@ -130,7 +130,7 @@ func (h *Hydrator) plan(c *crew) error {
 }
 
 // urgent copies what readers wait for or have just read.
-func (h *Hydrator) urgent(c *crew) error {
+func (h *Hydrator) urgent(c *copiers) error {
 	for {
 		select {
 		case chunk := <-h.wanted:
@@ -145,7 +145,7 @@ func (h *Hydrator) urgent(c *crew) error {
 
 // step brings the next part at or behind off into the top layer and tells where it
 // ends: a chunk with data, or all up to the next data at once.
-func (h *Hydrator) step(c *crew, off int64) (next int64, err error) {
+func (h *Hydrator) step(c *copiers, off int64) (next int64, err error) {
 	from, to := h.v.Size(), h.v.Size()
 	if h.v.base != nil {
 		from, to, err = h.v.base.Next(off)
@@ -165,12 +165,12 @@ func (h *Hydrator) step(c *crew, off int64) (next int64, err error) {
 	return end, h.copy(c, span{off, end})
 }
 
-func (h *Hydrator) chunk(c *crew, chunk int64) error {
+func (h *Hydrator) chunk(c *copiers, chunk int64) error {
 	return h.copy(c, span{chunk * hydrateAtOnce, min((chunk+1)*hydrateAtOnce, h.v.Size())})
 }
 
 // copy has a range brought up from the base, if the top lacks any of it.
-func (h *Hydrator) copy(c *crew, s span) error {
+func (h *Hydrator) copy(c *copiers, s span) error {
 	if h.v.topHolds(run{s.from / BlockSize, s.to / BlockSize}) {
 		return nil
 	}
@@ -211,7 +211,7 @@ func (h *Hydrator) shared(ctx context.Context, off, end int64) (rest int64, err 
 	return end, err
 }
 
-func (h *Hydrator) copyOnce(c *crew, s span) error {
+func (h *Hydrator) copyOnce(c *copiers, s span) error {
 	if h.v.topHolds(run{s.from / BlockSize, s.to / BlockSize}) {
 		return nil
 	}
@@ -220,7 +220,7 @@ func (h *Hydrator) copyOnce(c *crew, s span) error {
 			return err
 		}
 	}
-	return c.take(s)
+	return c.submit(s)
 }
 
 // inBase is how many bytes of a range the base reaches.

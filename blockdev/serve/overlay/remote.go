@@ -29,9 +29,9 @@ type RemoteOptions struct {
 const (
 	// fetchAtOnce bounds one fetch of neighbouring chunks, in bytes.
 	fetchAtOnce = 4 << 20
-	// spareMost bounds the buffers of chunks that are kept for the next ones: misses make
+	// maxFree bounds the buffers of chunks that are kept for the next ones: misses make
 	// no garbage.
-	spareMost = 16
+	maxFree = 16
 )
 
 // Remote is a Source that is far away. A byte of it is given when its chunk has
@@ -43,30 +43,30 @@ type Remote struct {
 	o     RemoteOptions
 	ctx   context.Context //nolint:containedctx // its life: readers wait as long as it is open
 	stop  context.CancelFunc
-	tries chan struct{} // has one for each try of readers' fetches that is under way
+	slots chan struct{} // has one for each try of readers' fetches that is under way
 
-	mu     sync.Mutex
-	flying map[int64]*flight
-	kept   map[int64]*list.Element // of order, whose values are *flight
-	order  *list.List              // the least recently used first
-	bytes  int64                   // of kept ones
-	spare  [][]byte                // each of a whole chunk
-	status Status
+	mu      sync.Mutex
+	pending map[int64]*entry
+	cached  map[int64]*list.Element // of lru, whose values are *entry
+	lru     *list.List              // the least recently used first
+	bytes   int64                   // of kept ones
+	free    [][]byte                // each of a whole chunk
+	status  Status
 }
 
-// flight is a chunk that is being fetched, or was.
-type flight struct {
+// entry is a chunk that is being fetched, or was.
+type entry struct {
 	i       int64
-	by      *voyage
+	batch   *batch
 	done    chan struct{}
 	p       []byte // when done; nil: closed meanwhile
 	readers int    // who have p, or will
-	dropped bool   // it is kept no longer
+	evicted bool   // it is kept no longer
 }
 
-// voyage is one fetch of neighbours. It ends when all have come, though by Fill.
-type voyage struct {
-	flights []*flight
+// batch is one fetch of neighbours. It ends when all have come, though by Fill.
+type batch struct {
+	entries []*entry
 	left    int // of them that have not come
 	ctx     context.Context
 	cancel  context.CancelFunc
@@ -102,7 +102,7 @@ func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
 	if o.Bulk == nil {
 		o.Bulk = fetch
 	}
-	r := &Remote{c: c, fetch: fetch, o: o, tries: make(chan struct{}, maxStoreConns), flying: map[int64]*flight{}, kept: map[int64]*list.Element{}, order: list.New()}
+	r := &Remote{c: c, fetch: fetch, o: o, slots: make(chan struct{}, maxStoreConns), pending: map[int64]*entry{}, cached: map[int64]*list.Element{}, lru: list.New()}
 	r.ctx, r.stop = context.WithCancel(context.Background())
 	return r, nil
 }
@@ -141,7 +141,7 @@ func (r *Remote) Absent(off, n int64) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for i := off / r.c.Chunk; i*r.c.Chunk < min(off+n, r.c.Size); i++ {
-		if !r.c.zero(i) && r.kept[i] == nil {
+		if !r.c.zero(i) && r.cached[i] == nil {
 			return true
 		}
 	}
@@ -170,91 +170,91 @@ func (r *Remote) ReadAt(p []byte, off int64) (int, error) {
 
 // readChunks copies the part of p at off that chunks [first, end) have.
 func (r *Remote) readChunks(p []byte, off, first, end int64) error {
-	flights, voyages := r.board(first, end)
-	defer r.leave(flights)
-	for n, v := range voyages {
-		if n < len(voyages)-1 {
-			go r.fly(v)
+	entries, batches := r.acquire(first, end)
+	defer r.release(entries)
+	for n, b := range batches {
+		if n < len(batches)-1 {
+			go r.fetchBatch(b)
 		} else {
-			r.fly(v) // others' threads would only have to be woken
+			r.fetchBatch(b) // others' threads would only have to be woken
 		}
 	}
 	for i := first; i < end; i++ {
 		from := max(0, i*r.c.Chunk-off)
 		to := min(int64(len(p)), i*r.c.Chunk+r.c.length(i)-off)
-		f := flights[i-first]
-		if f == nil {
+		e := entries[i-first]
+		if e == nil {
 			clear(p[from:to])
 			continue
 		}
-		<-f.done
-		if f.p == nil {
+		<-e.done
+		if e.p == nil {
 			return ErrClosed
 		}
-		copy(p[from:to], f.p[off+from-i*r.c.Chunk:])
+		copy(p[from:to], e.p[off+from-i*r.c.Chunk:])
 	}
 	return nil
 }
 
-// board finds the chunks [first, end), those of zeroes as nil, and what has to be
-// fetched of them because nobody has it. leave ends the use of them.
-func (r *Remote) board(first, end int64) (flights []*flight, voyages []*voyage) {
+// acquire finds the chunks [first, end), those of zeroes as nil, and what has to be
+// fetched of them because nobody has it. release ends the use of them.
+func (r *Remote) acquire(first, end int64) (entries []*entry, batches []*batch) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	flights = make([]*flight, 0, end-first)
+	entries = make([]*entry, 0, end-first)
 	for i := first; i < end; i++ {
-		f := r.flying[i]
-		if e := r.kept[i]; e != nil {
-			r.order.MoveToBack(e)
-			f = e.Value.(*flight) //nolint:forcetypeassert // only flights are in it
+		e := r.pending[i]
+		if known := r.cached[i]; known != nil {
+			r.lru.MoveToBack(known)
+			e = known.Value.(*entry) //nolint:forcetypeassert // only entries are in it
 		}
-		if f == nil && !r.c.zero(i) {
-			f = &flight{i: i, done: make(chan struct{})}
-			r.flying[i] = f
-			if last := len(voyages) - 1; last >= 0 && voyages[last].end() == i {
-				voyages[last].take(f)
+		if e == nil && !r.c.zero(i) {
+			e = &entry{i: i, done: make(chan struct{})}
+			r.pending[i] = e
+			if last := len(batches) - 1; last >= 0 && batches[last].end() == i {
+				batches[last].add(e)
 			} else {
-				v := &voyage{}
-				v.ctx, v.cancel = context.WithCancel(r.ctx)
-				v.take(f)
-				voyages = append(voyages, v)
+				b := &batch{}
+				b.ctx, b.cancel = context.WithCancel(r.ctx)
+				b.add(e)
+				batches = append(batches, b)
 			}
 		}
-		if f != nil {
-			f.readers++
+		if e != nil {
+			e.readers++
 		}
-		flights = append(flights, f)
+		entries = append(entries, e)
 	}
-	return flights, voyages
+	return entries, batches
 }
 
-func (v *voyage) take(f *flight) {
-	f.by = v
-	v.flights = append(v.flights, f)
-	v.left++
+func (b *batch) add(e *entry) {
+	e.batch = b
+	b.entries = append(b.entries, e)
+	b.left++
 }
 
 // end is the number of the chunk behind the last.
-func (v *voyage) end() int64 { return v.flights[len(v.flights)-1].i + 1 }
+func (b *batch) end() int64 { return b.entries[len(b.entries)-1].i + 1 }
 
-func (r *Remote) leave(flights []*flight) {
+func (r *Remote) release(entries []*entry) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	for _, f := range flights {
-		if f == nil {
+	for _, e := range entries {
+		if e == nil {
 			continue
 		}
-		if f.readers--; f.readers == 0 && f.dropped {
-			r.putBuffer(f.p)
+		if e.readers--; e.readers == 0 && e.evicted {
+			r.putBuffer(e.p)
 		}
 	}
 }
 
 // buffer gives room for a chunk, or more. The caller has the lock.
 func (r *Remote) buffer(n int64) []byte {
-	if last := len(r.spare) - 1; n == r.c.Chunk && last >= 0 {
-		p := r.spare[last]
-		r.spare = r.spare[:last]
+	if last := len(r.free) - 1; n == r.c.Chunk && last >= 0 {
+		p := r.free[last]
+		r.free = r.free[:last]
 		return p
 	}
 	return make([]byte, n)
@@ -262,30 +262,30 @@ func (r *Remote) buffer(n int64) []byte {
 
 // putBuffer takes one back. The caller has the lock.
 func (r *Remote) putBuffer(p []byte) {
-	if int64(len(p)) == r.c.Chunk && len(r.spare) < spareMost {
-		r.spare = append(r.spare, p)
+	if int64(len(p)) == r.c.Chunk && len(r.free) < maxFree {
+		r.free = append(r.free, p)
 	}
 }
 
-// fly fetches neighbouring chunks until they are right, have come by Fill, or the
+// fetchBatch fetches neighbouring chunks until they are right, have come by Fill, or the
 // source is closed.
-func (r *Remote) fly(v *voyage) {
-	first := v.flights[0].i
-	n := r.c.lengthOf(first, v.end())
+func (r *Remote) fetchBatch(b *batch) {
+	first := b.entries[0].i
+	n := r.c.lengthOf(first, b.end())
 	var p []byte
-	err := r.persist(v.ctx, n, func() (err error) {
-		p, err = r.tryReader(v.ctx, n, first)
+	err := r.retry(b.ctx, n, func() (err error) {
+		p, err = r.tryReader(b.ctx, n, first)
 		return err
 	})
-	r.land(v, p, err)
+	r.complete(b, p, err)
 }
 
 // tryReader tries once to fetch n bytes of chunks. Who waits for a connection, or for the
 // next try, has no room for them: many may wait, and a chunk may be large.
 func (r *Remote) tryReader(ctx context.Context, n, first int64) ([]byte, error) {
 	select {
-	case r.tries <- struct{}{}:
-		defer func() { <-r.tries }()
+	case r.slots <- struct{}{}:
+		defer func() { <-r.slots }()
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
@@ -302,18 +302,18 @@ func (r *Remote) tryReader(ctx context.Context, n, first int64) ([]byte, error) 
 	return nil, err
 }
 
-// persist tries until n bytes have come, or ctx ends.
-func (r *Remote) persist(ctx context.Context, n int64, try func() error) error {
+// retry tries until n bytes have come, or ctx ends.
+func (r *Remote) retry(ctx context.Context, n int64, try func() error) error {
 	for wait := r.o.LeastWait; ; wait = min(2*wait, r.o.MostWait) {
 		err := try()
 		if err == nil {
-			r.came(n)
+			r.succeeded(n)
 			return nil
 		}
 		if ctx.Err() != nil {
 			return err
 		}
-		r.note(err)
+		r.failed(err)
 		select {
 		case <-time.After(wait):
 		case <-ctx.Done():
@@ -341,13 +341,13 @@ func (r *Remote) try(ctx context.Context, try time.Duration, fetch Fetch, p []by
 	return nil
 }
 
-func (r *Remote) came(n int64) {
+func (r *Remote) succeeded(n int64) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.status = Status{Fetched: r.status.Fetched + n}
 }
 
-func (r *Remote) note(err error) {
+func (r *Remote) failed(err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.status.Failing.IsZero() {
@@ -357,51 +357,51 @@ func (r *Remote) note(err error) {
 	r.status.Err = err
 }
 
-// land gives chunks to who waits, and keeps them for a while.
-func (r *Remote) land(v *voyage, p []byte, err error) {
+// complete gives chunks to who waits, and keeps them for a while.
+func (r *Remote) complete(b *batch, p []byte, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	used := false
-	for _, f := range v.flights {
-		if r.flying[f.i] != f { // Fill was quicker
+	for _, e := range b.entries {
+		if r.pending[e.i] != e { // Fill was quicker
 			continue
 		}
-		if at := (f.i - v.flights[0].i) * r.c.Chunk; err == nil && len(v.flights) == 1 {
-			f.p, used = p, true
+		if at := (e.i - b.entries[0].i) * r.c.Chunk; err == nil && len(b.entries) == 1 {
+			e.p, used = p, true
 		} else if err == nil { // one that is kept must not keep its neighbours' bytes
-			f.p = r.buffer(r.c.length(f.i))
-			copy(f.p, p[at:])
+			e.p = r.buffer(r.c.length(e.i))
+			copy(e.p, p[at:])
 		}
-		r.settle(f)
+		r.finish(e)
 	}
 	if !used {
 		r.putBuffer(p)
 	}
 }
 
-// settle ends a flight, with bytes or without. The caller has the lock.
-func (r *Remote) settle(f *flight) {
-	delete(r.flying, f.i)
-	if f.p != nil {
-		r.kept[f.i] = r.order.PushBack(f)
-		r.bytes += int64(len(f.p))
-		r.drop(r.o.Cache, 1)
+// finish ends the fetch of an entry, with bytes or without. The caller has the lock.
+func (r *Remote) finish(e *entry) {
+	delete(r.pending, e.i)
+	if e.p != nil {
+		r.cached[e.i] = r.lru.PushBack(e)
+		r.bytes += int64(len(e.p))
+		r.evict(r.o.Cache, 1)
 	}
-	close(f.done)
-	if f.by.left--; f.by.left == 0 {
-		f.by.cancel()
+	close(e.done)
+	if e.batch.left--; e.batch.left == 0 {
+		e.batch.cancel()
 	}
 }
 
-// drop lets the least recently used chunks go until so many bytes or chunks are left.
+// evict lets the least recently used chunks go until so many bytes or chunks are left.
 // The caller has the lock.
-func (r *Remote) drop(most int64, least int) {
-	for r.bytes > most && r.order.Len() > least {
-		f := r.order.Remove(r.order.Front()).(*flight) //nolint:forcetypeassert // only flights are in it
-		delete(r.kept, f.i)
-		r.bytes -= int64(len(f.p))
-		if f.dropped = true; f.readers == 0 {
-			r.putBuffer(f.p)
+func (r *Remote) evict(most int64, least int) {
+	for r.bytes > most && r.lru.Len() > least {
+		e := r.lru.Remove(r.lru.Front()).(*entry) //nolint:forcetypeassert // only entries are in it
+		delete(r.cached, e.i)
+		r.bytes -= int64(len(e.p))
+		if e.evicted = true; e.readers == 0 {
+			r.putBuffer(e.p)
 		}
 	}
 }
@@ -410,8 +410,8 @@ func (r *Remote) drop(most int64, least int) {
 func (r *Remote) Forget() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.drop(0, 0)
-	r.spare = nil
+	r.evict(0, 0)
+	r.free = nil
 }
 
 // ErrClosed: a base far away was closed while somebody waited for bytes of it.

@@ -27,10 +27,10 @@ type exposure struct {
 	name     string
 	listener net.Listener
 	server   *nbd.Server
-	meeting  atomic.Pointer[meeting] // those who connect from now on
-	clients  int                     // that have the volume; under the front's mu
-	closing  bool                    // under the front's mu: nobody is let in
-	told     atomic.Int64            // when the log was told of a connection, in Unix seconds
+	terms    atomic.Pointer[tlsTerms] // those who connect from now on
+	clients  int                      // that have the volume; under the front's mu
+	closing  bool                     // under the front's mu: nobody is let in
+	told     atomic.Int64             // when the log was told of a connection, in Unix seconds
 }
 
 // mayTell lets one connection a second be told of: strangers do not fill the log.
@@ -39,8 +39,8 @@ func (x *exposure) mayTell(now time.Time) bool {
 	return now.Unix() != last && x.told.CompareAndSwap(last, now.Unix())
 }
 
-// meeting is how clients are met.
-type meeting struct {
+// tlsTerms is what a client that connects is met with.
+type tlsTerms struct {
 	config *tls.Config
 	met    string // as serve.Exposed says it
 }
@@ -57,7 +57,7 @@ func (w *worker) expose(e *wire.Exposure, files []*os.File) error {
 		return err
 	}
 	words := serve.Exposure{Certificate: e.Certificate, Key: e.Key, Authorities: e.Authorities, Clients: e.Clients}
-	m := &meeting{config, words.Met()}
+	m := &tlsTerms{config, words.Met()}
 	if !e.Socket {
 		return f.renew(e.Name, m)
 	}
@@ -101,7 +101,7 @@ func isCalled(c *x509.Certificate, name string) bool {
 }
 
 // expose begins to take clients at a socket.
-func (f *nbdFront) expose(name string, m *meeting, socket *os.File) error {
+func (f *nbdFront) expose(name string, m *tlsTerms, socket *os.File) error {
 	l, err := net.FileListener(socket)
 	if err != nil {
 		return fmt.Errorf("%w: %w", blockdev.ErrInvalid, err)
@@ -110,10 +110,10 @@ func (f *nbdFront) expose(name string, m *meeting, socket *os.File) error {
 		return errors.Join(fmt.Errorf("%w: no TCP socket", blockdev.ErrInvalid), l.Close())
 	}
 	x := &exposure{name: name, listener: l}
-	x.meeting.Store(m)
+	x.terms.Store(m)
 	x.server = nbd.NewServer(nbd.Options{
 		TLS: &tls.Config{MinVersion: tls.VersionTLS13, GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) {
-			return x.meeting.Load().config, nil
+			return x.terms.Load().config, nil
 		}},
 		Unlisted: true, MaxConnections: exposedConnections, MaxInFlight: nbdInFlight, HandshakeTime: 10 * time.Second,
 		Admit: func() func() { return f.admit(x) },
@@ -147,14 +147,14 @@ func (f *nbdFront) find(name string) *exposure {
 }
 
 // renew has clients that come from now on met with other certificates.
-func (f *nbdFront) renew(name string, m *meeting) error {
+func (f *nbdFront) renew(name string, m *tlsTerms) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	x := f.find(name)
 	if x == nil {
 		return fmt.Errorf("%w: it is not exposed by this name", blockdev.ErrNotFound)
 	}
-	x.meeting.Store(m)
+	x.terms.Store(m)
 	return nil
 }
 
@@ -198,7 +198,7 @@ func (f *nbdFront) exposed() (all []serve.Exposed) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for _, x := range f.exposures {
-		all = append(all, serve.Exposed{Name: x.name, Address: x.listener.Addr().String(), Clients: x.clients, Met: x.meeting.Load().met})
+		all = append(all, serve.Exposed{Name: x.name, Address: x.listener.Addr().String(), Clients: x.clients, Met: x.terms.Load().met})
 	}
 	return all
 }

@@ -11,42 +11,42 @@ type filler interface {
 	Fill(ctx context.Context, p []byte, off int64) error
 }
 
-// crew brings up several ranges at once where the base is far away, and one after the
+// copiers bring up several ranges at once where the base is far away, and one after the
 // other where it is not: then there is little to wait for.
-type crew struct {
+type copiers struct {
 	h    *Hydrator
 	ctx  context.Context //nolint:containedctx // of one Run: it ends with the first failure
 	fail context.CancelCauseFunc
 	buf  []byte    // where one comes after the other
 	jobs chan span // nil: one comes after the other
-	all  sync.WaitGroup
+	wg   sync.WaitGroup
 
-	mu    sync.Mutex
-	under map[span]bool // way
+	mu      sync.Mutex
+	pending map[span]bool
 }
 
-func (h *Hydrator) gather(ctx context.Context) *crew {
-	c := &crew{h: h, under: map[span]bool{}}
+func (h *Hydrator) newCopiers(ctx context.Context) *copiers {
+	c := &copiers{h: h, pending: map[span]bool{}}
 	c.ctx, c.fail = context.WithCancelCause(ctx)
 	if _, ok := h.v.base.(filler); !ok {
 		c.buf = aligned(hydrateAtOnce)
 		return c
 	}
 	c.jobs = make(chan span)
-	for range hydrateFlights {
-		c.all.Go(c.work)
+	for range hydrateWorkers {
+		c.wg.Go(c.work)
 	}
 	return c
 }
 
-// take has a range brought up, or waits until somebody is free to do it.
-func (c *crew) take(s span) error {
+// submit has a range brought up, or waits until somebody is free to do it.
+func (c *copiers) submit(s span) error {
 	if c.jobs == nil {
 		return c.h.bring(c.ctx, s, c.buf)
 	}
 	c.mu.Lock()
-	known := c.under[s]
-	c.under[s] = true
+	known := c.pending[s]
+	c.pending[s] = true
 	c.mu.Unlock()
 	if known {
 		return nil
@@ -59,28 +59,28 @@ func (c *crew) take(s span) error {
 	}
 }
 
-func (c *crew) work() {
+func (c *copiers) work() {
 	buf := aligned(hydrateAtOnce)
 	for s := range c.jobs {
 		if err := c.h.bring(c.ctx, s, buf); err != nil {
 			c.fail(err)
 		}
 		c.mu.Lock()
-		delete(c.under, s)
+		delete(c.pending, s)
 		c.mu.Unlock()
 	}
 }
 
-// end waits for all, and gives the first failure: err, that of who handed out, is not
+// finish waits for all, and gives the first failure: err, that of who handed out, is not
 // the first if it is that the context ended.
-func (c *crew) end(err error) error {
+func (c *copiers) finish(err error) error {
 	if err != nil {
 		c.fail(err)
 	}
 	if c.jobs != nil {
 		close(c.jobs)
 	}
-	c.all.Wait()
+	c.wg.Wait()
 	err = context.Cause(c.ctx)
 	c.fail(nil)
 	return err
