@@ -63,6 +63,9 @@ func ioPairs() []ioPair {
 		{ours: "vhost-cow", beside: "qcow2-vhost"},
 		{ours: "nbd-cow", beside: "nbd", goals: hitGoals},
 		{ours: "nbd-cow", beside: "qcow2-nbd"},
+		{ours: "nbd-tls", beside: "qemu-nbd-tls"},
+		{ours: "nbd-tls", beside: "nbdkit-tls"},
+		{ours: "nbd-tls", beside: "nbd"},
 	}
 }
 
@@ -71,6 +74,7 @@ var ioNotes = []string{
 	"\"Raw file\" is the same file on the same file system in the same round, by fio with io_uring and direct I/O. Servers open it with O_DIRECT as well (qemu's with aio=io_uring); nbdkit goes through the page cache: it reads a file of its own from there, and its writes would not compare.",
 	"\"Raw file by another thread\": our load generator hands its requests to a thread of its own process, which does them on the raw file by io_uring. Both wake each other by eventfds, as a guest and a vhost-user server do; there is no protocol, no second process and no limit. It is what handing over costs on this machine, and so about the most that a server can reach. Both threads are the client's CPU.",
 	"vhost-user-blk is driven by our own load generator, ours and qemu-storage-daemon's alike: one queue, one thread, the same jobs, of which it reads fio's files. All else is driven by fio.",
+	"NBD over TLS is TLS 1.3 on the loopback address, with certificates on both sides, and each end's own choice of a cipher: ours takes AES-128-GCM, GnuTLS's servers (qemu-nbd, nbdkit) take AES-256-GCM. The client is the same for all, fio by libnbd and GnuTLS.",
 	"CPU is of the server and of the client, in µs a request. The kernel's own threads (loop devices are served by them) are in the machine's alone, together with whatever else ran.",
 }
 

@@ -19,10 +19,17 @@ type ioPath struct {
 	ioWay
 	node    string // of a guest's disk, in the guest
 	server  int    // process id of who serves; 0: nobody does
+	by      fioBy  // how fio is started
 	run     func(ctx context.Context, j ioJob, each time.Duration) (ioSample, float64, error)
 	prepare func(context.Context) error // before each job
 	settle  func() error                // after each job: has done later what a path would leave to the next one
 	close   func() error
+}
+
+// fioBy is what fio needs beside its job.
+type fioBy struct {
+	before []string // a program that starts it, with arguments
+	env    []string
 }
 
 // ioWay is a way to the bytes as the bench knows it.
@@ -44,7 +51,7 @@ func ioWays() []ioWay {
 		{"qsd-nbd", "qemu-storage-daemon's NBD", small, qsdNBD},
 		{"nbdkit", "nbdkit's file plugin", smallReads, nbdkit},
 	}
-	return slices.Concat(servers, mountWays(), cowWays())
+	return slices.Concat(servers, mountWays(), cowWays(), tlsWays())
 }
 
 // small are jobs of 4 KiB, alone and many at a time: what a way costs each request.
@@ -73,7 +80,7 @@ func (p *ioPath) fioOn(b *IO, size int64, global ...string) {
 			return ioSample{}, 0, err
 		}
 		// fio's NBD engine talks on the standard output.
-		if _, err := run.Run(ctx, run.Cmd{Args: []string{"fio", "--output-format=json", "--output=" + out, file}, Dir: b.Dir, Timeout: each + time.Minute}); err != nil {
+		if _, err := run.Run(ctx, run.Cmd{Args: slices.Concat(p.by.before, []string{"fio", "--output-format=json", "--output=" + out, file}), Env: p.by.env, Dir: b.Dir, Timeout: each + time.Minute}); err != nil {
 			return ioSample{}, 0, err
 		}
 		return readFio(out, j.flush)

@@ -19,20 +19,30 @@ import (
 	"holdfast/internal/run"
 )
 
-// ioServer is a process that serves an image on a unix socket.
+// ioServer is a process that serves an image on a unix socket, or at a port.
 type ioServer struct {
 	process *run.Process
 	pid     int // whose CPU counts
 	socket  string
+	port    int // 0: none
 }
 
 // startPeer starts somebody else's server and waits until it listens. What it says
 // lies beside the socket: it complains of the connection that tries it.
 func startPeer(ctx context.Context, socket string, args []string) (*ioServer, error) {
+	s, err := startPeerAt(ctx, &net.UnixAddr{Name: socket, Net: "unix"}, socket+".log", args)
+	if err == nil {
+		s.socket = socket
+	}
+	return s, err
+}
+
+// startPeerAt is startPeer for any address.
+func startPeerAt(ctx context.Context, at net.Addr, logFile string, args []string) (*ioServer, error) {
 	if _, err := run.Look(args[0]); err != nil {
 		return nil, err
 	}
-	log, err := os.Create(socket + ".log")
+	log, err := os.Create(logFile)
 	if err != nil {
 		return nil, err
 	}
@@ -41,19 +51,19 @@ func startPeer(ctx context.Context, socket string, args []string) (*ioServer, er
 	if err != nil {
 		return nil, err
 	}
-	s := &ioServer{process: p, pid: p.Pid(), socket: socket}
-	if err := s.answers(ctx); err != nil {
+	s := &ioServer{process: p, pid: p.Pid()}
+	if err := s.answers(ctx, at); err != nil {
 		return nil, errors.Join(fmt.Errorf("%s, see %s: %w", args[0], log.Name(), err), p.Kill())
 	}
 	return s, nil
 }
 
 // answers waits until somebody listens.
-func (s *ioServer) answers(ctx context.Context) error {
+func (s *ioServer) answers(ctx context.Context, at net.Addr) error {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	for {
-		conn, err := net.Dial("unix", s.socket)
+		conn, err := net.Dial(at.Network(), at.String())
 		if err == nil {
 			return conn.Close()
 		}
@@ -73,6 +83,7 @@ func (s *ioServer) stop() error { return s.process.Stop(10 * time.Second) }
 type Serving struct {
 	Pid    int    `json:"pid"`    // of the process that does the requests
 	Socket string `json:"socket"` // where it listens
+	Port   int    `json:"port"`   // of the loopback address, where it listens as well; 0: none
 }
 
 // ServeOptions say what `holdfast bench io --serve` serves.
@@ -82,6 +93,9 @@ type ServeOptions struct {
 	Kind   blockdev.Kind // blockdev.VhostUser or blockdev.NBD
 	Device string        // of the kernel's NBD client, made of what is served; "": none
 	Blockd string        // the worker's program; "": the one beside this program
+	// Certificates is a directory with those that clients are met with over TLS; "": none
+	// are. The files are called as QEMU calls them.
+	Certificates string
 }
 
 // startOwn starts a program of ours that serves, and waits for its word. What it logs
@@ -101,6 +115,9 @@ func startOwn(program string, o ServeOptions) (*ioServer, error) {
 	if o.Layer != "" {
 		args = append(args, "--layer", o.Layer)
 	}
+	if o.Certificates != "" {
+		args = append(args, "--certificates", o.Certificates)
+	}
 	p, err := run.Start(args, w, log)
 	_ = w.Close() // the program has its own
 	if err != nil {
@@ -114,7 +131,7 @@ func startOwn(program string, o ServeOptions) (*ioServer, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("%s serves nothing, see %s: %w", program, log.Name(), err), p.Kill())
 	}
-	return &ioServer{process: p, pid: said.Pid, socket: said.Socket}, nil
+	return &ioServer{process: p, pid: said.Pid, socket: said.Socket, port: said.Port}, nil
 }
 
 // Serve serves until ctx ends, and says on out when it listens. It starts a worker as
@@ -153,7 +170,13 @@ func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (ended error) {
 		}
 		defer func() { ended = errors.Join(ended, k.Close()) }()
 	}
-	if err := json.NewEncoder(out).Encode(Serving{w.Pid(), w.Socket()}); err != nil {
+	said := Serving{Pid: w.Pid(), Socket: w.Socket()}
+	if o.Certificates != "" {
+		if said.Port, err = pki(o.Certificates).expose(ctx, w); err != nil {
+			return err
+		}
+	}
+	if err := json.NewEncoder(out).Encode(said); err != nil {
 		return err
 	}
 	<-ctx.Done()

@@ -112,6 +112,8 @@ var pageTables = []pageTable{
 		[]string{"ext4 / raw", "XFS / raw", "by hand, buffered / raw", "bare loop / raw", "the pool's own cost"}},
 	{"copy on write", [][2]string{{"vhost-cow", "vhost"}, {"vhost-cow-base", "vhost"}, {"vhost-cow-first", "vhost-sparse"}, {"nbd-cow", "nbd"}, {"nbd-cow-first", "nbd-sparse"}},
 		[]string{"vhost, top layer", "vhost, base", "vhost, first write", "NBD, top layer", "NBD, first write"}},
+	{"NBD over TLS", [][2]string{{"nbd-tls", "qemu-nbd-tls"}, {"nbd-tls", "nbdkit-tls"}, {"nbd-tls", "nbd"}},
+		[]string{"ours / qemu-nbd", "ours / nbdkit", "over TLS / by a unix socket"}},
 	{"in an emulated guest", [][2]string{{"guest-vhost", "guest-virtio"}, {"guest-vhost", "guest-qsd-vhost"}, {"guest-qsd-vhost", "guest-virtio"}, {"guest-nbd", "guest-qemu-nbd"}},
 		[]string{"vhost / QEMU's own virtio-blk", "vhost / qemu-storage-daemon", "qemu-storage-daemon / QEMU's own virtio-blk", "kernel's NBD client: ours / qemu-nbd"}},
 }
@@ -173,6 +175,7 @@ func pageCharts(r Report) (charts []pageChart) {
 	}{
 		{"io-vhost.svg", "vhost-user-blk", []string{"vhost", "raw-thread"}},
 		{"io-nbd.svg", "NBD", []string{"nbd"}},
+		{"io-tls.svg", "NBD over TLS", []string{"nbd-tls"}},
 		{"io-mount.svg", "A container's mount, and what it is made of", []string{"mount", "mount-xfs", "mount-buffered", "loop", "pool"}},
 		{"io-cow.svg", "Copy-on-write", []string{"vhost-cow", "vhost-cow-base", "vhost-cow-first", "nbd-cow", "nbd-cow-first"}},
 	} {

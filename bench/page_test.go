@@ -46,7 +46,7 @@ func reportOf(b IO) Report {
 func TestChartsAreWellFormed(t *testing.T) {
 	r := someReport()
 	charts := pageCharts(r)
-	if len(charts) != 4 {
+	if len(charts) != 5 {
 		t.Fatalf("%d charts", len(charts))
 	}
 	bars := 0

@@ -100,7 +100,8 @@ func ioBench() *cobra.Command {
 	f.StringVar(&o.Layer, "layer", "", "as the base of this layer")
 	f.StringVar((*string)(&o.Kind), "kind", "", "as this kind of thing")
 	f.StringVar(&o.Device, "device", "", "and connect this device of the kernel's NBD client to it")
-	for _, hidden := range []string{"serve", "layer", "kind", "device"} {
+	f.StringVar(&o.Certificates, "certificates", "", "and over TLS, with the certificates in this directory")
+	for _, hidden := range []string{"serve", "layer", "kind", "device", "certificates"} {
 		_ = f.MarkHidden(hidden) // it is there
 	}
 	outside := c.RunE
