@@ -156,6 +156,7 @@ func TestDeadMountInASandbox(t *testing.T) {
 	c.Shell("echo kept >/above/data/kept; sync")
 	fuse, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
 	must(t, err)
+	defer fuse.Close() // however this ends: what hangs in there would keep the daemon from its end
 	ns, err := sys.MountNamespace(c.Pid)
 	must(t, err)
 	must(t, sys.InMountNamespace(ns, func(sys.Inside) error {

@@ -96,6 +96,7 @@ func start(t *testing.T, program, dir, mounts string) *process {
 	defer log.Close()
 	p.cmd = exec.Command(program, "--dev", "--state-dir", dir, "--listen", "127.0.0.1:0", "--rate-limit", "0", "--host-prefixes", mounts)
 	p.cmd.Stdout, p.cmd.Stderr = log, log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -48,6 +49,7 @@ func startMachine(t *testing.T, args ...string) *machine {
 	m.socket = filepath.Join(m.dir, "q")
 	m.cmd = exec.Command("qemu-system-x86_64", slices.Concat([]string{"-accel", "tcg", "-machine", "q35", "-m", "64", "-nodefaults", "-display", "none", "-S", //nolint:gosec // a test's
 		"-qmp", "unix:" + m.socket + ",server=on,wait=off"}, args)...)
+	m.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

@@ -26,6 +26,7 @@ func qemu(t *testing.T) (socket string, end func()) {
 	blockdevtest.Require(t, blockdevtest.Qemu)
 	socket = filepath.Join(t.TempDir(), "q")
 	cmd := exec.Command("qemu-system-x86_64", "-machine", "none", "-nodefaults", "-display", "none", "-S", "-qmp", "unix:"+socket+",server=on,wait=off")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}

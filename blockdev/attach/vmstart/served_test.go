@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -70,6 +71,7 @@ func (b *bench) qemu(t *testing.T) *machine {
 	m := &machine{exec.Command("qemu-system-x86_64", append([]string{"-accel", "tcg", "-machine", "q35,memory-backend=mem", //nolint:gosec // a test's
 		"-object", "memory-backend-memfd,id=mem,size=64M,share=on", "-m", "64", "-nodefaults", "-display", "none", "-S"}, l.Arguments...)...), make(chan struct{})}
 	m.Stderr = os.Stderr
+	m.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := m.Start(); err != nil {
 		t.Fatal(err)
 	}

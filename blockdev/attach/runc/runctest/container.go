@@ -43,9 +43,10 @@ type Container struct {
 	Rootfs string // its root filesystem, as the host sees it
 	Pid    int    // of its first process, on the host
 
-	t    testing.TB
-	runc *runc.Runc
-	caps []string // given to every process besides the default ones
+	t      testing.TB
+	runc   *runc.Runc
+	caps   []string // given to every process besides the default ones
+	paused bool
 }
 
 // Start starts a container; when the test ends it is deleted, and the test
@@ -159,11 +160,21 @@ func (c *Container) Background(line string) int {
 	return pid
 }
 
-// Pause freezes all processes of the container; Resume thaws them.
-func (c *Container) Pause() { c.t.Helper(); c.must(c.runc.Pause) }
+// Pause freezes all processes of the container until Resume, or the test's end: frozen
+// processes do not die, whoever kills them.
+func (c *Container) Pause() {
+	c.t.Helper()
+	c.must(c.runc.Pause)
+	c.paused = true
+	c.t.Cleanup(func() {
+		if c.paused {
+			c.Resume()
+		}
+	})
+}
 
 // Resume is the reverse of Pause.
-func (c *Container) Resume() { c.t.Helper(); c.must(c.runc.Resume) }
+func (c *Container) Resume() { c.t.Helper(); c.paused = false; c.must(c.runc.Resume) }
 
 func (c *Container) must(call func(context.Context, string) error) {
 	c.t.Helper()
