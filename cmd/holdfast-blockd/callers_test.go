@@ -43,6 +43,7 @@ func TestBadCallers(t *testing.T) {
 		must(t, err)
 		return len(entries)
 	}
+	g.good(frontend.Read, 0, block) // all that it opens for the machine is open by then
 	before := files()
 	for _, c := range []struct {
 		say    string
@@ -88,7 +89,7 @@ func TestBadCallers(t *testing.T) {
 			t.Errorf("%.40q: the connection goes on: %v", c.say, err)
 		}
 	}
-	if after := files(); after != before {
+	if after := files(); after > before { // what came before may have been about to be closed
 		t.Errorf("it has %d descriptors, had %d", after, before)
 	}
 	silent := make([]wire.Conn, 8) // that say nothing, and one that does not read
