@@ -11,10 +11,37 @@ import (
 	"holdfast/internal/preflight"
 )
 
+// hostChecks are those that need no daemon.
+func hostChecks(ctx context.Context, c Config) []preflight.Check {
+	return append(preflight.Host(ctx), cageCheck(c), workerCheck(c), exportCheck(c), keysCheck(c))
+}
+
+// keysCheck says whether others can read private keys that the operator has set. The
+// daemon's own secrets are refused then (secret); a key is somebody else's file, and
+// one that is readable serves as well as before.
+func keysCheck(c Config) preflight.Check {
+	check := preflight.Check{Name: "private keys", Status: preflight.OK, Found: "none are set"}
+	for _, key := range []struct{ setting, path string }{{"tls_key", c.TLSKey}, {"export_key", c.ExportKey}} {
+		if key.path == "" {
+			continue
+		}
+		check.Found = "only their owners can read them"
+		info, err := os.Stat(key.path)
+		if err != nil || info.Mode().Perm()&0o077 == 0 { // that it is not there shows where it is used
+			continue
+		}
+		check.Status, check.Found = preflight.Warn, fmt.Sprintf("%s: %s has mode %#o", key.setting, key.path, info.Mode().Perm())
+		check.Consequence = "whoever can read it can pretend to be this host"
+		check.Fix = "chmod 600 " + key.path + ", and have a new key and certificate if somebody may have read it"
+		return check
+	}
+	return check
+}
+
 // Doctor prints what this host has and lacks, without a daemon and changing
 // nothing. ErrHost when the main job cannot be done.
 func Doctor(ctx context.Context, c Config, out io.Writer) error {
-	checks := append(preflight.Host(ctx), cageCheck(c), workerCheck(c), exportCheck(c))
+	checks := hostChecks(ctx, c)
 	if _, err := os.Stat(c.StateDir); err == nil {
 		l := layout{c.StateDir}
 		checks = append(checks, preflight.Place(c.StateDir, c.PoolDir, l.metadata())...)

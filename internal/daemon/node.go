@@ -150,7 +150,7 @@ func (n *node) open(ctx context.Context) error {
 }
 
 func (n *node) checkHost(ctx context.Context) error {
-	n.checks = append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c), exportCheck(n.c))
+	n.checks = hostChecks(ctx, n.c)
 	logChecks(n.log, n.checks)
 	if failed := preflight.Failed(n.checks); len(failed) > 0 {
 		return fmt.Errorf("%w: %s: %s; %s", ErrHost, failed[0].Name, failed[0].Consequence, failed[0].Fix)
@@ -426,7 +426,7 @@ func (n *node) healthy(context.Context) error {
 
 // doctor looks again at everything that can change while the daemon runs.
 func (n *node) doctor(ctx context.Context) []preflight.Check {
-	checks := append(preflight.Host(ctx), cageCheck(n.c), workerCheck(n.c), exportCheck(n.c))
+	checks := hostChecks(ctx, n.c)
 	checks = append(checks, preflight.Place(n.c.StateDir, n.poolDir, n.at.metadata())...)
 	return append(append(checks, n.checkPoolsNow(ctx)...), n.checkTemplates())
 }

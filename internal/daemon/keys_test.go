@@ -1,0 +1,45 @@
+package daemon
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"holdfast/internal/preflight"
+)
+
+// TestReadableKeys: a private key that others than its owner can read is warned of, by
+// its setting, whichever it is.
+func TestReadableKeys(t *testing.T) {
+	if c := keysCheck(Config{}); c.Status != preflight.OK || c.Found != "none are set" {
+		t.Errorf("without keys: %+v", c)
+	}
+	dir := t.TempDir()
+	key := func(name string, mode os.FileMode) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte("PEM"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	good := key("good", 0o400)
+	if c := keysCheck(Config{TLSKey: good, ExportKey: key("owners", 0o600)}); c.Status != preflight.OK || !strings.Contains(c.Found, "owners") {
+		t.Errorf("keys of their owners alone: %+v", c)
+	}
+	if c := keysCheck(Config{ExportKey: filepath.Join(dir, "none")}); c.Status != preflight.OK {
+		t.Errorf("a key that is not there: %+v", c)
+	}
+	for name, mode := range map[string]os.FileMode{"group": 0o640, "others": 0o604, "writable": 0o620} {
+		path := key(name, mode)
+		for setting, c := range map[string]Config{"tls_key": {TLSKey: path, ExportKey: good}, "export_key": {TLSKey: good, ExportKey: path}} {
+			got := keysCheck(c)
+			if got.Status != preflight.Warn || !strings.Contains(got.Found, setting+": "+path) || got.Consequence == "" || !strings.Contains(got.Fix, "chmod 600 "+path) {
+				t.Errorf("%s of mode %o: %+v", setting, mode, got)
+			}
+		}
+	}
+}
