@@ -60,7 +60,7 @@ type Options struct {
 	// Cgroup begins the names of the workers' control groups; "": they stay in the
 	// daemon's.
 	Cgroup string
-	Memory int64    // bytes that an NBD worker may have; 0: 1.375 GiB, what its most clients can have in flight and in their sockets
+	Memory int64    // bytes that an NBD worker may have; 0: 1.4375 GiB, what its most clients can have in flight, encrypted and in their sockets
 	Log    *os.File // what workers say; nil: nothing
 	// DieWithParent ends workers with the process that started them: for tests and
 	// benches, which may be cut.
@@ -86,7 +86,7 @@ func New(o Options) (*Starter, error) {
 		o.User, o.Group, o.Users = 65534, 65534, 1
 	}
 	if o.Memory == 0 {
-		o.Memory = 1408 << 20
+		o.Memory = 1472 << 20
 	}
 	// Passable, not readable: who may use a socket is said by the socket's own mode.
 	err := os.MkdirAll(o.Dir, 0o711) //nolint:gosec // see above

@@ -6,7 +6,6 @@ import (
 	"io"
 	"net"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"sync/atomic"
@@ -111,8 +110,7 @@ func TestBrokenClients(t *testing.T) {
 			if sends.enter {
 				c = dial(t, socket).enter("")
 			} else {
-				raw, err := net.Dial("unix", socket)
-				must(t, err)
+				raw := reach(t, socket)
 				c = raw
 			}
 			must(t, c.SetDeadline(time.Now().Add(patience)))
@@ -132,7 +130,7 @@ func TestBrokenClients(t *testing.T) {
 	}
 }
 
-func (c *client) CloseWrite() error { return c.Conn.(*net.UnixConn).CloseWrite() }
+func (c *client) CloseWrite() error { return c.Conn.(interface{ CloseWrite() error }).CloseWrite() }
 
 // await polls for what happens soon in another goroutine.
 func await(t *testing.T, done func() bool) {
@@ -217,9 +215,7 @@ func TestThousandConnects(t *testing.T) {
 	for range 10 {
 		var conns []net.Conn
 		for range 100 {
-			c, err := net.Dial("unix", socket)
-			must(t, err)
-			conns = append(conns, c)
+			conns = append(conns, reach(t, socket))
 		}
 		good.ok(cmdWrite, 0, 0, 4096, pattern(4096, 2))
 		last := dial(t, socket).enter("")
@@ -248,10 +244,13 @@ func openFiles(t *testing.T) int {
 func TestNothingIsLeft(t *testing.T) {
 	e := export(t, "", image(t, mib, 0), ExportOptions{})
 	round := func() {
-		s := NewServer(Options{})
+		o := Options{noLoop: byGoroutines}
+		if overTLS != nil {
+			o.TLS = overTLS.server
+		}
+		s := NewServer(o)
 		must(t, s.Add(e))
-		l, err := net.Listen("unix", filepath.Join(t.TempDir(), "s"))
-		must(t, err)
+		l := listening(t)
 		served := make(chan error, 1)
 		go func() { served <- s.Serve(l) }()
 		socket := l.Addr().String()

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -61,21 +62,27 @@ func export(t testing.TB, name string, f *os.File, o ExportOptions) *Export {
 	return e
 }
 
-// byGoroutines is whether unix sockets are served without io_uring.
+// byGoroutines is whether clients are served without io_uring.
 var byGoroutines bool
 
-// serving starts a server on a unix socket, and checks at the end that it ends
-// and leaves nothing behind.
+// overTLS is what servers and their clients meet each other with, at ports of the loopback
+// address; nil: in the clear, on unix sockets.
+var overTLS *struct{ server, client *tls.Config }
+
+// serving starts a server on a socket, and checks at the end that it ends and leaves
+// nothing behind.
 func serving(t testing.TB, o Options, exports ...*Export) (s *Server, socket string) {
 	t.Helper()
 	o.noLoop = byGoroutines
+	if overTLS != nil {
+		o.TLS = overTLS.server
+	}
 	s = NewServer(o)
 	for _, e := range exports {
 		must(t, s.Add(e))
 	}
-	socket = filepath.Join(t.TempDir(), "nbd.sock")
-	l, err := net.Listen("unix", socket)
-	must(t, err)
+	l := listening(t)
+	socket = l.Addr().String()
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -96,11 +103,36 @@ type client struct {
 	cookie uint64
 }
 
+func listening(t testing.TB) net.Listener {
+	t.Helper()
+	network, address := "unix", filepath.Join(t.TempDir(), "nbd.sock")
+	if overTLS != nil {
+		network, address = "tcp", "127.0.0.1:0"
+	}
+	l, err := net.Listen(network, address)
+	must(t, err)
+	return l
+}
+
+// reach connects to a server, and says nothing.
+func reach(t testing.TB, socket string) net.Conn {
+	t.Helper()
+	network := "unix"
+	if overTLS != nil {
+		network = "tcp"
+	}
+	conn, err := net.Dial(network, socket)
+	must(t, err)
+	return conn
+}
+
 func dial(t testing.TB, socket string) *client {
 	t.Helper()
-	conn, err := net.Dial("unix", socket)
-	must(t, err)
-	return meet(t, conn)
+	c := meet(t, reach(t, socket))
+	if overTLS != nil {
+		must(t, c.secure(overTLS.client))
+	}
+	return c
 }
 
 // meet reads the server's greeting and answers it.

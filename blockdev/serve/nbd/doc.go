@@ -7,8 +7,9 @@
 //
 //	handshake.go, option.go   options until the client says GO; a deadline bounds it
 //	request.go                a request is decoded and checked: the one place for that
-//	loop*.go                  transmission by one io_uring: unix sockets, on a File or a device.Lender
-//	stream.go                 transmission by goroutines: TLS, and every other Device
+//	loop*.go                  transmission by one io_uring: sockets, on a File or a device.Lender
+//	loop_tls.go               the same over TLS, which reads and writes memory for it
+//	stream.go                 transmission by goroutines: every other Device, and hosts without io_uring
 //	swap.go                   another device in the place of the one that is served
 //	perform.go                what a request does to the device
 //

@@ -160,7 +160,7 @@ func (h *handshake) startTLS(data []byte) error {
 	if err := h.send(); err != nil {
 		return err
 	}
-	secured := tls.Server(h.conn, config)
+	secured := tls.Server(&carrier{Conn: h.conn}, config)
 	h.conn = secured
 	if err := secured.Handshake(); err != nil {
 		return fmt.Errorf("TLS: %w", err)

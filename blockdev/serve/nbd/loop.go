@@ -45,7 +45,7 @@ const (
 	tagTimer
 )
 
-// loop serves a connection on a unix socket by one io_uring: requests are received,
+// loop serves a connection on a socket by one io_uring: requests are received,
 // files are read and written and replies are sent by one thread, which waits for
 // all of it in one place. What io_uring is no better for (flushes, discards, the
 // block status), and what a device.Lender does not lend, goes to helpers. Its fields are its thread's but for those of
@@ -54,9 +54,10 @@ const (
 // Nothing on the way of a read or write allocates, once buffers are there.
 type loop struct {
 	*terms
-	ring  *sys.Uring
-	queue *meter.Queue
-	sock  int
+	ring   *sys.Uring
+	queue  *meter.Queue
+	sock   int
+	sealed *sealed // nil: in the clear
 
 	lentFile *os.File // what was lent last, and its number
 	lentFD   int
@@ -125,7 +126,7 @@ func (e *Export) loopable() bool {
 
 // loop serves a connection until it ends, and closes it. It is false, with nothing
 // done, where there is no io_uring.
-func (s *Server) loop(conn *net.UnixConn, t *terms) (bool, error) {
+func (s *Server) loop(conn socket, secured *sealed, t *terms) (bool, error) {
 	runtime.LockOSThread()
 	defer runtime.UnlockOSThread()
 	ring, err := sys.NewUring(loopEntries)
@@ -137,13 +138,18 @@ func (s *Server) loop(conn *net.UnixConn, t *terms) (bool, error) {
 		_ = ring.Close() // the goroutines serve as well
 		return false, nil
 	}
-	_ = conn.SetWriteBuffer(sendBuffer) // as much of it as the host allows
+	if local, ok := conn.(*net.UnixConn); ok { // TCP finds a size by itself
+		_ = local.SetWriteBuffer(sendBuffer) // as much of it as the host allows
+	}
 	socket, err := sys.TakeSocket(conn)
 	if err != nil {
 		return true, errors.Join(err, conn.Close(), wake.Close(), ring.Close())
 	}
 	conn.Close() // the socket lives on; only the poller no longer wakes for it
-	l := &loop{terms: t, ring: ring, queue: t.export.meter.NewQueue(), left: s.options.MaxInFlight, in: make([]byte, receiveSize), large: -1, message: uring.NewMessage(sendPieces)}
+	l := &loop{terms: t, ring: ring, sealed: secured, queue: t.export.meter.NewQueue(), left: s.options.MaxInFlight, in: make([]byte, receiveSize), large: -1, message: uring.NewMessage(sendPieces)}
+	if secured != nil {
+		secured.take()
+	}
 	l.helping.start(l, wake)
 	for n := range l.slots {
 		l.slots[n].number = n
@@ -158,6 +164,7 @@ func (s *Server) loop(conn *net.UnixConn, t *terms) (bool, error) {
 	t.export.join(l)
 	err = withDescriptor(socket, func(fd int) error {
 		l.sock = fd
+		defer l.farewell()
 		return l.run()
 	})
 	t.export.leave(l)
@@ -186,6 +193,7 @@ func (l *loop) run() error {
 	if l.keeps = uring.TakeKeep(); l.keeps {
 		defer uring.GiveKeep()
 	}
+	l.take() // what TLS has read ahead
 	for !l.ended() {
 		l.wakeable()
 		l.receive()
@@ -231,7 +239,7 @@ func (l *loop) wait() error {
 
 // ended tells that nothing is left to do, and has the waker end as well.
 func (l *loop) ended() bool {
-	if l.over == nil || l.inflight > 0 || l.serving > 0 {
+	if l.over == nil || l.inflight > 0 || l.serving > 0 || l.sealed != nil && l.broken == nil && l.sealed.unsent() {
 		return false
 	}
 	if l.awake {

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"syscall"
 
@@ -15,11 +16,24 @@ func (l *loop) receive() {
 	if l.receiving || l.over != nil || l.stuck {
 		return
 	}
+	to := []byte(nil)
+	switch {
+	case l.sealed == nil:
+		to = l.space()
+	case l.sealed.dry():
+		to = l.sealed.received
+	default:
+		return
+	}
 	l.receiving = true
+	uring.Recv(l.operation(), l.sock, to, l.large >= 0 && l.sealed == nil, tagReceive)
+}
+
+// space is where the client's next bytes belong.
+func (l *loop) space() []byte {
 	if l.large >= 0 {
 		s := &l.slots[l.large]
-		uring.Recv(l.operation(), l.sock, s.buf.data(int(s.length))[s.done:], true, tagReceive)
-		return
+		return s.buf.data(int(s.length))[s.done:]
 	}
 	if l.inFrom == l.inTo {
 		l.inFrom, l.inTo = 0, 0
@@ -27,7 +41,7 @@ func (l *loop) receive() {
 		l.inTo = copy(l.in, l.in[l.inFrom:l.inTo])
 		l.inFrom = 0
 	}
-	uring.Recv(l.operation(), l.sock, l.in[l.inTo:], false, tagReceive)
+	return l.in[l.inTo:]
 }
 
 func (l *loop) received(n int) {
@@ -36,6 +50,18 @@ func (l *loop) received(n int) {
 	case n < 0 && syscall.Errno(-n) == syscall.EINTR:
 	case n < 0:
 		l.hangUp(os.NewSyscallError("recv", syscall.Errno(-n)))
+	case l.closed.Load() && n > 0:
+		l.hangUp(net.ErrClosed) // TCP goes on receiving
+	case l.sealed != nil:
+		l.sealed.came(n)
+	default:
+		l.arrived(n)
+	}
+}
+
+// arrived takes what has come to where it belongs, nothing for the end.
+func (l *loop) arrived(n int) {
+	switch {
 	case n == 0 && l.inFrom == l.inTo && l.large < 0 && l.skip == 0:
 		l.hangUp(errHungUp)
 	case n == 0:
@@ -70,6 +96,13 @@ func (l *loop) hangUp(why error) {
 // take goes through what was received, as far as it can.
 func (l *loop) take() {
 	l.stuck = false
+	l.takeArrived()
+	for l.sealed != nil && l.decrypt() {
+		l.takeArrived()
+	}
+}
+
+func (l *loop) takeArrived() {
 	for l.over == nil && l.large < 0 {
 		if l.skip > 0 {
 			n := min(l.skip, int64(l.inTo-l.inFrom))

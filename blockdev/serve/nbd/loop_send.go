@@ -14,6 +14,10 @@ import (
 
 // send sends the replies that are ready in one piece, unless some are on their way.
 func (l *loop) send() {
+	if l.sealed != nil {
+		l.sendSealed()
+		return
+	}
 	if l.sending > 0 || len(l.outgoing) == 0 {
 		return
 	}
@@ -22,7 +26,7 @@ func (l *loop) send() {
 		l.sending = 1
 		reply := l.slots[l.outgoing[0]].reply
 		uring.Send(e, l.sock, reply, tagSend)
-		l.sendAtOnce(e, len(reply))
+		l.sendAtOnce(e, len(reply), true)
 		return
 	}
 	l.message.Reset()
@@ -34,7 +38,7 @@ func (l *loop) send() {
 		l.sending++
 	}
 	uring.SendMessage(e, l.sock, l.message, tagSend)
-	l.sendAtOnce(e, bytes)
+	l.sendAtOnce(e, bytes, l.sending == len(l.outgoing))
 }
 
 // atOnceSize bounds what is sent without a completion: its buffers come back when
@@ -43,8 +47,8 @@ const atOnceSize = 128 << 10
 
 // sendAtOnce saves the loop from being woken by its own send, where the receive that
 // is under way will wake it and nothing else waits for the send to end.
-func (l *loop) sendAtOnce(e *sys.UringEntry, bytes int) {
-	if l.receiving && !l.full && l.sending == len(l.outgoing) && bytes <= atOnceSize && l.ring.Quiet() {
+func (l *loop) sendAtOnce(e *sys.UringEntry, bytes int, all bool) {
+	if l.receiving && !l.full && all && bytes <= atOnceSize && l.ring.Quiet() {
 		l.atOnce = bytes
 		uring.AtOnce(e)
 	}
@@ -68,6 +72,10 @@ func (l *loop) sent(n int) {
 		if errno := syscall.Errno(-n); errno != syscall.EINTR && errno != syscall.EAGAIN {
 			l.breakOff(os.NewSyscallError("send", errno))
 		}
+		return
+	}
+	if l.sealed != nil {
+		l.sentSealed(n)
 		return
 	}
 	gone := 0

@@ -2,6 +2,7 @@ package nbd
 
 import (
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -18,20 +19,50 @@ import (
 	"holdfast/blockdev/serve/throttle"
 )
 
-// TestByGoroutines runs the tests of the transmission phase once more, without
-// io_uring, which the others have on a unix socket.
+// transmissions are the tests of the transmission phase. By themselves they have io_uring
+// on a unix socket.
+var transmissions = map[string]func(*testing.T){
+	"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
+	"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
+	"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledAndClosed": TestThrottledAndClosed,
+	"Layers": TestLayers, "SwapUnderLoad": TestSwapUnderLoad,
+	"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
+}
+
+// TestByGoroutines runs them without io_uring.
 func TestByGoroutines(t *testing.T) {
 	byGoroutines = true
 	defer func() { byGoroutines = false }()
-	for name, test := range map[string]func(*testing.T){
-		"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
-		"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
-		"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledAndClosed": TestThrottledAndClosed,
-		"Layers": TestLayers, "SwapUnderLoad": TestSwapUnderLoad,
-		"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
-	} {
+	for name, test := range transmissions {
 		t.Run(name, test)
 	}
+}
+
+// TestOverTLS runs them over TLS.
+func TestOverTLS(t *testing.T) {
+	securely(t)
+	for name, test := range transmissions {
+		t.Run(name, test)
+	}
+	t.Run("SlowReader", TestSlowReader) // goroutines take in as many requests as there are of them
+}
+
+// TestOverTLSByGoroutines runs them over TLS without io_uring.
+func TestOverTLSByGoroutines(t *testing.T) {
+	securely(t)
+	byGoroutines = true
+	defer func() { byGoroutines = false }()
+	for name, test := range transmissions {
+		t.Run(name, test)
+	}
+}
+
+// securely has servers and clients of a test meet with certificates.
+func securely(t *testing.T) {
+	t.Helper()
+	a := newAuthority(t)
+	overTLS = &struct{ server, client *tls.Config }{a.serverConfig(), a.clientConfig()}
+	t.Cleanup(func() { overTLS = nil })
 }
 
 // rings counts the rings of this process.
@@ -47,12 +78,44 @@ func rings(t *testing.T) (n int) {
 	return n
 }
 
-func TestUnixSocketsAreServedByRings(t *testing.T) {
-	_, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{}))
+// TestSocketsAreServedByRings: those of each kind, over TLS and in the clear.
+func TestSocketsAreServedByRings(t *testing.T) {
+	t.Run("unix", func(t *testing.T) {
+		_, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{}))
+		twoRings(t, func() *client { return dial(t, socket) })
+	})
+	t.Run("TCP", func(t *testing.T) {
+		addr := servingTCP(t, Options{PlainLoopback: true}, export(t, "", image(t, mib, 0), ExportOptions{}))
+		twoRings(t, func() *client { return dialTCP(t, addr) })
+	})
+	for _, network := range []string{"unix", "TCP"} {
+		t.Run("TLS over "+network, func(t *testing.T) {
+			a := newAuthority(t)
+			o, config := Options{TLS: a.serverConfig()}, a.clientConfig()
+			e := export(t, "", image(t, mib, 0), ExportOptions{})
+			connect := func() *client { return nil }
+			if network == "unix" {
+				_, socket := serving(t, o, e)
+				connect = func() *client { return dial(t, socket) }
+			} else {
+				addr := servingTCP(t, o, e)
+				connect = func() *client { return dialTCP(t, addr) }
+			}
+			twoRings(t, func() *client {
+				c := connect()
+				must(t, c.secure(config))
+				return c
+			})
+		})
+	}
+}
+
+func twoRings(t *testing.T, connect func() *client) {
+	t.Helper()
 	before := rings(t)
-	one, two := dial(t, socket).enter(""), dial(t, socket).enter("")
-	one.ok(cmdRead, 0, 0, 4096, nil)
-	two.ok(cmdRead, 0, 0, 4096, nil)
+	one, two := connect().enter(""), connect().enter("")
+	one.ok(cmdWrite, flagFUA, 0, 4096, pattern(4096, 1))
+	two.reads(0, pattern(4096, 1))
 	if got := rings(t) - before; got != 2 {
 		t.Errorf("two connections have %d rings", got)
 	}

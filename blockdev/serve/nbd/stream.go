@@ -16,8 +16,8 @@ import (
 
 // transmit serves requests until the connection ends, and closes it.
 func (s *Server) transmit(conn net.Conn, t *terms) error {
-	if unixConn, ok := conn.(*net.UnixConn); ok && t.export.loopable() && !s.options.noLoop {
-		if done, err := s.loop(unixConn, t); done {
+	if socket, secured := under(conn); socket != nil && t.export.loopable() && !s.options.noLoop {
+		if done, err := s.loop(socket, secured, t); done {
 			return err
 		}
 	}
