@@ -22,6 +22,10 @@ import (
 // among them: who has no certificate can have these, and not the places of clients.
 const exposedConnections = 128
 
+// restAfter is when memory is given back after somebody came: handshakes take what
+// requests have no use for, certificates and the code that reads them most of all.
+const restAfter = 2 * time.Second
+
 // exposure is a way to the volume over the network.
 type exposure struct {
 	name     string
@@ -86,6 +90,7 @@ func secured(e *wire.Exposure) (*tls.Config, error) {
 	return &tls.Config{
 		Certificates: []tls.Certificate{certificate}, ClientCAs: authorities, ClientAuth: tls.RequireAndVerifyClientCert,
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, // each connection shows its certificate
+		DynamicRecordSizingDisabled: true, // who waits for a disk gains nothing by small records
 		VerifyConnection: func(s tls.ConnectionState) error {
 			if len(names) == 0 || slices.ContainsFunc(names, func(name string) bool { return isCalled(s.PeerCertificates[0], name) }) {
 				return nil
@@ -118,6 +123,7 @@ func (f *nbdFront) expose(name string, m *tlsTerms, socket *os.File) error {
 		Unlisted: true, MaxConnections: exposedConnections, MaxInFlight: nbdInFlight, HandshakeTime: 10 * time.Second,
 		Admit: func() func() { return f.admit(x) },
 		Ended: func(_ net.Addr, err error) {
+			f.restSoon()
 			if x.mayTell(time.Now()) {
 				tell(err)
 			}
@@ -132,8 +138,30 @@ func (f *nbdFront) expose(name string, m *tlsTerms, socket *os.File) error {
 		return errors.Join(fmt.Errorf("%w: it is exposed by this name already", blockdev.ErrExists), l.Close())
 	}
 	f.exposures = append(f.exposures, x)
+	f.rest()
 	go func() { _ = x.server.Serve(l) }() // it ends with the server
 	return nil
+}
+
+// restSoon has memory given back in a while.
+func (f *nbdFront) restSoon() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.rest()
+}
+
+// rest is restSoon for who has f.mu.
+func (f *nbdFront) rest() {
+	if f.resting || f.closed {
+		return
+	}
+	f.resting = true
+	time.AfterFunc(restAfter, func() {
+		f.mu.Lock()
+		f.resting = false
+		f.mu.Unlock()
+		f.w.giveBack()
+	})
 }
 
 // find gives an exposure, nil for none. The caller has f.mu.
@@ -167,6 +195,7 @@ func (f *nbdFront) admit(x *exposure) (leave func()) {
 	}
 	f.here++
 	x.clients++
+	f.rest()
 	return func() {
 		f.mu.Lock()
 		defer f.mu.Unlock()

@@ -78,6 +78,7 @@ type nbdFront struct {
 	here      int // clients
 	exposures []*exposure
 	closed    bool // nothing is exposed any more
+	resting   bool // memory is given back in a while
 }
 
 func newNBD(w *volume) (front, error) {
