@@ -257,6 +257,72 @@ func TestExportsOverTLS(t *testing.T) {
 	}
 }
 
+// TestLimitsOverTLS: the limits of an attachment hold for all who have the volume over TLS
+// together, and can be lifted meanwhile; what they do is counted as it is of others.
+func TestLimitsOverTLS(t *testing.T) {
+	a := newAuthority(t)
+	n, ctx := exportingNode(t, a), t.Context()
+	mine := a.sign("client", "backup")
+	n.create("v", client.VolumeSpec{Size: 64})
+	at, err := n.Attach(ctx, "v", client.Attachment{Holder: "agent:backup", Target: client.Target{Type: "export", Protocol: "nbd", Transport: "tls"}, Limits: &client.RateLimits{WriteIOPS: 100}})
+	must(t, err)
+	address, name := place(t, at)
+	const clients, writes, size = 2, 60, 4096
+	round := func() time.Duration {
+		ended, began := make(chan error, clients), time.Now()
+		for range clients {
+			f, err := blockdevtest.DialNBDS(address, name, a.client(mine))
+			must(t, err)
+			defer f.Close()
+			go func() {
+				var err error
+				for n := 0; n < writes && err == nil; n++ {
+					_, err = f.WriteAt(make([]byte, size), int64(n)*size)
+				}
+				ended <- err
+			}()
+		}
+		for range clients {
+			must(t, <-ended)
+		}
+		took := time.Since(began)
+		for deadline := time.Now().Add(patience); ; { // those of the round before may still be on their way out
+			io, err := n.IO(ctx, "v")
+			must(t, err)
+			if io.Worker != nil && io.Worker.Clients == clients && io.Worker.Inside == 0 {
+				return took
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("with %d clients: %+v", clients, io.Worker)
+			}
+		}
+	}
+	if took, least := round(), 900*time.Millisecond; took < least { // 120 at 100 a second, 10 of them at once
+		t.Errorf("%d writes took %v, at least %v were expected", clients*writes, took, least)
+	}
+	io, err := n.IO(ctx, "v")
+	must(t, err)
+	w := io.Worker
+	if served := w.Requests["write"]; served.Requests != clients*writes || served.Bytes != clients*writes*size || served.Errors != 0 || served.P50 <= 0 {
+		t.Errorf("counted: %+v", served)
+	}
+	if io.Counters == nil || io.Counters.Writes != clients*writes || io.Counters.WriteBytes != clients*writes*size {
+		t.Errorf("counters: %+v", io.Counters)
+	}
+	if w.Waiting["throttle"].Seconds <= 0 || w.Limits == nil || w.Limits.WriteIOPS != 100 {
+		t.Errorf("limits %+v, waited %+v", w.Limits, w.Waiting)
+	}
+	_, err = n.SetLimits(ctx, "v", at.ID, client.RateLimits{})
+	must(t, err)
+	throttled := w.Waiting["throttle"].Seconds
+	round()
+	io, err = n.IO(ctx, "v")
+	must(t, err)
+	if w := io.Worker; w.Waiting["throttle"].Seconds != throttled || w.Limits != nil && *w.Limits != (client.RateLimits{}) || w.Requests["write"].Requests != 2*clients*writes {
+		t.Errorf("without limits: %+v", w)
+	}
+}
+
 // dialAgain connects once the next worker listens.
 func dialAgain(t *testing.T, address, name string, config *tls.Config) blockdevtest.File {
 	t.Helper()
