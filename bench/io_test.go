@@ -209,7 +209,7 @@ func tryWorker(t *testing.T, program string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(report.Rows) != 4 {
+	if len(report.Rows) != 6 {
 		t.Errorf("%d rows", len(report.Rows))
 	}
 	for _, row := range report.Rows {

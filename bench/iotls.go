@@ -91,7 +91,7 @@ func (d pki) expose(ctx context.Context, w *control.Worker) (port int, err error
 	if err != nil {
 		return 0, err
 	}
-	defer l.Close() // the worker has its own
+	defer func() { _ = l.Close() }() // the worker has its own
 	e := serve.Exposure{Name: tlsName}
 	if e.Socket, err = l.File(); err != nil {
 		return 0, err

@@ -19,9 +19,13 @@ type Worker struct {
 // workerMost is the memory that an idle worker may have, in MB.
 const workerMost = 8
 
+// restSeconds is how long servers may do what is left to do when nothing is asked any
+// more: a worker gives back what handshakes took.
+const restSeconds = 5
+
 // Run measures everything and cleans up.
 func (w *Worker) Run(ctx context.Context) (_ Report, err error) {
-	b := IO{Setting: w.Setting, Program: w.Program, Paths: "vhost,qsd-vhost,nbd,qemu-nbd", Only: "randread-4k-qd32"}
+	b := IO{Setting: w.Setting, Program: w.Program, Paths: "vhost,qsd-vhost,nbd,qemu-nbd,nbd-tls,qemu-nbd-tls", Only: "randread-4k-qd32"}
 	if err := b.defaults(); err != nil {
 		return Report{}, err
 	}
@@ -46,11 +50,11 @@ func (w *Worker) Run(ctx context.Context) (_ Report, err error) {
 	if err != nil {
 		return b.report, err
 	}
-	for _, pair := range []struct{ ours, beside string }{{"vhost", "qsd-vhost"}, {"nbd", "qemu-nbd"}} {
+	for _, pair := range []struct{ ours, beside string }{{"vhost", "qsd-vhost"}, {"nbd", "qemu-nbd"}, {"nbd-tls", "qemu-nbd-tls"}} {
 		b.report.Rows = append(b.report.Rows, w.rows(&b, pair.ours, pair.beside, idle)...)
 	}
 	b.report.Host.LoadAfter = load()
-	b.report.Notes = append(b.report.Notes, "CPU is in ticks of the clock, 100 a second, of all threads of the process. Memory is resident: the program's own file, of which all workers of a host share one copy, is in it.")
+	b.report.Notes = append(b.report.Notes, "CPU is in ticks of the clock, 100 a second, of all threads of the process. Memory is resident: the program's own file, of which all workers of a host share one copy, is in it. Servers are watched from five seconds after the last request on.")
 	return b.report, nil
 }
 
@@ -66,6 +70,11 @@ func (w *Worker) watch(ctx context.Context, paths []*ioPath) (map[string]idleWor
 	if w.Quick {
 		seconds = 1
 	}
+	if !w.Quick {
+		if err := w.pause(ctx, restSeconds); err != nil {
+			return nil, err
+		}
+	}
 	w.say("nothing, for %d s", seconds)
 	idle, before := map[string]idleWorker{}, map[string]float64{}
 	for _, p := range paths {
@@ -74,10 +83,8 @@ func (w *Worker) watch(ctx context.Context, paths []*ioPath) (map[string]idleWor
 			return nil, err
 		}
 	}
-	select {
-	case <-time.After(time.Duration(seconds) * time.Second):
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	if err := w.pause(ctx, seconds); err != nil {
+		return nil, err
 	}
 	for _, p := range paths {
 		if p.server == 0 {
@@ -94,6 +101,15 @@ func (w *Worker) watch(ctx context.Context, paths []*ioPath) (map[string]idleWor
 		idle[p.key] = one
 	}
 	return idle, nil
+}
+
+func (w *Worker) pause(ctx context.Context, seconds int) error {
+	select {
+	case <-time.After(time.Duration(seconds) * time.Second):
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // rows tells of one of ours, beside another's if that is here.
