@@ -242,8 +242,7 @@ func (m *machine) addDevice(ctx context.Context, id blockdev.ID) error {
 	if err != nil {
 		return err
 	}
-	var failures error
-	for _, p := range places {
+	return plugIn(places, func(p place) error {
 		args := qmp.Args{
 			"id": deviceName(id), "drive": nodeName(id), "serial": Serial(id),
 			// A write that finds no space stops the guest, which loses nothing and goes on
@@ -252,15 +251,19 @@ func (m *machine) addDevice(ctx context.Context, id blockdev.ID) error {
 		}
 		maps.Copy(args, p.args)
 		_, err := m.Do(ctx, "device_add", args)
-		if err == nil {
-			return nil
-		}
-		if !isRefusal(err) {
+		return err
+	})
+}
+
+// plugIn tries places until one takes the device. When none does, it gives the refusal
+// of the last.
+func plugIn(places []place, add func(place) error) (err error) {
+	for _, p := range places {
+		if err = add(p); err == nil || !isRefusal(err) {
 			return err
 		}
-		failures = refusal(err)
 	}
-	return failures
+	return refusal(err)
 }
 
 // unplug asks the guest to let the device go, waits for it, and closes the image.
@@ -318,29 +321,33 @@ func (m *machine) silent(ctx context.Context) error {
 	return busy("the guest was asked to let the device go and has not answered within %s", m.o.Wait)
 }
 
-// closeNode closes the image, and removes what bounded it. A device that was deleted a
-// moment ago may hold it for a moment more.
+// closeNode closes the image, and removes what bounded it.
 func (m *machine) closeNode(ctx context.Context, id blockdev.ID) error {
+	there := func() (bool, error) { n, err := m.node(ctx, nodeName(id)); return n != nil, err }
+	err := m.letGo(ctx, "the image open", there, "blockdev-del", qmp.Args{"node-name": nodeName(id)})
+	if err != nil {
+		return err
+	}
+	return m.dropGroup(ctx, id)
+}
+
+// letGo removes what is there. A device that was deleted a moment ago may hold it for a
+// moment more.
+func (m *machine) letGo(ctx context.Context, what string, there func() (bool, error), command string, args qmp.Args) error {
 	waiting, cancel := context.WithTimeout(ctx, m.o.Wait)
 	defer cancel()
 	for {
-		n, err := m.node(ctx, nodeName(id))
-		if err != nil {
+		if is, err := there(); err != nil || !is {
 			return err
 		}
-		if n == nil {
-			return m.dropGroup(ctx, id)
-		}
-		if _, err = m.Do(ctx, "blockdev-del", qmp.Args{"node-name": nodeName(id)}); err == nil {
-			continue
-		}
-		if !isRefusal(err) {
+		_, err := m.Do(ctx, command, args)
+		if err == nil || !isRefusal(err) {
 			return err
 		}
 		select {
 		case <-waiting.Done():
-			return busy("the virtual machine keeps the image open: %s", refusal(err).Error())
-		case <-time.After(10 * time.Millisecond):
+			return busy("the virtual machine keeps %s: %s", what, refusal(err).Error())
+		case <-time.After(pollTime):
 		}
 	}
 }

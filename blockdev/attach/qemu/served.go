@@ -17,7 +17,7 @@ import (
 // lineName is that of the character device by which QEMU talks to a volume's worker.
 func lineName(id blockdev.ID) string { return "holdfast-line-" + string(id) }
 
-// pollTime is between two looks at a connection that QEMU is making.
+// pollTime is between two looks at what QEMU is doing.
 const pollTime = 5 * time.Millisecond
 
 // sharesMemory reports whether all of the guest's memory is in files that QEMU can hand
@@ -147,8 +147,7 @@ func (m *machine) addServed(ctx context.Context, id blockdev.ID) error {
 	if err != nil {
 		return err
 	}
-	var failures error
-	for _, p := range places {
+	return plugIn(places, func(p place) error {
 		args := maps.Clone(p.args)
 		maps.Copy(args, qmp.Args{"driver": "vhost-user-blk-pci", "id": deviceName(id), "chardev": lineName(id)})
 		_, err := m.Do(ctx, "device_add", args)
@@ -156,15 +155,8 @@ func (m *machine) addServed(ctx context.Context, id blockdev.ID) error {
 			args["num-queues"] = most
 			_, err = m.Do(ctx, "device_add", args)
 		}
-		if err == nil {
-			return nil
-		}
-		if !isRefusal(err) {
-			return err
-		}
-		failures = refusal(err)
-	}
-	return failures
+		return err
+	})
 }
 
 // queuesOf is the number of queues that a worker has, when QEMU refused a device that
@@ -179,26 +171,8 @@ func queuesOf(err error) (most int) {
 	return most
 }
 
-// hangUp takes the line to a worker away. A device that was deleted a moment ago may
-// hold it for a moment more.
+// hangUp takes the line to a worker away.
 func (m *machine) hangUp(ctx context.Context, id blockdev.ID) error {
-	waiting, cancel := context.WithTimeout(ctx, m.o.Wait)
-	defer cancel()
-	for {
-		l, err := m.line(ctx, id)
-		if err != nil || l == nil {
-			return err
-		}
-		if _, err = m.Do(ctx, "chardev-remove", qmp.Args{"id": lineName(id)}); err == nil {
-			return nil
-		}
-		if !isRefusal(err) {
-			return err
-		}
-		select {
-		case <-waiting.Done():
-			return busy("the virtual machine keeps its connection to the volume's worker: %s", refusal(err).Error())
-		case <-time.After(pollTime):
-		}
-	}
+	there := func() (bool, error) { l, err := m.line(ctx, id); return l != nil, err }
+	return m.letGo(ctx, "its connection to the volume's worker", there, "chardev-remove", qmp.Args{"id": lineName(id)})
 }
