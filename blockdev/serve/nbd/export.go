@@ -29,6 +29,7 @@ type Export struct {
 	size        atomic.Int64
 	meter       *meter.Meter
 	limiter     *throttle.Limiter
+	changed     atomic.Pointer[change] // of the limits, the next one
 	flusher     flusher
 
 	gate   sync.RWMutex // shared by each request from when it is performed to its end, alone by Swap
@@ -54,6 +55,8 @@ func NewExport(name string, d Device, o ExportOptions) (*Export, error) {
 	if e.limiter == nil {
 		e.limiter = &throttle.Limiter{}
 	}
+	next := make(change)
+	e.changed.Store(&next)
 	e.flusher.sync = func() error { return e.served.device.Sync() } // its request has the gate
 	e.flusher.turn.L = &e.flusher.mu
 	return e, blockdev.Op("nbd.NewExport", "", e.setSize(o.Size))

@@ -86,6 +86,9 @@ type loop struct {
 	delayed delays
 	timers  [4]uring.Timer
 	timerAt [4]int64 // when each is due; 0: not armed
+	late    late     // beside them
+
+	relimited atomic.Bool // the limits are others than those that the delayed were taken from
 
 	closed   atomic.Bool // the server is
 	keeps    bool        // it may keep its processor while it waits for the disk
@@ -168,6 +171,7 @@ func (s *Server) loop(conn socket, secured *sealed, t *terms) (bool, error) {
 		return l.run()
 	})
 	t.export.leave(l)
+	l.late.stop()
 	err = errors.Join(err, l.helping.end(), ring.Close())
 	l.queue.Close()
 	stop()
@@ -208,6 +212,7 @@ func (l *loop) run() error {
 		l.sentAtOnce()
 		l.finishHelped()
 		l.resumeHeld()
+		l.relimit()
 		l.resume()
 		l.take()
 	}

@@ -130,7 +130,7 @@ func (l *loop) resume() {
 }
 
 // arm sets a timer for the throttled request that is due next, unless one rings
-// before it. When all timers are set, it waits for the first of them.
+// before it.
 func (l *loop) arm() {
 	if len(l.delayed) == 0 {
 		return
@@ -144,10 +144,13 @@ func (l *loop) arm() {
 			return
 		}
 	}
-	if free >= 0 {
-		l.timerAt[free] = due
-		uring.Timeout(l.ring.Next(), &l.timers[free], max(1, due-meter.Now()), tagTimer+uint64(free))
+	now := meter.Now()
+	if free < 0 {
+		l.late.arm(due, now, l.rouse)
+		return
 	}
+	l.timerAt[free] = due
+	uring.Timeout(l.ring.Next(), &l.timers[free], max(1, due-now), tagTimer+uint64(free))
 }
 
 // delays are slots in the order in which they are due: a heap.

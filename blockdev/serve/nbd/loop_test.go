@@ -24,7 +24,7 @@ import (
 var transmissions = map[string]func(*testing.T){
 	"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
 	"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
-	"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledAndClosed": TestThrottledAndClosed,
+	"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledAndClosed": TestThrottledAndClosed, "ThrottledOtherwise": TestThrottledOtherwise,
 	"Layers": TestLayers, "SwapUnderLoad": TestSwapUnderLoad,
 	"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
 }
@@ -187,6 +187,44 @@ func TestThrottled(t *testing.T) {
 	}
 	if s.Kinds[meter.Write].Requests != 40 || s.Kinds[meter.Read].Bytes != 40*4096 {
 		t.Errorf("counted %d writes, %d bytes of reads", s.Kinds[meter.Write].Requests, s.Kinds[meter.Read].Bytes)
+	}
+}
+
+// TestThrottledOtherwise: requests that wait are taken from the limits that hold by then:
+// each change lets one go, however many there were, and without limits all go.
+func TestThrottledOtherwise(t *testing.T) {
+	m := &meter.Meter{}
+	e := export(t, "", image(t, mib, 0), ExportOptions{Meter: m, Limiter: &throttle.Limiter{}})
+	_, socket := serving(t, Options{}, e)
+	c := dial(t, socket).enter("")
+	waiting := func(left int64) {
+		t.Helper()
+		await(t, func() bool { return m.Snapshot().Waits[meter.Throttle].Now == left })
+	}
+	answered := func(count int) {
+		t.Helper()
+		for range count {
+			if head := c.read(simpleSize); !slices.Equal(head[4:8], []byte{0, 0, 0, 0}) {
+				t.Fatalf("a throttled request fails: %x", head)
+			}
+		}
+	}
+	const requests, changes = 20, 8
+	for _, last := range []blockdev.Limits{{}, {WriteBytes: 4096 * 100}} {
+		e.Throttle(blockdev.Limits{WriteBytes: 1}, 1) // the first goes into debt for more than an hour
+		for n := range uint64(requests) {
+			c.write(append(requestBytes(cmdWrite, 0, n, n*4096, 4096), pattern(4096, n)...))
+		}
+		answered(1)
+		waiting(requests - 1)
+		for n := range int64(changes) {
+			e.Throttle(blockdev.Limits{WriteBytes: 2 + n}, 1)
+			answered(1)
+			waiting(requests - 2 - n)
+		}
+		e.Throttle(last, 1)
+		answered(requests - 1 - changes)
+		waiting(0)
 	}
 }
 

@@ -226,6 +226,7 @@ func (st *stream) do(j *job) ([]byte, error) {
 
 // wait keeps a throttled request back, while the client is there.
 func (st *stream) wait(j *job) error {
+	changed := *st.export.changed.Load() // before the limits are looked at: none is missed
 	ns := st.throttle(&j.request)
 	if ns == 0 {
 		return nil
@@ -235,11 +236,16 @@ func (st *stream) wait(j *job) error {
 	defer st.queue.Waited(meter.Throttle, began)
 	timer := time.NewTimer(time.Duration(ns))
 	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-st.gone.Done():
-		return st.gone.Err()
+	for {
+		select {
+		case <-timer.C:
+			return nil
+		case <-changed:
+			changed = *st.export.changed.Load()
+			timer.Reset(time.Duration(st.throttle(&j.request)))
+		case <-st.gone.Done():
+			return st.gone.Err()
+		}
 	}
 }
 

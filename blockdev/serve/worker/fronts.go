@@ -139,7 +139,7 @@ func (f *nbdFront) leave() {
 }
 
 func (f *nbdFront) resized(size int64) error        { return f.export.Resize(size) }
-func (f *nbdFront) throttle(limits blockdev.Limits) { f.w.limiter.Set(limits, 0) }
+func (f *nbdFront) throttle(limits blockdev.Limits) { f.export.Throttle(limits, 0) }
 func (f *nbdFront) failed() error                   { return f.export.Failed() }
 func (f *nbdFront) close() error                    { return errors.Join(f.closeExposed(), f.server.Close()) }
 func (f *nbdFront) clients() int {
