@@ -321,8 +321,9 @@ func TestVolumes(t *testing.T) {
 	})
 	t.Run("export", func(t *testing.T) {
 		n.t = t
-		a, err := n.Attach(t.Context(), "xfs", client.Attachment{Holder: "agent:backup", Target: client.Target{Type: "export", Protocol: "nbd"}})
+		a, err := n.Attach(t.Context(), "xfs", client.Attachment{Holder: "agent:backup", Target: client.Target{Type: "export", Protocol: "nbd"}, Limits: &client.RateLimits{WriteIOPS: 20}})
 		must(t, err)
+		n.bounded(t, "xfs", a)
 		c := blockdevtest.DialNBD(t, a.Socket)
 		want, got := bytes.Repeat([]byte("exported"), 512), make([]byte, 4096)
 		_, err = c.WriteAt(want, 300<<20)
@@ -427,6 +428,76 @@ func TestVolumes(t *testing.T) {
 	if now := digest(); now != others {
 		t.Errorf("others' volumes have become\n%s\nand were\n%s", now, others)
 	}
+}
+
+// bounded checks that limits of 20 writes a second hold for an export of a volume, beyond
+// the daemon's life, that they are told of, and that they are changed and lifted under
+// a client.
+func (n *node) bounded(t *testing.T, name string, a client.Attachment) {
+	t.Helper()
+	ctx, c := t.Context(), blockdevtest.DialNBD(t, a.Socket)
+	write := func(bytes int) error { _, err := c.WriteAt(make([]byte, bytes), 310<<20); return err }
+	seen := func() (client.VolumeIO, *client.Worker) {
+		t.Helper()
+		io, err := n.IO(ctx, name)
+		must(t, err)
+		if io.Worker == nil {
+			t.Fatalf("no worker serves it: %+v", io)
+		}
+		return io, io.Worker
+	}
+	if a.Limits == nil || a.Limits.WriteIOPS != 20 || a.Enforcement == nil || a.Enforcement.Mechanism == "" {
+		t.Errorf("attached with %+v, %+v", a.Limits, a.Enforcement)
+	}
+	n.stop()
+	begin := time.Now()
+	for range 25 {
+		must(t, write(4096))
+	}
+	// Two pass at once, a tenth of a second's worth, and one begins.
+	if took := time.Since(begin); took < (25-3)*time.Second/20 {
+		t.Errorf("25 writes took %v at 20 a second", took)
+	}
+	n.start()
+	if _, w := seen(); w.Limits == nil || *w.Limits != (client.RateLimits{WriteIOPS: 20}) || w.Requests["write"].Requests != 25 || w.Waiting["throttle"].Seconds <= 0 {
+		t.Errorf("under its limits: %+v, waited %+v, served %+v", w.Limits, w.Waiting["throttle"], w.Requests["write"])
+	}
+
+	slow := client.RateLimits{WriteBytes: 64 << 10}
+	_, err := n.SetLimits(ctx, name, a.ID, slow)
+	must(t, err)
+	must(t, write(16<<20)) // and goes into debt for minutes
+	held := make(chan error, 1)
+	go func() { held <- write(4096) }()
+	for deadline := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+		io, w := seen()
+		if w.Waiting["throttle"].Now == 1 {
+			if w.Limits == nil || *w.Limits != slow || io.Waits[0].Cause != "throttle" || io.Waits[0].Requests != 1 {
+				t.Errorf("with a write that is held back: limits %+v, waits %+v", w.Limits, io.Waits)
+			}
+			break
+		}
+		select {
+		case err := <-held:
+			t.Fatalf("a write has ended that was to be held back: %v", err)
+		default:
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("nothing is held back: %+v", w)
+		}
+	}
+	lifted, err := n.SetLimits(ctx, name, a.ID, client.RateLimits{})
+	must(t, err)
+	select {
+	case err := <-held:
+		must(t, err)
+	case <-time.After(patience):
+		t.Fatal("a write is held back by limits that are lifted")
+	}
+	if _, w := seen(); lifted.Limits != nil || w.Limits != nil || w.Waiting["throttle"].Now != 0 {
+		t.Errorf("without limits: %+v, %+v, waiting %+v", lifted.Limits, w.Limits, w.Waiting["throttle"])
+	}
+	must(t, c.Close())
 }
 
 // same checks that all volumes are listed as before.
