@@ -138,13 +138,36 @@ func (a *Attacher) open(ctx context.Context, r attach.Request) error {
 	return a.link(r)
 }
 
+const (
+	// leaveTime is how long a client may take to be gone that has hung up already: its
+	// worker sees it a moment after that.
+	leaveTime = 500 * time.Millisecond
+	leavePoll = 5 * time.Millisecond
+)
+
 // Detach takes the link away. blockdev.ErrBusy (attach.ErrInUse) while a client is
-// connected: then nothing has changed.
+// connected, half a second later still: then nothing has changed.
 func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("export.Detach", r.Volume, a.close(ctx, r))
 }
 
 func (a *Attacher) close(ctx context.Context, r attach.Request) error {
+	waiting, cancel := context.WithTimeout(ctx, leaveTime)
+	defer cancel()
+	for {
+		err := a.tryClose(ctx, r)
+		if !errors.Is(err, attach.ErrInUse) {
+			return err
+		}
+		select {
+		case <-waiting.Done():
+			return err
+		case <-time.After(leavePoll):
+		}
+	}
+}
+
+func (a *Attacher) tryClose(ctx context.Context, r attach.Request) error {
 	if r.Target.Transport == TLS {
 		return a.withdraw(ctx, r)
 	}

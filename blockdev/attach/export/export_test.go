@@ -274,7 +274,10 @@ func TestInUse(t *testing.T) {
 	b.w.next = func() { b.w.next = func() { b.w.set(1) } }
 	is(t, "one that comes meanwhile", b.Detach(t.Context(), r), attach.ErrInUse, "")
 	b.expect(t, r, attach.StateAttached)
-	b.w.set(0)
+	b.w.next = func() { b.w.next = func() { b.w.set(0) } }
+	good(t, b.Detach(t.Context(), r)) // it has hung up, which the worker sees a moment later
+	b.expect(t, r, attach.StateMissing)
+	good(t, b.Attach(t.Context(), r))
 
 	b.w.failure = syscall.EIO // unknown is still attached
 	is(t, "detach", b.Detach(t.Context(), r), syscall.EIO, "")
