@@ -34,7 +34,7 @@ func fetchKernel(ctx context.Context, cache string) (kernel, error) {
 	if err != nil {
 		return kernel{}, err
 	}
-	k := kernel{dir: filepath.Join(cache, name), release: strings.TrimPrefix(name, "linux-image-")}
+	k := kernelOf(cache, name)
 	if _, err := os.Stat(k.image()); err == nil {
 		return k, nil
 	}
@@ -43,8 +43,18 @@ func fetchKernel(ctx context.Context, cache string) (kernel, error) {
 		return k, err
 	}
 	defer os.RemoveAll(fresh)
-	if _, err := run.Run(ctx, run.Cmd{Args: []string{"apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", name}, Dir: fresh, Timeout: fetchTime}); err != nil {
-		return k, fmt.Errorf("fetch the guest's kernel: %w", err)
+	if err := download(ctx, name, fresh); err != nil {
+		// The lists may be older than the mirror, which has only the newest kernel.
+		if update := updateLists(ctx); update != nil {
+			return k, errors.Join(err, update)
+		}
+		if name, err = askKernelPackage(ctx); err != nil {
+			return k, err
+		}
+		if err := download(ctx, name, fresh); err != nil {
+			return k, err
+		}
+		k = kernelOf(cache, name)
 	}
 	packages, err := filepath.Glob(filepath.Join(fresh, "*.deb"))
 	if err != nil || len(packages) != 1 {
@@ -63,6 +73,24 @@ func fetchKernel(ctx context.Context, cache string) (kernel, error) {
 	return k, nil
 }
 
+func kernelOf(cache, name string) kernel {
+	return kernel{dir: filepath.Join(cache, name), release: strings.TrimPrefix(name, "linux-image-")}
+}
+
+// download fetches a package into a directory.
+func download(ctx context.Context, name, dir string) error {
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"apt-get", "download", "-q", "-o", "APT::Sandbox::User=root", "-o", "Acquire::Retries=3", name}, Dir: dir, Timeout: fetchTime})
+	if err != nil {
+		return fmt.Errorf("fetch the guest's kernel: %w", err)
+	}
+	return nil
+}
+
+func updateLists(ctx context.Context) error {
+	_, err := run.Run(ctx, run.Cmd{Args: []string{"apt-get", "update", "-q", "-o", "Acquire::Retries=3"}, Timeout: fetchTime})
+	return err
+}
+
 var kernelName = regexp.MustCompile(`(?m)^\s*Depends: (linux-image-[0-9][0-9a-z.+-]*)$`)
 
 // kernelPackage tells the newest kernel's package. Without lists of packages it is
@@ -75,7 +103,7 @@ func kernelPackage(ctx context.Context, cache string) (string, error) {
 	if have, _ := filepath.Glob(filepath.Join(cache, "linux-image-*")); len(have) > 0 {
 		return filepath.Base(slices.Max(have)), nil
 	}
-	if _, fetch := run.Run(ctx, run.Cmd{Args: []string{"apt-get", "update", "-q"}, Timeout: fetchTime}); fetch != nil {
+	if fetch := updateLists(ctx); fetch != nil {
 		return "", errors.Join(err, fetch)
 	}
 	return askKernelPackage(ctx)
