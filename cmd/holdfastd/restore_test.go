@@ -3,6 +3,8 @@ package main_test
 import (
 	"os"
 	"path/filepath"
+	"reflect"
+	"strings"
 	"testing"
 	"time"
 
@@ -35,6 +37,41 @@ func TestRebuildFromBackup(t *testing.T) {
 	again, err := n.CreateVolume(t.Context(), asked, "key-1")
 	if err != nil || again.Metadata.CreatedAt != first.Metadata.CreatedAt {
 		t.Errorf("the key of the backup made %+v, %v", again.Metadata, err)
+	}
+}
+
+// TestDamagedSideLog: neither a start nor a rebuild goes past a damaged side log,
+// both say what to do, the rebuild leaves the records where they are, and what
+// it says is true: without the side log the keys come from the records.
+func TestDamagedSideLog(t *testing.T) {
+	n := newNode(t)
+	_, err := n.CreateKey(t.Context(), client.NewKey{Name: "kept", Role: "reader"})
+	must(t, err)
+	n.create("v", client.VolumeSpec{Size: 16})
+	before, err := n.Keys(t.Context())
+	must(t, err)
+	n.stop()
+	path := filepath.Join(n.state, "sidelog")
+	text, err := os.ReadFile(path)
+	must(t, err)
+	text[len(text)/2] ^= 0x20
+	must(t, os.WriteFile(path, text, 0o600))
+
+	for _, args := range [][]string{n.args, append([]string{"rebuild", "--yes"}, n.args...)} {
+		code, out := command(t, holdfastd, args...)
+		if code != 1 || !strings.Contains(out, "sidelog") || !strings.Contains(out, "move it away") {
+			t.Errorf("%v: exit code %d\n%s", args[:2], code, out)
+		}
+	}
+	if aside, _ := filepath.Glob(filepath.Join(n.state, "*.before-rebuild-*")); len(aside) > 0 {
+		t.Errorf("a rebuild that cannot go on has moved %v", aside)
+	}
+	must(t, os.Rename(path, path+".damaged"))
+	n.start()
+	after, err := n.Keys(t.Context())
+	must(t, err)
+	if !reflect.DeepEqual(after, before) {
+		t.Errorf("keys without the side log:\n%+v\nbefore:\n%+v", after, before)
 	}
 }
 

@@ -133,8 +133,8 @@ func (n *node) open(ctx context.Context) error {
 		{"secrets", n.openSecrets},
 		{"pool", n.openPool},
 		{"cages", n.openCages},
+		{"side log", n.openSideLog}, // before a rebuild moves the records aside: one of the two must have the keys
 		{"metadata", n.openStore},
-		{"side log", n.openSideLog},
 		{"keys", n.openAuth},
 		{"audit log", n.openAudit},
 		{"cages", n.readyCages},
@@ -229,6 +229,9 @@ func (n *node) openStore(ctx context.Context) error {
 
 func (n *node) openSideLog(context.Context) (err error) {
 	n.side, err = metadata.OpenSideLog(n.at.sideLog())
+	if errors.Is(err, metadata.ErrDamaged) {
+		return fmt.Errorf("%w; move it away and start the daemon: the records have what it tells", err)
+	}
 	if err != nil {
 		return err
 	}
