@@ -444,9 +444,12 @@ func (c *Config) checkListen() []error {
 		}
 		return nil
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
+	host, port, err := net.SplitHostPort(c.Listen)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
 	if err != nil {
-		return []error{fmt.Errorf("listen: %q is not HOST:PORT", c.Listen)}
+		return []error{fmt.Errorf("listen: %q is not HOST:PORT with a port of 0 to 65535", c.Listen)}
 	}
 	loopback := host == "localhost" || (net.ParseIP(host) != nil && net.ParseIP(host).IsLoopback())
 	if c.Dev && !loopback {
