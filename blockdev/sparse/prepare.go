@@ -197,6 +197,23 @@ func mountedPool(ctx context.Context, dir string, size int64) (Prepared, error) 
 	return p, err
 }
 
+// PoolAt tells the directory of the pool that Prepare has made in dir, and whether
+// it is there: made, and mounted where it is an image. It changes nothing.
+func PoolAt(dir string) (at string, there bool) { return preparedAt(dir, poolMount, poolImage) }
+
+// MetadataAt tells the same of the place that PrepareMetadata has made in dir.
+func MetadataAt(dir string) (at string, there bool) { return preparedAt(dir, metaMount, metaImage) }
+
+func preparedAt(dir, mount, image string) (at string, there bool) {
+	at = filepath.Join(dir, mount)
+	place, err := sys.PlaceAt(at)
+	if err != nil {
+		return at, false
+	}
+	hasImage, err := exists(filepath.Join(dir, image))
+	return at, err == nil && (!hasImage || place.MountRoot)
+}
+
 func defaultPoolSize(dir string) (int64, error) {
 	space, err := sys.SpaceOf(dir)
 	if err != nil {

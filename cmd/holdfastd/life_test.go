@@ -373,6 +373,7 @@ func TestWithoutReflink(t *testing.T) {
 			t.Errorf("doctor: %+v", c)
 		}
 	}
+	n.asksDoctor("metadata and volumes are on different file systems")
 	before := n.listing()
 	n.kill()
 	n.start()
@@ -381,6 +382,7 @@ func TestWithoutReflink(t *testing.T) {
 	}
 	n.stop()
 	n.uninstall() // as after a boot: nothing is mounted
+	n.asksDoctor("before a daemon has mounted")
 	code, out := command(t, holdfastd, append([]string{"rebuild", "--yes"}, n.args...)...)
 	if code != 0 {
 		t.Fatalf("rebuild: exit code %d\n%s", code, out)
@@ -393,5 +395,14 @@ func TestWithoutReflink(t *testing.T) {
 	must(t, n.ReadFile(t.Context(), "filled", "/hello.txt", &b))
 	if b.String() != "from the template\n" {
 		t.Errorf("content is %q", b.String())
+	}
+}
+
+// asksDoctor holds what the doctor says without a daemon against what there is.
+func (n *node) asksDoctor(want string) {
+	n.t.Helper()
+	code, out := command(n.t, holdfastd, append([]string{"doctor"}, n.args...)...)
+	if code != 0 || !strings.Contains(out, want) || strings.Contains(out, "share a file system") {
+		n.t.Errorf("the doctor does not say %q, exit code %d:\n%s", want, code, out)
 	}
 }

@@ -24,6 +24,7 @@ func TestRebuildFromBackup(t *testing.T) {
 	_, err = n.UpdateVolume(t.Context(), "keyed", client.VolumeChange{SizeMiB: &size})
 	must(t, err)
 	before := n.listing()
+	n.asksDoctor("metadata and volumes are on different file systems")
 	n.stop()
 	must(t, os.RemoveAll(filepath.Join(n.state, "meta", "store")))
 	code, out := command(t, holdfastd, append([]string{"rebuild", "--yes", "--backup", backup}, n.args...)...)

@@ -7,13 +7,52 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"syscall"
 
+	"holdfast/blockdev/sparse"
 	"holdfast/internal/preflight"
 )
 
 // hostChecks are those that need no daemon.
 func hostChecks(ctx context.Context, c Config) []preflight.Check {
-	return append(preflight.Host(ctx), cageCheck(c), workerCheck(c), exportCheck(c), keysCheck(c))
+	return append(preflight.Host(ctx), cageCheck(c), workerCheck(c), exportCheck(c), keysCheck(c), stateCheck(c))
+}
+
+// stateCheck says whether others can replace what is in the state directory, keys and
+// records among it. To enter and to read it may be given to others, as for a pool whose
+// images virtual machines open.
+func stateCheck(c Config) preflight.Check {
+	check := preflight.Check{Name: "state directory", Status: preflight.OK, Found: c.StateDir + " is not there yet"}
+	info, err := os.Stat(c.StateDir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return check
+	}
+	check.Consequence = "who may write in it can replace keys, records and volumes"
+	check.Fix = "chown root and chmod 700 " + c.StateDir
+	if err != nil {
+		check.Status, check.Found = preflight.Warn, err.Error()
+		return check
+	}
+	stat, ok := info.Sys().(*syscall.Stat_t)
+	switch {
+	case info.Mode().Perm()&0o022 != 0:
+		check.Status, check.Found = preflight.Warn, fmt.Sprintf("%s has mode %#o", c.StateDir, info.Mode().Perm())
+	case ok && stat.Uid != 0 && int(stat.Uid) != os.Geteuid():
+		check.Status, check.Found = preflight.Warn, fmt.Sprintf("%s belongs to user %d", c.StateDir, stat.Uid)
+	default:
+		check.Found, check.Consequence, check.Fix = "only its owner can write in "+c.StateDir, "", ""
+	}
+	return check
+}
+
+// placeChecks look at the pool and the records as the last daemon has left them.
+func placeChecks(c Config) []preflight.Check {
+	pool, poolThere := sparse.PoolAt(c.PoolDir)
+	records, recordsThere := sparse.MetadataAt(c.StateDir)
+	if poolThere && recordsThere {
+		return preflight.Place(c.StateDir, pool, records)
+	}
+	return []preflight.Check{{Name: "pool-space", Status: preflight.OK, Found: "not known before a daemon has mounted the pool and the records"}}
 }
 
 // keysCheck says whether others can read private keys that the operator has set. The
@@ -43,8 +82,7 @@ func keysCheck(c Config) preflight.Check {
 func Doctor(ctx context.Context, c Config, out io.Writer) error {
 	checks := hostChecks(ctx, c)
 	if _, err := os.Stat(c.StateDir); err == nil {
-		l := layout{c.StateDir}
-		checks = append(checks, preflight.Place(c.StateDir, c.PoolDir, l.metadata())...)
+		checks = append(checks, placeChecks(c)...)
 	} else if !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}

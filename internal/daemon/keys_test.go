@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -41,5 +42,37 @@ func TestReadableKeys(t *testing.T) {
 				t.Errorf("%s of mode %o: %+v", setting, mode, got)
 			}
 		}
+	}
+}
+
+// TestStateDirectoryOfOthers: a state directory that others may write in is warned of;
+// one that they may only enter is not, and neither is none.
+func TestStateDirectoryOfOthers(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "state")
+	if c := stateCheck(Config{StateDir: dir}); c.Status != preflight.OK || c.Fix != "" {
+		t.Errorf("before the first start: %+v", c)
+	}
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for mode, want := range map[os.FileMode]preflight.Status{
+		0o700: preflight.OK, 0o711: preflight.OK, 0o755: preflight.OK, 0o770: preflight.Warn, 0o702: preflight.Warn, 0o777 | os.ModeSticky: preflight.Warn,
+	} {
+		if err := os.Chmod(dir, mode); err != nil {
+			t.Fatal(err)
+		}
+		c := stateCheck(Config{StateDir: dir})
+		if c.Status != want || (want == preflight.Warn) != strings.Contains(c.Fix, "chmod 700 "+dir) || (want == preflight.Warn) != (c.Consequence != "") {
+			t.Errorf("mode %o: %+v", mode, c)
+		}
+	}
+	if os.Geteuid() != 0 {
+		return // only root gives directories away
+	}
+	if err := errors.Join(os.Chmod(dir, 0o700), os.Chown(dir, 65534, 0)); err != nil {
+		t.Fatal(err)
+	}
+	if c := stateCheck(Config{StateDir: dir}); c.Status != preflight.Warn || !strings.Contains(c.Found, "65534") {
+		t.Errorf("somebody else's: %+v", c)
 	}
 }
