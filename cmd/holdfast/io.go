@@ -60,7 +60,7 @@ func (a *app) top(ctx context.Context, cl *client.Client, every time.Duration, m
 		if len(lines) > most {
 			lines = lines[:most]
 		}
-		if !once && a.output == formatTable {
+		if !once && a.output == formatTable && isTerminal(a.out) {
 			fmt.Fprint(a.out, "\x1b[H\x1b[2J") // home, and clear
 		}
 		if err := a.show(lines, func(r *rows) { topRows(r, lines) }); err != nil || once {

@@ -27,14 +27,19 @@ const (
 )
 
 func newProgress(w io.Writer, what string, total int64, quiet bool) *progress {
-	f, ok := w.(*os.File)
-	if quiet || !ok {
-		return &progress{}
-	}
-	if info, err := f.Stat(); err != nil || info.Mode()&os.ModeCharDevice == 0 {
+	if quiet || !isTerminal(w) {
 		return &progress{}
 	}
 	return &progress{w: w, what: what, total: total, started: time.Now()}
+}
+
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
 }
 
 // at draws the bar, not too often. Called from the goroutine that sends.
