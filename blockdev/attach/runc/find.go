@@ -132,7 +132,7 @@ func classify(ctx context.Context, id string, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("runc state %s: %w", id, errors.Join(context.Cause(ctx), err))
 	case strings.Contains(err.Error(), "does not exist"):
-		return fmt.Errorf("%w: there is no container %s: %w", blockdev.ErrGone, id, err)
+		return fmt.Errorf("%w: there is no container %s", blockdev.ErrGone, id) // runc's own words are of its files on this host
 	}
 	return fmt.Errorf("runc state %s: %w", id, err)
 }
