@@ -58,11 +58,8 @@ func New(o Options) (*Client, error) {
 		}
 	}
 	base, err := url.Parse(strings.TrimSuffix(raw, "/"))
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	if base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
-		return nil, fmt.Errorf("client: %q is not an http or https URL", raw)
+	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
+		return nil, fmt.Errorf("client: %q is not an http or https URL, as http://127.0.0.1:7433/v0 is", raw)
 	}
 	agent := o.UserAgent
 	if agent == "" {

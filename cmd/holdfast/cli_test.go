@@ -4,6 +4,10 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
+	"log"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -75,7 +79,9 @@ func TestWrongCommandLines(t *testing.T) {
 		want string
 	}{
 		{[]string{"volume", "lst"}, "unknown command"},
+		{[]string{"volume", "lst"}, "hint: see holdfast volume --help"},
 		{[]string{"volume", "get"}, "accepts 1 arg"},
+		{[]string{"attachment", "delete", "v"}, "hint: holdfast attachment delete VOLUME ID [flags]; see holdfast attachment delete --help"},
 		{[]string{"volume", "list", "--nope"}, "unknown flag"},
 		{[]string{"volume", "list", "-o", "xml"}, "table, json, yaml"},
 		{[]string{"volume", "create", "a", "--size", "1.5GiB"}, "--size"},
@@ -89,6 +95,8 @@ func TestWrongCommandLines(t *testing.T) {
 		{[]string{"attachment", "create", "a", "--path", "/x"}, "holder"},
 		{[]string{"key", "create", "--expires", "soon"}, "--expires"},
 		{[]string{"--server", "ftp://x", "volume", "list"}, "http"},
+		{[]string{"--server", "127.0.0.1:7433", "volume", "list"}, "http://127.0.0.1:7433/v0"},
+		{[]string{"--server", "localhost:7433", "volume", "list"}, "http://127.0.0.1:7433/v0"},
 	} {
 		code, out, errOut := cli(t, c.args...)
 		if code != exitUsage || !strings.Contains(errOut, c.want) || out != "" {
@@ -101,6 +109,26 @@ func TestUnreachableServerHasAHint(t *testing.T) {
 	code, _, errOut := cli(t, "--state-dir", t.TempDir(), "volume", "list")
 	if code != exitUnreachable || !strings.Contains(errOut, "hint: ") || !strings.Contains(errOut, "holdfastd.sock") {
 		t.Errorf("exit code %d, stderr %q", code, errOut)
+	}
+}
+
+// TestSchemeOfTheServer: who confuses http and https, or meets a certificate that
+// nobody here has signed, is told which of them it is.
+func TestSchemeOfTheServer(t *testing.T) {
+	page := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("[]")) })
+	plain, secure := httptest.NewServer(page), httptest.NewUnstartedServer(page)
+	secure.Config.ErrorLog = log.New(io.Discard, "", 0) // the handshake that fails on purpose
+	secure.StartTLS()
+	t.Cleanup(plain.Close)
+	t.Cleanup(secure.Close)
+	for url, want := range map[string]string{
+		strings.Replace(plain.URL, "http://", "https://", 1): "does not speak TLS",
+		secure.URL: "certificate",
+	} {
+		code, _, errOut := cli(t, "--server", url, "--key", "k", "volume", "list")
+		if code != exitUnreachable || !strings.Contains(errOut, want) || !strings.Contains(errOut, "hint: ") {
+			t.Errorf("%s: exit code %d, stderr %q", url, code, errOut)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"io/fs"
 	"net"
@@ -32,9 +33,10 @@ func (a *app) explain(err error) (code int, text, hint string) {
 	var refused *client.Error
 	var network *net.OpError
 	var ended exitError // of a command in a sandbox
+	var stranger *tls.CertificateVerificationError
 	switch {
 	case !a.parsed:
-		return exitUsage, err.Error(), "see holdfast --help"
+		return exitUsage, err.Error(), a.usage
 	case errors.As(err, &ended):
 		return ended.code, err.Error(), ""
 	case errors.As(err, &refused):
@@ -50,6 +52,10 @@ func (a *app) explain(err error) (code int, text, hint string) {
 		return exitFailure, "interrupted", ""
 	case errors.As(err, &network):
 		return exitUnreachable, "cannot reach " + a.server.where() + ": " + network.Err.Error(), a.server.unreachableHint(err)
+	case errors.Is(err, http.ErrSchemeMismatch):
+		return exitUnreachable, "cannot reach " + a.server.where() + ": it does not speak TLS", "give the URL in --server or HOLDFAST_URL with http://, or the server a certificate"
+	case errors.As(err, &stranger):
+		return exitUnreachable, "cannot reach " + a.server.where() + ": " + stranger.Error(), "SSL_CERT_FILE can name a file with the authority of the server's certificate"
 	case errors.Is(err, tarball.ErrChanged):
 		return exitFailure, err.Error(), "push a directory that nothing writes to; no version was made"
 	case errors.Is(err, fs.ErrNotExist):
@@ -62,7 +68,9 @@ func explainRefusal(e *client.Error) (code int, hint string) {
 	switch {
 	case e.Code == "QUOTA_EXCEEDED":
 		return exitFull, "holdfast workspace quota shows the bounds"
-	case e.Code == "POOL_FULL", e.Status == http.StatusInsufficientStorage:
+	case e.Status == http.StatusInsufficientStorage:
+		return exitFull, "deletes still work; the operator sees the space of the records with holdfast doctor"
+	case e.Code == "POOL_FULL":
 		return exitFull, "holdfast pool list shows the space; delete volumes or template versions"
 	case e.Status == http.StatusUnauthorized:
 		return exitUnauthorized, "give a key with --key or HOLDFAST_KEY, or use the daemon's socket as root"

@@ -32,7 +32,8 @@ type app struct {
 	out, errOut io.Writer
 	server      serverFlags
 	output      string
-	parsed      bool // the command line was understood and its command runs
+	parsed      bool   // the command line was understood and its command runs
+	usage       string // of the command that was asked for, for who got it wrong
 }
 
 // run executes one command line and gives the exit code.
@@ -42,16 +43,26 @@ func run(ctx context.Context, args []string, out, errOut io.Writer) int {
 	root.SetArgs(args)
 	root.SetOut(out)
 	root.SetErr(errOut)
-	err := root.ExecuteContext(ctx)
+	asked, err := root.ExecuteContextC(ctx)
 	if err == nil {
 		return exitOK
 	}
+	a.usage = usageOf(asked)
 	code, text, hint := a.explain(err)
 	fmt.Fprintln(errOut, "holdfast: "+text)
 	if hint != "" {
 		fmt.Fprintln(errOut, "hint: "+hint)
 	}
 	return code
+}
+
+// usageOf says where to read how a command is given, and of one that does something how.
+func usageOf(c *cobra.Command) string {
+	see := "see " + c.CommandPath() + " --help"
+	if c.HasSubCommands() {
+		return see
+	}
+	return c.UseLine() + "; " + see
 }
 
 func (a *app) command() *cobra.Command {
