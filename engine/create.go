@@ -3,7 +3,6 @@ package engine
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
@@ -103,7 +102,7 @@ func (e *Engine) resolve(ctx context.Context, v *Volume, r CreateVolume) error {
 	}
 	template, revision, err := e.o.Library.Resolve(ctx, v.Workspace, ref)
 	if errors.Is(err, templates.ErrNotFound) || errors.Is(err, templates.ErrInvalid) {
-		return &Problem{Kind: ErrInvalid, Field: "spec.template", Message: fmt.Sprintf("template %.120q not found: %v", ref, err), Err: err}
+		return &Problem{Kind: ErrInvalid, Field: "spec.template", Message: err.Error(), Err: err}
 	}
 	if err != nil {
 		return err
