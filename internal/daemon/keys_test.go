@@ -76,3 +76,24 @@ func TestStateDirectoryOfOthers(t *testing.T) {
 		t.Errorf("somebody else's: %+v", c)
 	}
 }
+
+// TestHostIsNamedOnce: the name is kept, and one that was not made here is refused
+// rather than used as part of a path.
+func TestHostIsNamedOnce(t *testing.T) {
+	n := &node{at: layout{t.TempDir()}}
+	first, err := n.hostID()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if again, err := n.hostID(); err != nil || again != first {
+		t.Errorf("%q and then %q, %v", first, again, err)
+	}
+	for _, text := range []string{"", "\n", first[:10] + "\n", "../../../../etc/holdfast\n", first + "\n" + first + "\n", strings.ToUpper(first)} {
+		if err := os.WriteFile(n.at.host(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if id, err := n.hostID(); err == nil || !strings.Contains(err.Error(), n.at.host()) || !strings.Contains(err.Error(), "remove it") {
+			t.Errorf("%q is taken as %q, %v", text, id, err)
+		}
+	}
+}

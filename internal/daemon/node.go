@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
@@ -195,8 +196,17 @@ func (n *node) hostID() (string, error) {
 		id := strings.ToLower(rand.Text())
 		return id, writeFile(n.at.host(), []byte(id+"\n"))
 	}
-	return strings.TrimSpace(string(b)), err
+	if err != nil {
+		return "", err
+	}
+	id := strings.TrimSuffix(string(b), "\n")
+	if !hostName.MatchString(id) { // workers and sandboxes are looked for under it
+		return "", fmt.Errorf("%s: damaged: %.40q is not a name that was made here; remove it after a boot, or once no worker and no sandbox runs, to have a new one made", n.at.host(), id)
+	}
+	return id, nil
 }
+
+var hostName = regexp.MustCompile(`^[a-z0-9]{20,64}$`)
 
 func (n *node) openStore(ctx context.Context) error {
 	place, err := sparse.PrepareMetadata(ctx, n.c.StateDir, n.poolDir)

@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"strings"
 
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/sparse"
@@ -40,13 +39,15 @@ func Uninstall(ctx context.Context, c Config, errOut io.Writer) (err error) {
 	if err := stage.Teardown(ctx); err != nil {
 		return err
 	}
-	if id, err := os.ReadFile(n.at.host()); err == nil {
-		if err := removeWorkers(ctx, strings.TrimSpace(string(id))); err != nil {
-			return err
-		}
-		if err := sandbox.Teardown(ctx, filepath.Join(c.SandboxRunDir, strings.TrimSpace(string(id)))); err != nil {
-			return err
-		}
+	id, err := n.hostID()
+	if err != nil {
+		return err
+	}
+	if err := removeWorkers(ctx, id); err != nil {
+		return err
+	}
+	if err := sandbox.Teardown(ctx, filepath.Join(c.SandboxRunDir, id)); err != nil {
+		return err
 	}
 	if c.PoolDir != c.StateDir {
 		err = sparse.Unprepare(ctx, c.PoolDir)
