@@ -22,8 +22,9 @@ import (
 // among them: who has no certificate can have these, and not the places of clients.
 const exposedConnections = 128
 
-// restAfter is when memory is given back after somebody came: handshakes take what
-// requests have no use for, certificates and the code that reads them most of all.
+// restAfter is when memory is given back after somebody came or went: handshakes take
+// what requests have no use for, certificates and the code that reads them most of all,
+// and large requests leave buffers.
 const restAfter = 2 * time.Second
 
 // exposure is a way to the volume over the network.

@@ -136,6 +136,7 @@ func (f *nbdFront) leave() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.here--
+	f.rest()
 }
 
 func (f *nbdFront) resized(size int64) error        { return f.export.Resize(size) }
