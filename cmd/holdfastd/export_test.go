@@ -189,16 +189,18 @@ func TestExportOutlivesTheDaemon(t *testing.T) {
 	x := newExports(t)
 	ctx := t.Context()
 	x.layered("work", 64)
-	a, err := x.export("work", "nbd", "work", func(a *client.Attachment) {
-		a.Limits = &client.RateLimits{WriteBytes: 24 << 20, ReadBytes: 24 << 20} // it lasts
-	})
+	a, err := x.export("work", "nbd", "work", nil)
 	must(t, err)
+	// A copy lasts until the daemon is back, however long that takes.
+	slow, fast := client.RateLimits{WriteBytes: 4 << 20, ReadBytes: 4 << 20}, client.RateLimits{WriteBytes: 256 << 20, ReadBytes: 256 << 20}
 	image := filepath.Join(t.TempDir(), "image")
 	content := append(noise("copied"), noise("too")...)
 	must(t, os.WriteFile(image, content, 0o600))
 	for _, args := range [][]string{{"--flush", image, a.Launch.URI}, {a.Launch.URI, image + ".back"}} {
 		bounded, cancel := context.WithTimeout(ctx, patience)
 		defer cancel()
+		_, err := x.SetLimits(ctx, "work", a.ID, slow)
+		must(t, err)
 		before, err := x.IO(ctx, "work")
 		must(t, err)
 		cmd := exec.CommandContext(bounded, "nbdcopy", args...)
@@ -223,6 +225,13 @@ func TestExportOutlivesTheDaemon(t *testing.T) {
 		default:
 		}
 		x.start()
+		io, err := x.IO(ctx, "work")
+		must(t, err)
+		if l := io.Worker.Limits; l == nil || *l != slow {
+			t.Errorf("after the daemon's death the worker has limits %+v", l)
+		}
+		_, err = x.SetLimits(ctx, "work", a.ID, fast)
+		must(t, err)
 		if err := <-ended; err != nil {
 			t.Errorf("nbdcopy %v: %v\n%s", args, err, said.Bytes())
 		}
@@ -230,9 +239,6 @@ func TestExportOutlivesTheDaemon(t *testing.T) {
 	same(t, image+".back", content)
 	io, err := x.IO(ctx, "work")
 	must(t, err)
-	if l := io.Worker.Limits; l == nil || l.WriteBytes != 24<<20 {
-		t.Errorf("the worker has limits %+v", l)
-	}
 	for kind, done := range io.Worker.Requests {
 		if done.Errors > 0 {
 			t.Errorf("%d requests to %s failed", done.Errors, kind)
