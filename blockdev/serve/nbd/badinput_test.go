@@ -186,7 +186,7 @@ func TestClientThatStopsReading(t *testing.T) {
 }
 
 func TestSlowHandshake(t *testing.T) {
-	_, socket := serving(t, Options{HandshakeTime: 50 * time.Millisecond}, export(t, "", image(t, mib, 0), ExportOptions{}))
+	_, socket := serving(t, Options{HandshakeTime: 400 * time.Millisecond}, export(t, "", image(t, mib, 0), ExportOptions{}))
 	silent, err := net.Dial("unix", socket)
 	must(t, err)
 	defer silent.Close()

@@ -161,10 +161,11 @@ func TestThrottled(t *testing.T) {
 	began := time.Now()
 	clients := []*client{dial(t, socket).enter(""), dial(t, socket).enter("")}
 	for _, c := range clients {
+		var all []byte // at once, or a slow client would have them wait less
 		for n := range uint64(20) {
-			c.write(append(requestBytes(cmdWrite, 0, n, n*4096, 4096), pattern(4096, n)...))
-			c.write(requestBytes(cmdRead, 0, 100+n, n*4096, 4096))
+			all = slices.Concat(all, requestBytes(cmdWrite, 0, n, n*4096, 4096), pattern(4096, n), requestBytes(cmdRead, 0, 100+n, n*4096, 4096))
 		}
+		c.write(all)
 	}
 	for _, c := range clients {
 		for range 40 {
