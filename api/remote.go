@@ -6,7 +6,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"time"
 
 	"holdfast/blockdev/filesystem"
 	"holdfast/templates"
@@ -77,35 +76,19 @@ type RemoteRequest struct {
 // registerRemote makes a version whose bytes stay in a store. It answers when the
 // version is READY.
 func registerRemote(c *call) error {
-	name := c.r.PathValue("name")
-	if !validName(name) {
-		return invalid("metadata.name", nameRule)
-	}
-	c.resource = name
-	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
 	var b RemoteRequest
-	if err := c.decode(&b); err != nil {
-		return err
+	check := func() error {
+		switch {
+		case value(b.Manifest) == "":
+			return invalid("manifest", "is required: the URL of the manifest that `holdfast template publish` wrote")
+		case value(b.Digest) == "":
+			return invalid("digest", "is required: the SHA-256 of the manifest, which `holdfast template publish` printed")
+		}
+		return nil
 	}
-	switch {
-	case value(b.Manifest) == "":
-		return invalid("manifest", "is required: the URL of the manifest that `holdfast template publish` wrote")
-	case value(b.Digest) == "":
-		return invalid("digest", "is required: the SHA-256 of the manifest, which `holdfast template publish` printed")
-	}
-	if err := c.uploadPlace(); err != nil {
-		return err
-	}
-	defer func() { <-c.s.uploads }()
-	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
-	defer cancel()
-	rev, err := c.s.o.Library.Register(ctx, c.workspace, templates.Registration{
-		Template: name, Version: value(b.Version), Manifest: *b.Manifest, Digest: *b.Digest, Actor: c.principal.actor(),
+	return c.fetchVersion(&b, check, func(ctx context.Context, template string) (templates.Revision, error) {
+		return c.s.o.Library.Register(ctx, c.workspace, templates.Registration{
+			Template: template, Version: value(b.Version), Manifest: *b.Manifest, Digest: *b.Digest, Actor: c.principal.actor(),
+		})
 	})
-	if err != nil {
-		return err
-	}
-	c.resource = rev.Template + ":" + rev.Name
-	c.extendWrite()
-	return c.json(versionBody(rev))
 }

@@ -38,9 +38,44 @@ func (c *call) receive(ingest func(context.Context, templates.Upload, int64, io.
 	if err != nil {
 		return err
 	}
-	c.workspace, c.resource = rev.Workspace, rev.Template+":"+rev.Name
+	c.workspace = rev.Workspace
+	return c.answerVersion(rev)
+}
+
+func (c *call) answerVersion(rev templates.Revision) error {
+	c.resource = rev.Template + ":" + rev.Name
 	c.extendWrite()
 	return c.json(versionBody(rev))
+}
+
+// fetchVersion makes a version of the template in the path of something that the server
+// fetches, in one of the places of uploads: body is read, and check finds it good first.
+func (c *call) fetchVersion(body any, check func() error, fetch func(ctx context.Context, template string) (templates.Revision, error)) error {
+	name := c.r.PathValue("name")
+	if !validName(name) {
+		return invalid("metadata.name", nameRule)
+	}
+	c.resource = name
+	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
+	if err := c.decode(body); err != nil {
+		return err
+	}
+	if err := check(); err != nil {
+		return err
+	}
+	if err := c.uploadPlace(); err != nil {
+		return err
+	}
+	defer func() { <-c.s.uploads }()
+	c.s.metrics.uploading.Inc()
+	defer c.s.metrics.uploading.Dec()
+	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
+	defer cancel()
+	rev, err := fetch(ctx, name)
+	if err != nil {
+		return err
+	}
+	return c.answerVersion(rev)
 }
 
 // ImportRequest is the body of an import.
@@ -53,41 +88,18 @@ type ImportRequest struct {
 // importVersion makes a version of a container image that the server fetches
 // from a registry. It answers when the version is READY.
 func importVersion(c *call) error {
-	name := c.r.PathValue("name")
-	if !validName(name) {
-		return invalid("metadata.name", nameRule)
-	}
-	c.resource = name
-	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
 	var b ImportRequest
-	if err := c.decode(&b); err != nil {
-		return err
+	check := func() error {
+		if value(b.Image) == "" {
+			return invalid("image", "is required")
+		}
+		return nil
 	}
-	if b.Image == nil || *b.Image == "" {
-		return invalid("image", "is required")
-	}
-	if err := c.uploadPlace(); err != nil {
-		return err
-	}
-	defer func() { <-c.s.uploads }()
-	c.s.metrics.uploading.Inc()
-	defer c.s.metrics.uploading.Dec()
-	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
-	defer cancel()
-	i := templates.Import{Template: name, Image: *b.Image, Actor: c.principal.actor()}
-	if b.Platform != nil {
-		i.Platform = *b.Platform
-	}
-	if b.Version != nil {
-		i.Version = *b.Version
-	}
-	rev, err := c.s.o.Library.Import(ctx, c.workspace, i)
-	if err != nil {
-		return err
-	}
-	c.resource = rev.Template + ":" + rev.Name
-	c.extendWrite()
-	return c.json(versionBody(rev))
+	return c.fetchVersion(&b, check, func(ctx context.Context, template string) (templates.Revision, error) {
+		return c.s.o.Library.Import(ctx, c.workspace, templates.Import{
+			Template: template, Version: value(b.Version), Image: *b.Image, Platform: value(b.Platform), Actor: c.principal.actor(),
+		})
+	})
 }
 
 // uploadPlace waits a while for a free place among the concurrent uploads.
