@@ -213,6 +213,8 @@ func TestBlockStatus(t *testing.T) {
 	}
 }
 
+// TestResizeByReconnect: who connects anew is told the size, and who learned of it
+// otherwise may use it.
 func TestResizeByReconnect(t *testing.T) {
 	f := image(t, 4*mib, 0)
 	e := export(t, "", f, ExportOptions{})
@@ -223,8 +225,9 @@ func TestResizeByReconnect(t *testing.T) {
 	if err := e.Resize(4 * mib); !errors.Is(err, blockdev.ErrInvalid) {
 		t.Errorf("shrunk: %v", err)
 	}
-	if got, _ := old.request(cmdRead, 0, 4*mib, 4096, nil); got != codeInvalid {
-		t.Errorf("the old connection reads past its end: %d", got)
+	old.ok(cmdWrite, 0, 4*mib, 4096, pattern(4096, 2))
+	if got, _ := old.request(cmdRead, 0, 8*mib, 4096, nil); got != codeInvalid {
+		t.Errorf("the old connection reads past the end: %d", got)
 	}
 	grown := dial(t, socket).enter("")
 	if grown.size != 8*mib {

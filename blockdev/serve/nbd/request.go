@@ -39,7 +39,7 @@ func (r *request) payload() int64 {
 // terms are what a connection agreed on.
 type terms struct {
 	export     *Export
-	size       int64 // of the export when it was agreed on
+	size       int64 // of the export when it was agreed on: what the client was told
 	block      int64
 	readOnly   bool
 	structured bool
@@ -88,7 +88,9 @@ func (t *terms) within(r *request, past code) code {
 	if r.length == 0 {
 		return codeInvalid
 	}
-	if r.offset > math.MaxInt64 || int64(r.offset) > t.size-int64(r.length) {
+	// By the size that it has now: a client may learn of it in another way, as the
+	// kernel's does.
+	if r.offset > math.MaxInt64 || int64(r.offset) > t.export.size.Load()-int64(r.length) {
 		return past
 	}
 	if int64(r.offset)%t.block != 0 || int64(r.length)%t.block != 0 {
