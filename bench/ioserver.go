@@ -164,7 +164,7 @@ func (o ServeOptions) Serve(ctx context.Context, out io.Writer) (ended error) {
 	}
 	defer func() { ended = errors.Join(ended, w.Stop(context.WithoutCancel(ctx))) }()
 	if o.Device != "" {
-		k, err := connectKernel(ctx, o.Device, w.Socket())
+		k, err := connectKernel(o.Device, w.Socket())
 		if err != nil {
 			return err
 		}

@@ -19,7 +19,7 @@
 // # Rooms
 //
 // sparse keeps images as sparse files in a pool directory; loop makes block
-// devices of files; filesystem makes, checks, grows and identifies ext4, XFS and
+// devices of files, nbddevice of NBD servers; filesystem makes, checks, grows and identifies ext4, XFS and
 // btrfs; extent maps and copies the data of sparse files; attach makes a device
 // visible in a sandbox; serve is what a worker serves an image by (vhost for
 // virtual machines, nbd, overlay for layers); blockdevtest holds the contract that every Backend

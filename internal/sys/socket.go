@@ -1,7 +1,9 @@
 package sys
 
 import (
+	"bytes"
 	"os"
+	"strconv"
 	"syscall"
 
 	"golang.org/x/sys/unix"
@@ -36,4 +38,21 @@ func TakeSocket(conn syscall.Conn) (*os.File, error) {
 // ShutdownSocket ends one or both directions of a socket (unix.SHUT_RD and so on).
 func ShutdownSocket(socket *os.File, how int) error {
 	return os.NewSyscallError("shutdown", control(socket, func(fd uintptr) error { return unix.Shutdown(int(fd), how) }))
+}
+
+// UnixSocketExists reports whether a unix socket of this network namespace is held by
+// anybody, a process or the kernel, by its inode: what fstat(2) tells of it.
+func UnixSocketExists(inode uint64) (bool, error) {
+	table, err := os.ReadFile("/proc/net/unix") // Num RefCount Protocol Flags Type St Inode Path
+	if err != nil {
+		return false, err
+	}
+	const column = 6
+	wanted := strconv.FormatUint(inode, 10)
+	for line := range bytes.Lines(table) {
+		if fields := bytes.Fields(line); len(fields) > column && string(fields[column]) == wanted {
+			return true, nil
+		}
+	}
+	return false, nil
 }

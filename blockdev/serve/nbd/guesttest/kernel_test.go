@@ -1,17 +1,17 @@
 package guesttest
 
 import (
-	"encoding/binary"
-	"io"
+	"context"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 
+	"holdfast/blockdev/nbddevice"
 	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/nbd"
@@ -42,92 +42,28 @@ func command(t *testing.T, args ...string) string {
 	return strings.TrimSpace(string(out))
 }
 
-// The kernel's requests, linux/nbd.h.
-const (
-	setSock       = 0xab00
-	setBlockSize  = 0xab01
-	doIt          = 0xab03
-	clearSock     = 0xab04
-	setSizeBlocks = 0xab07
-	disconnect    = 0xab08
-	setFlags      = 0xab0a
-)
-
-func ioctl(t *testing.T, f *os.File, request, arg uintptr) {
-	t.Helper()
-	if _, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), request, arg); errno != 0 {
-		t.Fatalf("nbd ioctl %#x: %v", request, errno)
-	}
-}
-
-// negotiate goes through the handshake for the kernel, which only knows the
-// transmission phase.
-func negotiate(t *testing.T, socket, name string) (conn *os.File, size uint64, flags uint16) {
-	t.Helper()
-	c, err := net.Dial("unix", socket)
-	must(t, err)
-	defer c.Close()
-	_, err = io.ReadFull(c, make([]byte, 18))
-	must(t, err)
-	hello := binary.BigEndian.AppendUint32(nil, 3)
-	hello = append(hello, "IHAVEOPT"...)
-	hello = binary.BigEndian.AppendUint32(hello, 1)
-	hello = append(binary.BigEndian.AppendUint32(hello, uint32(len(name))), name...)
-	_, err = c.Write(hello)
-	must(t, err)
-	reply := make([]byte, 10)
-	_, err = io.ReadFull(c, reply)
-	must(t, err)
-	conn, err = c.(*net.UnixConn).File()
-	must(t, err)
-	return conn, binary.BigEndian.Uint64(reply), binary.BigEndian.Uint16(reply[8:])
-}
-
-// connect makes /dev/nbd0 of an export, over several connections, until the end of
-// the test or until the function that it gives is called.
-func connect(t *testing.T, socket, name string, connections int) (device string, end func()) {
+// connect makes a device of an export, over several connections, until the end of the
+// test or until the function that it gives is called.
+func connect(t *testing.T, socket, name string, connections int) (path string, end func()) {
 	t.Helper()
 	command(t, "modprobe", "nbd")
-	device = "/dev/nbd0"
-	f, err := os.OpenFile(device, os.O_RDWR, 0)
-	must(t, err)
-	// The kernel wants all of it from one thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-	var size uint64
-	var flags uint16
+	var terms nbddevice.Terms
+	var sockets []*os.File
 	for range connections {
-		var conn *os.File
-		conn, size, flags = negotiate(t, socket, name)
-		ioctl(t, f, setSock, conn.Fd())
-		conn.Close()
+		s, told, err := nbddevice.Dial(socket, name)
+		must(t, err)
+		defer s.Close()
+		terms, sockets = told, append(sockets, s)
 	}
-	ioctl(t, f, setBlockSize, 4096)
-	ioctl(t, f, setSizeBlocks, uintptr(size/4096))
-	ioctl(t, f, setFlags, uintptr(flags))
-	ended := make(chan syscall.Errno, 1)
-	go func() {
-		_, _, errno := syscall.Syscall(syscall.SYS_IOCTL, f.Fd(), doIt, 0)
-		ended <- errno
-	}()
-	var done bool
-	end = func() {
-		if done {
-			return
+	d, err := nbddevice.Attach(t.Name()+"/"+name, terms, sockets...)
+	must(t, err)
+	end = sync.OnceFunc(func() {
+		if err := d.Detach(context.Background()); err != nil {
+			t.Errorf("the kernel's client ends: %v", err)
 		}
-		done = true
-		ioctl(t, f, disconnect, 0)
-		if errno := <-ended; errno != 0 {
-			t.Errorf("the kernel's client ends: %v", errno)
-		}
-		ioctl(t, f, clearSock, 0)
-		f.Close()
-	}
+	})
 	t.Cleanup(end)
-	for command(t, "blockdev", "--getsize64", device) == "0" {
-		runtime.Gosched() // the size is set by the thread that serves
-	}
-	return device, end
+	return d.Path, end
 }
 
 // served is an export of an image on the guest's disk.
