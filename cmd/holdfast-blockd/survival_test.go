@@ -28,6 +28,7 @@ type daemonWords struct {
 	Top                  [2]string // of a layered image
 	Next                 [2]string // to put on top; the daemon says so and stands still in the record
 	Kind                 blockdev.Kind
+	DieWithParent        bool
 }
 
 func open(path string) *os.File {
@@ -44,7 +45,7 @@ func beDaemon(words string) {
 	if err := json.Unmarshal([]byte(words), &d); err != nil {
 		panic(err)
 	}
-	s, err := control.New(control.Options{Program: d.Program, Dir: d.Dir, Cgroup: d.Cgroup, Log: os.Stderr})
+	s, err := control.New(control.Options{Program: d.Program, Dir: d.Dir, Cgroup: d.Cgroup, Log: os.Stderr, DieWithParent: d.DieWithParent})
 	if err != nil {
 		panic(err)
 	}

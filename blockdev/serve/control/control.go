@@ -40,6 +40,7 @@ type Spec struct {
 	BaseSize int64    // bytes
 	Remote   *Remote  // or this
 	Lock     *os.File // the lock (OFD) held for the image; the worker keeps it. nil: none
+	refuse   bool     // there is no image: all requests fail
 	Queues   int      // of a virtual disk; 0: 1
 	Limits   blockdev.Limits
 	Trace    []int64 // chunks of 1 MiB to copy first; what is too long is cut
@@ -97,6 +98,7 @@ func New(o Options) (*Starter, error) {
 type Worker struct {
 	s       *Starter
 	id      blockdev.ID
+	home    string // name of its directory
 	serving wire.Serving
 	socket  string
 	pid     int
@@ -124,6 +126,7 @@ func (w *Worker) Socket() string { return w.socket }
 const (
 	controlSocket = "control.sock"
 	emptyRoot     = "root"
+	processNote   = "process"
 )
 
 var openingForm = regexp.MustCompile("^[0-9a-f]{0,8}$")
@@ -136,36 +139,35 @@ func dataSocket(opening string) string {
 	return "data-" + opening + ".sock"
 }
 
-// dataSocketIn finds it again.
-func (s *Starter) dataSocketIn(id blockdev.ID) (string, error) {
-	entries, err := os.ReadDir(filepath.Join(s.o.Dir, string(id)))
+// dataSocketIn finds it again: the one that is a socket, and no way to a worker that
+// refuses.
+func (s *Starter) dataSocketIn(home string) (string, error) {
+	entries, err := os.ReadDir(filepath.Join(s.o.Dir, home))
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
 	for _, e := range entries {
-		if strings.HasPrefix(e.Name(), "data") {
-			return s.path(id, e.Name()), nil
+		if strings.HasPrefix(e.Name(), "data") && e.Type() == fs.ModeSocket {
+			return s.path(home, e.Name()), nil
 		}
 	}
 	return "", errEnded
 }
 
-func (s *Starter) path(id blockdev.ID, name string) string {
-	return filepath.Join(s.o.Dir, string(id), name)
-}
+func (s *Starter) path(home, name string) string { return filepath.Join(s.o.Dir, home, name) }
 
 // Find gives the worker of an image, also one that an earlier daemon started.
 // blockdev.ErrNotFound when none runs.
 func (s *Starter) Find(ctx context.Context, id blockdev.ID) (*Worker, error) {
-	w, err := s.find(ctx, id)
+	w, err := s.find(ctx, id, string(id))
 	return w, blockdev.Op("control.Find", id, err)
 }
 
-func (s *Starter) find(ctx context.Context, id blockdev.ID) (*Worker, error) {
+func (s *Starter) find(ctx context.Context, id blockdev.ID, home string) (*Worker, error) {
 	if !id.Valid() {
 		return nil, fmt.Errorf("%w: %.40q is no image", blockdev.ErrInvalid, string(id))
 	}
-	w := &Worker{s: s, id: id}
+	w := &Worker{s: s, id: id, home: home}
 	reply, err := w.call(ctx, &wire.Request{Op: wire.Status})
 	if err != nil {
 		return nil, err
@@ -174,7 +176,7 @@ func (s *Starter) find(ctx context.Context, id blockdev.ID) (*Worker, error) {
 		return nil, fmt.Errorf("%w: the worker serves another image", wire.ErrProtocol)
 	}
 	w.serving = *reply.Volume
-	w.socket, err = s.dataSocketIn(id)
+	w.socket, err = s.dataSocketIn(home)
 	return w, err
 }
 
@@ -192,7 +194,7 @@ func (s *Starter) List(ctx context.Context) ([]blockdev.ID, error) {
 			continue
 		}
 		one, cancel := context.WithTimeout(ctx, wire.Patience)
-		_, err := s.find(one, id)
+		_, err := s.find(one, id, string(id))
 		cancel()
 		if ctx.Err() != nil {
 			return nil, blockdev.Op("control.List", id, context.Cause(ctx))
@@ -209,7 +211,7 @@ func (s *Starter) List(ctx context.Context) ([]blockdev.ID, error) {
 // had begun, so that a next worker has the image alone.
 func (w *Worker) dial(ctx context.Context) (wire.Conn, error) {
 	var d net.Dialer
-	conn, err := d.DialContext(ctx, "unixpacket", w.s.path(w.id, controlSocket))
+	conn, err := d.DialContext(ctx, "unixpacket", w.s.path(w.home, controlSocket))
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, fs.ErrNotExist):
 		return wire.Conn{}, fmt.Errorf("%w: no worker serves it (%w)", blockdev.ErrNotFound, err)

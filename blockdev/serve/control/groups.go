@@ -35,12 +35,12 @@ type group struct {
 // groups finds where the control groups of a worker are, or would be: in cgroup2
 // beside our own, since one that has processes hands no controllers down and the
 // service manager ends what is in ours; in each hierarchy of cgroup v1 below it.
-func (s *Starter) groups(id blockdev.ID) group {
+func (s *Starter) groups(home string) group {
 	g := group{dirs: map[string]string{}}
 	if s.o.Cgroup == "" {
 		return g
 	}
-	name := s.o.Cgroup + "-" + string(id)
+	name := s.o.Cgroup + "-" + home
 	space, err := sys.SpaceOf(cgroupRoot)
 	if err != nil {
 		return group{err: err}

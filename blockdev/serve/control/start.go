@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
@@ -25,7 +26,7 @@ func (s *Starter) Serve(ctx context.Context, spec Spec) (*Worker, error) {
 }
 
 func (s *Starter) serve(ctx context.Context, spec Spec) (*Worker, error) {
-	w, err := s.find(ctx, spec.ID)
+	w, err := s.find(ctx, spec.ID, string(spec.ID))
 	switch {
 	case err == nil && w.Kind() == spec.Kind && w.ReadOnly() == spec.ReadOnly:
 		return w, nil
@@ -37,24 +38,51 @@ func (s *Starter) serve(ctx context.Context, spec Spec) (*Worker, error) {
 	if err := spec.check(); err != nil {
 		return nil, err
 	}
-	if err := s.clear(ctx, spec.ID); err != nil {
-		return nil, err
-	}
-	if err := s.start(ctx, spec); err != nil {
-		return nil, errors.Join(err, s.clear(context.WithoutCancel(ctx), spec.ID))
-	}
-	return s.find(ctx, spec.ID)
+	return s.begin(ctx, spec, string(spec.ID))
 }
 
-// clear takes away what a worker that has ended has left.
-func (s *Starter) clear(ctx context.Context, id blockdev.ID) error {
-	return errors.Join(os.RemoveAll(filepath.Join(s.o.Dir, string(id))), s.groups(id).remove(ctx))
+// begin starts a worker that has its files in a directory of this name.
+func (s *Starter) begin(ctx context.Context, spec Spec, home string) (*Worker, error) {
+	if err := s.clear(ctx, home); err != nil {
+		return nil, err
+	}
+	if err := s.start(ctx, spec, home); err != nil {
+		return nil, errors.Join(err, s.clear(context.WithoutCancel(ctx), home))
+	}
+	return s.find(ctx, spec.ID, home)
+}
+
+// clear takes away what a worker that has ended has left, but for the ways to those that
+// refuse, as long as they run.
+func (s *Starter) clear(ctx context.Context, home string) error {
+	entries, err := os.ReadDir(filepath.Join(s.o.Dir, home))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	var errs []error
+	kept := false
+	for _, e := range entries {
+		at := s.path(home, e.Name())
+		if e.Type() == fs.ModeSymlink {
+			refuses, err := s.refuses(ctx, at)
+			errs = append(errs, err)
+			if kept = kept || refuses || err != nil; refuses || err != nil {
+				continue
+			}
+		}
+		errs = append(errs, os.RemoveAll(at))
+	}
+	if !kept {
+		errs = append(errs, os.RemoveAll(filepath.Join(s.o.Dir, home)))
+	}
+	return errors.Join(append(errs, s.groups(home).remove(ctx))...)
 }
 
 // start starts a process, hands it the volume and returns when it serves.
-func (s *Starter) start(ctx context.Context, spec Spec) (err error) {
+func (s *Starter) start(ctx context.Context, spec Spec, home string) (err error) {
 	volume, files := spec.words()
-	own, err := s.prepare(spec, volume)
+	volume.DieWithParent = s.o.DieWithParent
+	own, err := s.prepare(spec, volume, home)
 	defer wire.CloseAll(own)
 	if err != nil {
 		return err
@@ -79,7 +107,10 @@ func (s *Starter) start(ctx context.Context, spec Spec) (err error) {
 		}
 	}()
 	// Before it has anything to do, so that all it ever does counts there.
-	if err := s.groups(spec.ID).hold(child.Pid(), spec.Kind, s.o.Memory); err != nil {
+	if err := s.groups(home).hold(child.Pid(), spec.Kind, s.o.Memory); err != nil {
+		return err
+	}
+	if err := s.note(home, child.Pid()); err != nil {
 		return err
 	}
 	return s.open(ctx, ours, volume, append(own, files...))
@@ -148,7 +179,7 @@ func (spec Spec) words() (*wire.Volume, []*os.File) {
 		ID: spec.ID, Kind: spec.Kind, ReadOnly: spec.ReadOnly, Size: spec.Size, Queues: spec.Queues, Limits: spec.Limits,
 		Trace: spec.Trace[:min(len(spec.Trace), wire.MaxTrace)], HydrateRate: spec.HydrateRate, Hydrate: spec.Hydrate,
 		Flat: spec.Flat != nil, Layers: len(spec.Layers), Base: spec.Base != nil, BaseSize: spec.BaseSize,
-		Remote: spec.Remote != nil, Lock: spec.Lock != nil,
+		Remote: spec.Remote != nil, Lock: spec.Lock != nil, Refuse: spec.refuse,
 	}
 	var files []*os.File
 	add := func(some ...*os.File) {
@@ -172,8 +203,7 @@ func (spec Spec) words() (*wire.Volume, []*os.File) {
 }
 
 // prepare makes a worker's directory and sockets, and chooses its user.
-func (s *Starter) prepare(spec Spec, v *wire.Volume) (files []*os.File, err error) {
-	id := spec.ID
+func (s *Starter) prepare(spec Spec, v *wire.Volume, home string) (files []*os.File, err error) {
 	if !openingForm.MatchString(spec.Opening) {
 		return nil, fmt.Errorf("%w: opening %q", blockdev.ErrInvalid, spec.Opening)
 	}
@@ -182,26 +212,26 @@ func (s *Starter) prepare(spec Spec, v *wire.Volume) (files []*os.File, err erro
 	if v.User, v.Group, err = s.user(); err != nil {
 		return nil, err
 	}
-	if err := os.MkdirAll(s.path(id, emptyRoot), 0o711); err != nil { //nolint:gosec // as New says
+	if err := os.MkdirAll(s.path(home, emptyRoot), 0o711); err != nil { //nolint:gosec // as New says
 		return nil, err
 	}
 	for _, one := range []struct {
 		name string
 		kind int
 	}{{controlSocket, syscall.SOCK_SEQPACKET}, {dataSocket(spec.Opening), syscall.SOCK_STREAM}} {
-		f, err := sys.BindSocket(s.path(id, one.name), one.kind)
+		f, err := sys.BindSocket(s.path(home, one.name), one.kind)
 		if err != nil {
 			return files, err
 		}
 		files = append(files, f)
-		if err := os.Chmod(s.path(id, one.name), 0o600); err != nil {
+		if err := os.Chmod(s.path(home, one.name), 0o600); err != nil {
 			return files, err
 		}
 	}
-	if err := os.Lchown(s.path(id, controlSocket), v.User, v.Group); err != nil {
+	if err := os.Lchown(s.path(home, controlSocket), v.User, v.Group); err != nil {
 		return files, err
 	}
-	root, err := os.Open(s.path(id, emptyRoot))
+	root, err := os.Open(s.path(home, emptyRoot))
 	if err != nil {
 		return files, err
 	}

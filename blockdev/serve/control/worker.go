@@ -132,7 +132,7 @@ func (w *Worker) Trace(ctx context.Context) ([]int64, error) {
 // the next worker. blockdev.ErrFailed when the flush failed, or an earlier one had;
 // it has ended nevertheless. It runs no more is success.
 func (w *Worker) Stop(ctx context.Context) error {
-	return blockdev.Op("control.Stop", w.id, w.end(ctx, func(*os.File) error {
+	return blockdev.Op("control.Stop", w.id, w.end(ctx, w.hold, func(*os.File) error {
 		_, err := w.call(ctx, &wire.Request{Op: wire.Stop})
 		if errors.Is(err, blockdev.ErrNotFound) {
 			err = nil
@@ -141,10 +141,10 @@ func (w *Worker) Stop(ctx context.Context) error {
 	}))
 }
 
-// Kill ends the worker at once: what was not flushed may be lost. On return it has
-// ended, and nothing reaches the image through it any more.
+// Kill ends the worker at once, also one that does not answer: what was not flushed may
+// be lost. On return it has ended, and nothing reaches the image through it any more.
 func (w *Worker) Kill(ctx context.Context) error {
-	return blockdev.Op("control.Kill", w.id, w.end(ctx, sys.KillProcess))
+	return blockdev.Op("control.Kill", w.id, w.end(ctx, w.seize, sys.KillProcess))
 }
 
 // AwaitEnd returns nil when the process has ended, and an error when ctx has.
@@ -161,10 +161,10 @@ func (w *Worker) AwaitEnd(ctx context.Context) error {
 }
 
 // end ends the process and takes away what is left of it.
-func (w *Worker) end(ctx context.Context, how func(pidfd *os.File) error) error {
-	pidfd, err := w.hold(ctx)
+func (w *Worker) end(ctx context.Context, hold func(context.Context) (*os.File, error), how func(pidfd *os.File) error) error {
+	pidfd, err := hold(ctx)
 	if errors.Is(err, blockdev.ErrNotFound) {
-		return w.s.clear(ctx, w.id)
+		return w.s.clear(ctx, w.home)
 	}
 	if err != nil {
 		return err
@@ -177,7 +177,7 @@ func (w *Worker) end(ctx context.Context, how func(pidfd *os.File) error) error 
 	if err := sys.AwaitEnd(ctx, pidfd); err != nil {
 		return fmt.Errorf("the worker does not end: %w", errors.Join(asked, err))
 	}
-	return errors.Join(asked, w.s.clear(ctx, w.id))
+	return errors.Join(asked, w.s.clear(ctx, w.home))
 }
 
 // hold opens the worker's process. That it is this one is proven by its answering

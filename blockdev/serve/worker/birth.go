@@ -28,6 +28,7 @@ const processorsMost = 8
 // started with, and returns when it is told to end (nil), or cannot begin. It changes
 // the whole process and is called once.
 func Run(birth *os.File) error {
+	parent := os.Getppid()
 	// Half of them are for loops that keep theirs while they wait for the disk. That a
 	// number is set has Go not look every second whether a limit has changed.
 	runtime.GOMAXPROCS(2 * min(runtime.GOMAXPROCS(0), processorsMost))
@@ -43,7 +44,7 @@ func Run(birth *os.File) error {
 	}
 	c := wire.Conn{UnixConn: unixConn}
 	defer c.Close()
-	w, err := begin(c)
+	w, err := begin(c, parent)
 	if err != nil {
 		return errors.Join(err, c.Answer(&wire.Reply{Error: wire.NewError(err)}))
 	}
@@ -69,6 +70,10 @@ type worker struct {
 	ctx    context.Context //nolint:containedctx // its life: it ends when the worker is to end
 	cancel context.CancelFunc
 
+	// leaving ends when no record is waited for any more.
+	leaving context.Context //nolint:containedctx // as ctx
+	leave   context.CancelFunc
+
 	changing sync.Mutex // one change of the volume at a time
 	mu       sync.Mutex
 	pending  *pending
@@ -79,8 +84,8 @@ type worker struct {
 	answering sync.WaitGroup // calls that were heard; each has its answer sent in time
 }
 
-// begin makes a worker out of the first call.
-func begin(c wire.Conn) (*worker, error) {
+// begin makes a worker out of the first call, which came from the process parent.
+func begin(c wire.Conn, parent int) (*worker, error) {
 	owner := os.Getuid()
 	r, files, err := c.Request()
 	if err != nil {
@@ -92,10 +97,11 @@ func begin(c wire.Conn) (*worker, error) {
 	control, data, root, files := files[0], files[1], files[2], files[3:]
 	w := &worker{owner: owner, since: time.Now(), ended: make(chan struct{})}
 	w.ctx, w.cancel = context.WithCancel(context.Background())
+	w.leaving, w.leave = context.WithCancel(context.Background())
 	if w.volume, w.lock, err = open(r.Volume, files); err != nil {
 		return nil, err
 	}
-	if err := confine(root, r.Volume); err != nil {
+	if err := confine(root, r.Volume, parent); err != nil {
 		return nil, err
 	}
 	if w.control, err = listen(control); err != nil {
@@ -138,12 +144,12 @@ func (w *worker) serve() error {
 	signal.Ignore(syscall.SIGHUP, syscall.SIGPIPE)
 	go func() {
 		for range signals {
-			_ = w.stop() // its result is ours
+			_ = w.terminate() // its result is ours
 		}
 	}()
 	go w.obey()
 	go w.volume.hydration.run(w.ctx)
-	served := w.volume.front.serve(w.data)
+	served := w.serveData()
 	w.mu.Lock()
 	stopping := w.stopping
 	w.mu.Unlock()
@@ -155,15 +161,43 @@ func (w *worker) serve() error {
 	return errors.Join(served, w.result)
 }
 
+// recordGrace is how long a record is waited for once the worker has to end: a daemon
+// that lives makes one in some milliseconds.
+const recordGrace = time.Second
+
+// terminate is stop for who makes no record: the host goes down, and the daemon may
+// have gone before. A change that waits for its record longer than recordGrace is given
+// up as one whose record has failed. Whether the record is there or not, the stack that
+// it tells of reads as the one that is flushed: nothing was written to a layer that was
+// not recorded before.
+func (w *worker) terminate() error {
+	defer time.AfterFunc(recordGrace, w.leave).Stop()
+	for {
+		err := w.stop()
+		if !errors.Is(err, errUnrecorded) {
+			return err
+		}
+		w.mu.Lock()
+		p := w.pending
+		w.mu.Unlock()
+		if p != nil {
+			<-p.over
+		}
+	}
+}
+
+// errUnrecorded is a blockdev.ErrBusy.
+var errUnrecorded = fmt.Errorf("%w: a change of the layers waits for its record", blockdev.ErrBusy)
+
 // stop ends the worker: what has begun is finished, what was written is flushed.
 // blockdev.ErrBusy while the stack's change waits for its record: making the maps whole
-// would wait for it.
+// would wait for it, and who asks can settle it.
 func (w *worker) stop() error {
 	w.mu.Lock()
 	switch {
 	case w.pending != nil:
 		w.mu.Unlock()
-		return fmt.Errorf("%w: a change of the layers waits for its record", blockdev.ErrBusy)
+		return errUnrecorded
 	case w.stopping:
 		w.mu.Unlock()
 		<-w.ended

@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -19,13 +20,19 @@ func (w *worker) do(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply
 	switch r.Op {
 	case wire.Status:
 		return w.status(), nil
+	case wire.Stop:
+		return nil, w.stop()
+	}
+	if err := w.refused(); err != nil {
+		wire.CloseAll(files)
+		return nil, err
+	}
+	switch r.Op {
 	case wire.Throttle:
 		w.volume.throttle(*r.Limits)
 		return nil, nil
 	case wire.Trace:
 		return &wire.Reply{Trace: w.volume.trace(w.ctx)}, nil
-	case wire.Stop:
-		return nil, w.stop()
 	case wire.Settle:
 		return nil, w.settle(c)
 	case wire.Expose:
@@ -64,7 +71,8 @@ type settler struct {
 }
 
 // recorded has the daemon make a change durable. A daemon that has gone may or may not
-// have done so, so the change neither is there nor is not: it waits for the next one.
+// have done so, so the change neither is there nor is not: it waits for the next one, as
+// long as the worker may wait.
 func (w *worker) recorded(c wire.Conn, change wire.Pending) error {
 	p := &pending{change: change, settler: make(chan settler), over: make(chan struct{})}
 	w.mu.Lock()
@@ -76,17 +84,24 @@ func (w *worker) recorded(c wire.Conn, change wire.Pending) error {
 		w.mu.Unlock()
 		close(p.over)
 	}()
-	heard, err := ask(c, change)
+	heard, err := w.ask(c, change)
 	for !heard {
-		next := <-p.settler
-		heard, err = ask(next.c, change)
-		next.done <- err
+		select {
+		case next := <-p.settler:
+			heard, err = w.ask(next.c, change)
+			next.done <- err
+		case <-w.leaving.Done():
+			return fmt.Errorf("%w: the worker ends", blockdev.ErrBusy)
+		}
 	}
 	return err
 }
 
-// ask asks one daemon for the record; heard is false when it has gone instead.
-func ask(c wire.Conn, change wire.Pending) (heard bool, err error) {
+// ask asks one daemon for the record; heard is false when it has gone instead, or cannot
+// be waited for.
+func (w *worker) ask(c wire.Conn, change wire.Pending) (heard bool, err error) {
+	stop := context.AfterFunc(w.leaving, func() { _ = c.SetReadDeadline(time.Unix(1, 0)) })
+	defer stop()
 	if err := c.Answer(&wire.Reply{Record: &change}); err != nil {
 		return false, nil
 	}

@@ -23,7 +23,7 @@ const (
 // filter forbids is to open files and sockets: that comes to nothing because the root
 // is an empty directory, the user owns nothing, and the network namespace has no way
 // out (the daemon started us in it), but for a base that is far away.
-func confine(root *os.File, v *wire.Volume) error {
+func confine(root *os.File, v *wire.Volume, parent int) error {
 	defer root.Close()
 	if err := sys.LimitSelf(mostData, mostFiles); err != nil {
 		return err
@@ -44,6 +44,11 @@ func confine(root *os.File, v *wire.Volume) error {
 	}
 	if err := syscall.Setuid(v.User); err != nil {
 		return fmt.Errorf("become user %d: %w", v.User, err)
+	}
+	if v.DieWithParent { // which the kernel forgets with the change of user
+		if err := sys.DieWithParent(parent); err != nil {
+			return err
+		}
 	}
 	return sys.ServeOnly(v.Remote)
 }

@@ -28,7 +28,10 @@ func newVhost(w *volume) (front, error) {
 		ReadOnly: w.words.ReadOnly, Queues: w.words.Queues, Meter: w.meter, Limiter: w.limiter, Ended: tell,
 	}
 	var d vhost.Device = w.layers
-	if w.flat != nil {
+	switch {
+	case w.words.Refuse:
+		d = nothing{w.size}
+	case w.flat != nil:
 		f, err := device.NewFile(w.flat)
 		if err != nil {
 			return nil, err

@@ -86,7 +86,7 @@ func open(v *wire.Volume, files []*os.File) (*volume, *os.File, error) {
 	}
 	base, digests, lock := next(v.Base), next(v.Remote), next(v.Lock)
 	var err error
-	if w.flat == nil {
+	if w.flat == nil && !v.Refuse {
 		err = w.stack(layers, base, digests)
 	}
 	w.hydration = newHydration(w)
@@ -216,6 +216,8 @@ func (w *volume) close() error {
 	defer w.mu.Unlock()
 	err := w.failure()
 	switch {
+	case w.words.Refuse:
+		return nil
 	case err != nil || w.words.ReadOnly && w.layers == nil:
 	case w.layers != nil && w.words.ReadOnly:
 		err = w.layers.Sync()

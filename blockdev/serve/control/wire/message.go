@@ -74,6 +74,7 @@ type Volume struct {
 	Remote      bool            `json:"remote,omitempty"`
 	URL         string          `json:"url,omitempty"`
 	Lock        bool            `json:"lock,omitempty"`
+	Refuse      bool            `json:"refuse,omitempty"` // there is no image: every request fails
 	Queues      int             `json:"queues,omitempty"`
 	Limits      blockdev.Limits `json:"limits"`
 	Trace       []int64         `json:"trace,omitempty"`
@@ -81,6 +82,8 @@ type Volume struct {
 	Hydrate     bool            `json:"hydrate,omitempty"`
 	User        int             `json:"user"`  // to become, and
 	Group       int             `json:"group"` // its group
+	// DieWithParent has it end with the process that started it.
+	DieWithParent bool `json:"dieWithParent,omitempty"`
 }
 
 // Exposure is a serve.Exposure; its socket, if it has one, is the descriptor of the
@@ -125,7 +128,9 @@ func (v *Volume) Check() error {
 		return fmt.Errorf("%w: kind %.40q", ErrProtocol, string(v.Kind))
 	case v.Size <= 0 || v.BaseSize < 0 || v.HydrateRate < 0 || v.Queues < 0:
 		return fmt.Errorf("%w: size %d, base %d, rate %d, queues %d", ErrProtocol, v.Size, v.BaseSize, v.HydrateRate, v.Queues)
-	case v.Flat != (v.Layers == 0) || v.Layers < 0 || v.Layers > MaxLayers:
+	case v.Refuse && (v.Kind != blockdev.VhostUser || v.Flat || v.Layers != 0 || v.Base || v.Remote || v.Lock):
+		return fmt.Errorf("%w: an image for who refuses all requests, or by %s", ErrProtocol, v.Kind)
+	case !v.Refuse && v.Flat != (v.Layers == 0) || v.Layers < 0 || v.Layers > MaxLayers:
 		return fmt.Errorf("%w: %d layers, flat %t", ErrProtocol, v.Layers, v.Flat)
 	case v.Flat && (v.Base || v.Remote) || v.Base && v.Remote || v.Base != (v.BaseSize > 0):
 		return fmt.Errorf("%w: more than one base, or one of no size", ErrProtocol)

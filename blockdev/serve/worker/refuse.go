@@ -1,0 +1,61 @@
+package worker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"time"
+
+	"holdfast/blockdev"
+)
+
+// refuseTime is how long a process that refuses waits for a virtual machine, one that
+// stands still among them.
+const refuseTime = time.Hour
+
+// errTaken is what every request to a volume gets that was taken from its virtual
+// machine.
+var errTaken = errors.New("the volume was taken away by force")
+
+// nothing is a device without bytes, in the place of one that was taken away.
+type nothing struct{ size int64 }
+
+func (n nothing) Size() int64                            { return n.size }
+func (nothing) BlockSize() int                           { return 512 }
+func (nothing) ReadAt([]byte, int64) (int, error)        { return 0, errTaken }
+func (nothing) WriteAt([]byte, int64) (int, error)       { return 0, errTaken }
+func (nothing) Sync() error                              { return errTaken }
+func (nothing) Discard(int64, int64) error               { return errTaken }
+func (nothing) Zero(int64, int64, bool) error            { return errTaken }
+func (nothing) Extent(int64, int64) (int64, bool, error) { return 0, false, errTaken }
+
+// refuse serves a virtual machine as long as it is connected; nobody else is waited for
+// then, once refuseTime is over.
+func (w *worker) refuse() error {
+	if err := w.data.SetDeadline(time.Now().Add(refuseTime)); err != nil {
+		return err
+	}
+	err := w.volume.front.serve(w.data)
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		return nil
+	}
+	return err
+}
+
+// refused is blockdev.ErrInvalid for what only a volume can do.
+func (w *worker) refused() error {
+	if w.volume.words.Refuse {
+		return fmt.Errorf("%w: there is no volume", blockdev.ErrInvalid)
+	}
+	return nil
+}
+
+// serveData serves those who come to the data socket.
+func (w *worker) serveData() error {
+	if w.volume.words.Refuse {
+		return w.refuse()
+	}
+	return w.volume.front.serve(w.data)
+}
+
+var _ shown = nothing{}
