@@ -176,6 +176,11 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID) error {
 	if failed != nil && !errors.Is(failed, blockdev.ErrFailed) {
 		return failed
 	}
+	return p.endServed(ctx, id, failed)
+}
+
+// endServed ends an opening whose worker has ended, or failed to flush.
+func (p *Pool) endServed(ctx context.Context, id blockdev.ID, failed error) error {
 	f, err := p.find(ctx, id)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return errors.Join(failed, p.forgetNote(id))

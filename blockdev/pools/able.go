@@ -143,8 +143,8 @@ func (s *Set) Expose(ctx context.Context, id blockdev.ID, e serve.Exposure) erro
 }
 
 // Withdraw implements serve.Exposer.
-func (s *Set) Withdraw(ctx context.Context, id blockdev.ID, name string) error {
-	err := able(ctx, s, id, func(b serve.Exposer) error { return b.Withdraw(ctx, id, name) })
+func (s *Set) Withdraw(ctx context.Context, id blockdev.ID, name string, force bool) error {
+	err := able(ctx, s, id, func(b serve.Exposer) error { return b.Withdraw(ctx, id, name, force) })
 	if errors.Is(err, errors.ErrUnsupported) { // nothing is exposed there
 		return nil
 	}

@@ -70,8 +70,9 @@ type Exposer interface {
 	// name that has none, and while no worker serves the image.
 	Expose(ctx context.Context, id blockdev.ID, e Exposure) error
 	// Withdraw ends an exposure. blockdev.ErrBusy while a client has the volume by it;
-	// then nothing has changed. None of that name is success.
-	Withdraw(ctx context.Context, id blockdev.ID, name string) error
+	// then nothing has changed. By force such clients' connections are ended, and on nil
+	// what they had begun has ended. None of that name is success.
+	Withdraw(ctx context.Context, id blockdev.ID, name string, force bool) error
 }
 
 // Hydration is how far a layered image is on its way to a flat one.

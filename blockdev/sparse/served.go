@@ -371,27 +371,19 @@ func (p *Pool) settle(id blockdev.ID, dir string, draft bool) error {
 }
 
 // severServed ends the only way to the image: the worker.
-func (p *Pool) severServed(ctx context.Context, id blockdev.ID, o *opening) error {
+func (p *Pool) severServed(ctx context.Context, id blockdev.ID, dir string, o *opening) error {
 	if err := p.at("sever.worker"); err != nil {
 		return err
 	}
-	w, err := p.worker(ctx, id)
-	if errors.Is(err, blockdev.ErrNotFound) {
-		return p.endServed(ctx, id, o, nil)
-	}
-	if err == nil {
-		err = p.endServed(ctx, id, o, w)
-	}
-	if err == nil || errors.Is(err, blockdev.ErrFailed) || ctx.Err() != nil {
+	size, err := p.sizeOf(id, dir)
+	if err != nil {
 		return err
 	}
-	if w, err = p.workers.Find(ctx, id); err == nil { // it does not listen
-		err = w.Kill(ctx)
-	}
-	if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
-		return err
-	}
-	return p.endServed(ctx, id, o, nil)
+	return opened.Severing{
+		Workers: p.workers, Log: p.log, ID: id, Note: o.atWorker, Size: size,
+		Worker: func(ctx context.Context) (*control.Worker, error) { return p.worker(ctx, id) },
+		End:    func(ctx context.Context, w *control.Worker) error { return p.endServed(ctx, id, o, w) },
+	}.Sever(ctx)
 }
 
 // sealServed has the worker put a layer on top.

@@ -8,6 +8,7 @@ import (
 	"os"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve/opened"
 	"holdfast/internal/sys"
 )
 
@@ -47,7 +48,7 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 	if err := check(ctx, id); err != nil {
 		return err
 	}
-	done, err := p.turns.take(ctx, id)
+	done, err := p.turnToSever(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 	dir := p.image(id)
 	o := p.known(id)
 	if o.served() {
-		return p.severServed(ctx, id, o)
+		return p.severServed(ctx, id, dir, o)
 	}
 	if o == nil {
 		found, err := p.foreignDevice(id, dir)
@@ -95,6 +96,25 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+// turnToSever takes the image's turn. Whoever has it and waits for a worker that does not
+// answer lets it go when that is killed, which it will be in any case.
+func (p *Pool) turnToSever(ctx context.Context, id blockdev.ID) (done func(), err error) {
+	if !p.known(id).served() {
+		return p.turns.take(ctx, id)
+	}
+	bounded, cancel := opened.Gently(ctx)
+	defer cancel()
+	done, err = p.turns.take(bounded, id)
+	if err == nil || ctx.Err() != nil {
+		return done, err
+	}
+	p.log.Warn("a worker is killed that others wait for in vain", "id", id)
+	if err := p.workers.Kill(ctx, id); err != nil {
+		return nil, err
+	}
+	return p.turns.take(ctx, id)
 }
 
 // cloneBody makes the new body, in place of one that a crash left.

@@ -113,8 +113,8 @@ func (w *Worker) Expose(ctx context.Context, e serve.Exposure) error {
 }
 
 // Withdraw ends what Expose began; see serve.Exposer.
-func (w *Worker) Withdraw(ctx context.Context, name string) error {
-	_, err := w.call(ctx, &wire.Request{Op: wire.Withdraw, Name: name})
+func (w *Worker) Withdraw(ctx context.Context, name string, force bool) error {
+	_, err := w.call(ctx, &wire.Request{Op: wire.Withdraw, Name: name, Force: force})
 	return blockdev.Op("control.Withdraw", w.id, err)
 }
 

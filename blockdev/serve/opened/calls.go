@@ -17,6 +17,9 @@ import (
 type Workers interface {
 	Serve(ctx context.Context, spec control.Spec) (*control.Worker, error)
 	Find(ctx context.Context, id blockdev.ID) (*control.Worker, error)
+	Kill(ctx context.Context, id blockdev.ID) error
+	Refuse(ctx context.Context, r control.Refusal) error
+	Owner(id blockdev.ID, opening string) int
 }
 
 // Calls are what a backend embeds to have its workers asked and told.
@@ -63,8 +66,8 @@ func (c Calls) Expose(ctx context.Context, id blockdev.ID, e serve.Exposure) err
 }
 
 // Withdraw implements serve.Exposer.
-func (c Calls) Withdraw(ctx context.Context, id blockdev.ID, name string) error {
-	return absent(c.call(ctx, "Withdraw", id, func(w *control.Worker) error { return w.Withdraw(ctx, name) }))
+func (c Calls) Withdraw(ctx context.Context, id blockdev.ID, name string, force bool) error {
+	return absent(c.call(ctx, "Withdraw", id, func(w *control.Worker) error { return w.Withdraw(ctx, name, force) }))
 }
 
 // absent makes success of there being no worker.

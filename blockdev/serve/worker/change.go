@@ -38,7 +38,7 @@ func (w *worker) do(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply
 	case wire.Expose:
 		return nil, w.expose(r.Expose, files)
 	case wire.Withdraw:
-		return nil, w.withdraw(r.Name)
+		return nil, w.withdraw(r.Name, r.Force)
 	case wire.Grow, wire.Seal, wire.Absorb:
 		w.changing.Lock()
 		defer w.changing.Unlock()

@@ -69,12 +69,12 @@ func (w *worker) expose(e *wire.Exposure, files []*os.File) error {
 	return f.expose(e.Name, m, files[0])
 }
 
-func (w *worker) withdraw(name string) error {
+func (w *worker) withdraw(name string, force bool) error {
 	f, ok := w.volume.front.(*nbdFront)
 	if !ok {
 		return nil
 	}
-	return f.withdraw(name)
+	return f.withdraw(name, force)
 }
 
 // secured makes an exposure's certificates those of a server.
@@ -205,15 +205,15 @@ func (f *nbdFront) admit(x *exposure) (leave func()) {
 	}
 }
 
-// withdraw ends an exposure that nobody uses.
-func (f *nbdFront) withdraw(name string) error {
+// withdraw ends an exposure that nobody uses, or with force any.
+func (f *nbdFront) withdraw(name string, force bool) error {
 	f.mu.Lock()
 	x := f.find(name)
 	if x == nil {
 		f.mu.Unlock()
 		return nil
 	}
-	if n := x.clients; n > 0 { // it changes once the lock is given back
+	if n := x.clients; n > 0 && !force { // it changes once the lock is given back
 		f.mu.Unlock()
 		return fmt.Errorf("%w: %d clients are connected", blockdev.ErrBusy, n)
 	}

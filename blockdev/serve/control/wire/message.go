@@ -54,6 +54,7 @@ type Request struct {
 	Down    bool             `json:"down,omitempty"`   // Absorb: into the lower one, whose files come with it
 	Most    int64            `json:"most,omitempty"`   // Absorb: bytes to copy, 0 for all
 	Name    string           `json:"name,omitempty"`   // Seal: of the new layer; Withdraw: of the export
+	Force   bool             `json:"force,omitempty"`  // Withdraw: clients that use it as well; an older worker is busy then
 	Expose  *Exposure        `json:"expose,omitempty"` // Expose
 	Error   *Error           `json:"error,omitempty"`  // Recorded: why it is not
 }
