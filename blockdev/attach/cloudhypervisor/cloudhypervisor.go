@@ -201,7 +201,14 @@ func (a *Attacher) attach(ctx context.Context, r attach.Request) error {
 			return err
 		}
 	}
-	if d := i.disk(r.Volume); d != nil {
+	if d := i.disk(r.Volume); d != nil && d.Served && d.at() != want.at() { // it was taken away by force, and the guest has not let it go since
+		if err := a.detach(ctx, r); err != nil {
+			return err
+		}
+		if i, err = a.info(ctx, r.Target); err != nil {
+			return refusal(err)
+		}
+	} else if d != nil {
 		if d.at() != want.at() || d.ReadOnly != want.ReadOnly || d.Image != want.Image {
 			return fmt.Errorf("%w: the virtual machine has the volume's disk in another mode", blockdev.ErrBusy)
 		}

@@ -146,7 +146,8 @@ const (
 )
 
 // Detach takes the link away. blockdev.ErrBusy (attach.ErrInUse) while a client is
-// connected, half a second later still: then nothing has changed.
+// connected, half a second later still: then nothing has changed. Lazily, connections
+// over TLS by this attachment are ended.
 func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("export.Detach", r.Volume, a.close(ctx, r))
 }

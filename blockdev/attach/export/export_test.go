@@ -88,7 +88,9 @@ func (w *worker) Observe(context.Context, blockdev.ID) (serve.Service, error) {
 func (w *worker) Expose(context.Context, blockdev.ID, serve.Exposure) error {
 	return errors.ErrUnsupported
 }
-func (w *worker) Withdraw(context.Context, blockdev.ID, string) error { return errors.ErrUnsupported }
+func (w *worker) Withdraw(context.Context, blockdev.ID, string, bool) error {
+	return errors.ErrUnsupported
+}
 
 func (w *worker) set(clients int) {
 	w.mu.Lock()

@@ -49,8 +49,12 @@ func (a *Attacher) linked(link string) (to string, err error) {
 }
 
 // ours reports whether a link leads to a socket of the volume's workers, perhaps one of
-// an opening that a boot of the host has ended.
+// an opening that a boot of the host has ended. Of an opening that has ended by force
+// there is no endpoint: the directory has the volume's name.
 func ours(to string, r attach.Request) bool {
+	if r.Endpoint.Path == "" {
+		return filepath.Base(filepath.Dir(to)) == string(r.Volume)
+	}
 	return to != "" && filepath.Dir(to) == filepath.Dir(r.Endpoint.Path)
 }
 

@@ -196,11 +196,11 @@ func (a *Attacher) withdraw(ctx context.Context, r attach.Request) error {
 		return err
 	}
 	for _, x := range s.Exposed {
-		if x.Name == r.Target.Export && x.Clients > 0 {
+		if x.Name == r.Target.Export && x.Clients > 0 && !r.Lazy {
 			return inUse{x.Clients}
 		}
 	}
-	err = a.pool.Withdraw(ctx, r.Volume, r.Target.Export)
+	err = a.pool.Withdraw(ctx, r.Volume, r.Target.Export, r.Lazy)
 	if errors.Is(err, blockdev.ErrBusy) { // who came in between
 		return inUse{1}
 	}

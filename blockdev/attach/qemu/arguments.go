@@ -21,8 +21,8 @@ import (
 func Arguments(r attach.Request) []string {
 	if r.Endpoint.Kind == blockdev.VhostUser {
 		return []string{
-			"-chardev", "socket,id=" + lineName(r.Volume) + ",path=" + strings.ReplaceAll(r.Endpoint.Path, ",", ",,") + ",server=off,reconnect=1",
-			"-device", "vhost-user-blk-pci,id=" + deviceName(r.Volume) + ",chardev=" + lineName(r.Volume) + ",num-queues=1",
+			"-chardev", "socket,id=" + lineName(r) + ",path=" + strings.ReplaceAll(r.Endpoint.Path, ",", ",,") + ",server=off,reconnect=1",
+			"-device", "vhost-user-blk-pci,id=" + deviceName(r.Volume) + ",chardev=" + lineName(r) + ",num-queues=1",
 		}
 	}
 	driver := "file"

@@ -180,10 +180,14 @@ func (m *machine) plug(ctx context.Context, r attach.Request) error {
 		return err
 	}
 	switch {
-	case there && n == nil:
-		return busy("the virtual machine has the volume by the socket of a worker")
+	case there && n == nil: // it was served, and its image is a file by now: that worker has ended
+		err = m.unplugLeft(ctx, r.Volume)
 	case there:
 		return m.limit(ctx, r)
+	}
+	switch {
+	case err != nil:
+		return err
 	case n == nil:
 		err = m.addNode(ctx, r)
 	default: // an earlier life of the daemon made it

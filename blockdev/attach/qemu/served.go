@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -14,8 +15,15 @@ import (
 	"holdfast/blockdev/attach/qmp"
 )
 
-// lineName is that of the character device by which QEMU talks to a volume's worker.
-func lineName(id blockdev.ID) string { return "holdfast-line-" + string(id) }
+// lineName is that of the character device by which QEMU talks to a volume's worker: of
+// each opening another one, as its socket's name is.
+func lineName(r attach.Request) string {
+	opening := strings.TrimSuffix(strings.TrimPrefix(filepath.Base(r.Endpoint.Path), "data-"), ".sock")
+	return linesOf(r.Volume) + "-" + opening
+}
+
+// linesOf begins the names of a volume's character devices, and was all of them once.
+func linesOf(id blockdev.ID) string { return "holdfast-line-" + string(id) }
 
 // pollTime is between two looks at what QEMU is doing.
 const pollTime = 5 * time.Millisecond
@@ -57,11 +65,16 @@ func (m *machine) plugServed(ctx context.Context, r attach.Request) error {
 		return busy("the virtual machine has the volume as a file or device")
 	}
 	there, err := m.hasDevice(ctx, deviceName(r.Volume))
+	if err == nil && there {
+		if there, err = m.isLedBy(ctx, r); err == nil && !there {
+			err = m.unplugLeft(ctx, r.Volume)
+		}
+	}
 	if err != nil || there {
 		return err
 	}
 	if err = m.callWorker(ctx, r); err == nil {
-		err = m.addServed(ctx, r.Volume)
+		err = m.addServed(ctx, r)
 	}
 	if err != nil {
 		return errors.Join(err, m.hangUp(context.WithoutCancel(ctx), r.Volume))
@@ -75,23 +88,56 @@ type line struct {
 	Filename string // "disconnected:unix:PATH" until the worker answers
 }
 
-func (m *machine) line(ctx context.Context, id blockdev.ID) (*line, error) {
-	var all []line
-	if err := m.ask(ctx, "query-chardev", qmp.Args{}, &all); err != nil {
+func (l line) connected() bool { return !strings.HasPrefix(l.Filename, "disconnected:") }
+
+// lines are those of a volume, also of openings that have ended.
+func (m *machine) lines(ctx context.Context, id blockdev.ID) (all []line, err error) {
+	err = m.ask(ctx, "query-chardev", qmp.Args{}, &all)
+	return slices.DeleteFunc(all, func(l line) bool {
+		return l.Label != linesOf(id) && !strings.HasPrefix(l.Label, linesOf(id)+"-")
+	}), err
+}
+
+// line is that of a request's opening, nil for none.
+func (m *machine) line(ctx context.Context, r attach.Request) (*line, error) {
+	all, err := m.lines(ctx, r.Volume)
+	at := slices.IndexFunc(all, func(l line) bool { return l.Label == lineName(r) })
+	if err != nil || at < 0 {
 		return nil, err
 	}
-	at := slices.IndexFunc(all, func(l line) bool { return l.Label == lineName(id) })
-	if at < 0 {
-		return nil, nil
-	}
 	return &all[at], nil
+}
+
+// isLedBy reports whether the volume's device is on the line of a request's opening. One that is
+// not was taken away by force, and its guest has not let it go since.
+func (m *machine) isLedBy(ctx context.Context, r attach.Request) (bool, error) {
+	var label string
+	if err := m.ask(ctx, "qom-get", qmp.Args{"path": "/machine/peripheral/" + deviceName(r.Volume), "property": "chardev"}, &label); err != nil {
+		return false, err
+	}
+	if label != linesOf(r.Volume) { // named by a daemon of before: QEMU tells where it leads while it leads nowhere
+		return label == lineName(r), nil
+	}
+	all, err := m.lines(ctx, r.Volume)
+	return slices.ContainsFunc(all, func(l line) bool {
+		return l.Label == label && (l.connected() || strings.Contains(l.Filename, r.Endpoint.Path))
+	}), err
+}
+
+// unplugLeft takes away a device that leads nowhere.
+func (m *machine) unplugLeft(ctx context.Context, id blockdev.ID) error {
+	err := m.unplug(ctx, id)
+	if errors.Is(err, blockdev.ErrBusy) {
+		return busy("the virtual machine still has the device of this volume that was taken from it by force: %s", err.Error())
+	}
+	return err
 }
 
 // callWorker connects QEMU to the worker, and again whenever that is replaced. The
 // device is made only on a line that stands: QEMU would hang in device_add, and the
 // guest with it, until somebody answers.
 func (m *machine) callWorker(ctx context.Context, r attach.Request) error {
-	l, err := m.line(ctx, r.Volume)
+	l, err := m.line(ctx, r)
 	if err != nil {
 		return err
 	}
@@ -103,11 +149,11 @@ func (m *machine) callWorker(ctx context.Context, r attach.Request) error {
 	waiting, cancel := context.WithTimeout(ctx, m.o.Answer)
 	defer cancel()
 	for {
-		l, err := m.line(ctx, r.Volume)
+		l, err := m.line(ctx, r)
 		if err != nil {
 			return err
 		}
-		if l != nil && !strings.HasPrefix(l.Filename, "disconnected:") {
+		if l != nil && l.connected() {
 			return nil
 		}
 		select {
@@ -128,7 +174,7 @@ func (m *machine) addLine(ctx context.Context, r attach.Request) error {
 	for _, pause := range []qmp.Args{{"reconnect": 1}, {"reconnect-ms": 1000}} {
 		data := qmp.Args{"addr": qmp.Args{"type": "unix", "data": qmp.Args{"path": r.Endpoint.Path}}, "server": false}
 		maps.Copy(data, pause)
-		_, err := m.Do(ctx, "chardev-add", qmp.Args{"id": lineName(r.Volume), "backend": qmp.Args{"type": "socket", "data": data}})
+		_, err := m.Do(ctx, "chardev-add", qmp.Args{"id": lineName(r), "backend": qmp.Args{"type": "socket", "data": data}})
 		if err == nil {
 			return nil
 		}
@@ -142,14 +188,14 @@ func (m *machine) addLine(ctx context.Context, r attach.Request) error {
 
 // addServed plugs the worker's disk in at the first port that takes it, with a queue for
 // each processor as far as the worker has them.
-func (m *machine) addServed(ctx context.Context, id blockdev.ID) error {
+func (m *machine) addServed(ctx context.Context, r attach.Request) error {
 	places, err := m.ports(ctx)
 	if err != nil {
 		return err
 	}
 	return plugIn(places, func(p place) error {
 		args := maps.Clone(p.args)
-		maps.Copy(args, qmp.Args{"driver": "vhost-user-blk-pci", "id": deviceName(id), "chardev": lineName(id)})
+		maps.Copy(args, qmp.Args{"driver": "vhost-user-blk-pci", "id": deviceName(r.Volume), "chardev": lineName(r)})
 		_, err := m.Do(ctx, "device_add", args)
 		if most := queuesOf(err); most > 0 {
 			args["num-queues"] = most
@@ -171,8 +217,20 @@ func queuesOf(err error) (most int) {
 	return most
 }
 
-// hangUp takes the line to a worker away.
+// hangUp takes a volume's lines to workers away.
 func (m *machine) hangUp(ctx context.Context, id blockdev.ID) error {
-	there := func() (bool, error) { l, err := m.line(ctx, id); return l != nil, err }
-	return m.letGo(ctx, "its connection to the volume's worker", there, "chardev-remove", qmp.Args{"id": lineName(id)})
+	all, err := m.lines(ctx, id)
+	if err != nil {
+		return err
+	}
+	for _, one := range all {
+		there := func() (bool, error) {
+			now, err := m.lines(ctx, id)
+			return slices.ContainsFunc(now, func(l line) bool { return l.Label == one.Label }), err
+		}
+		if err := m.letGo(ctx, "its connection to the volume's worker", there, "chardev-remove", qmp.Args{"id": one.Label}); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -92,11 +92,19 @@ func TestServed(t *testing.T) {
 	is(t, "counters", err, blockdev.ErrNotFound, "")
 	file := r
 	file.Endpoint.Kind, file.Endpoint.Path = blockdev.File, strings.TrimSuffix(r.Endpoint.Path, ".s")
-	is(t, "as a file", a.Attach(ctx, file), blockdev.ErrBusy, "by the socket of a worker")
-	good(t, a.Detach(ctx, r), a.Detach(ctx, r))
+	next := r // the volume was taken away by force, and is served again
+	next.Endpoint.Path = strings.TrimSuffix(r.Endpoint.Path, ".s") + ".next"
+	good(t, os.Rename(r.Endpoint.Path, next.Endpoint.Path))
+	good(t, a.Attach(ctx, next))
+	var line string
+	m.ask("qom-get", qmp.Args{"path": "/machine/peripheral/holdfast-" + string(r.Volume), "property": "chardev"}, &line)
+	if !strings.HasSuffix(line, ".next") {
+		t.Errorf("the device is on line %s", line)
+	}
+	good(t, a.Attach(ctx, next), a.Detach(ctx, next), a.Detach(ctx, next))
 	m.empty("detached")
-	good(t, a.Attach(ctx, file))
-	is(t, "as a file before", a.Attach(ctx, r), blockdev.ErrBusy, "as a file or device")
+	good(t, a.Attach(ctx, next), a.Attach(ctx, file)) // and the same as a file
+	is(t, "as a file before", a.Attach(ctx, next), blockdev.ErrBusy, "as a file or device")
 	good(t, a.Detach(ctx, file))
 	m.empty("detached")
 }

@@ -187,6 +187,9 @@ func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 
 // free is nil when nobody but the volume's other attachments has the image open.
 func (a *Attacher) free(ctx context.Context, r attach.Request) error {
+	if r.Endpoint.Path == "" && r.Endpoint.Kind == blockdev.VhostUser { // its worker has ended
+		return nil
+	}
 	if r.Endpoint.Kind == blockdev.File && len(r.Others) == 0 {
 		only, err := onlyOurs(r.Endpoint.Path)
 		if err != nil || only {
