@@ -175,7 +175,7 @@ func (n *node) openPool(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if n.workers, err = n.openWorkers(id); err != nil {
+	if n.workers, err = n.openWorkers(ctx, id); err != nil {
 		return err
 	}
 	if place.Mode == sparse.Copy && n.workers == nil {

@@ -65,7 +65,7 @@ func workersOf(program, host string, log *os.File) (*control.Starter, error) {
 
 // openWorkers makes ready what serves volumes over sockets. What workers say is kept
 // beside their sockets until the next boot.
-func (n *node) openWorkers(host string) (sparse.Workers, error) {
+func (n *node) openWorkers(ctx context.Context, host string) (sparse.Workers, error) {
 	program, err := workerProgram(n.c)
 	if err != nil || program == "" {
 		return nil, err
@@ -81,6 +81,9 @@ func (n *node) openWorkers(host string) (sparse.Workers, error) {
 	workers, err := workersOf(program, host, log)
 	if err != nil {
 		return nil, err
+	}
+	if err := workers.Sweep(ctx); err != nil { // of some use, and no more
+		n.log.Warn("what workers have left that ended could not be taken away", "err", err)
 	}
 	n.log.Info("workers", "program", program)
 	return workers, nil
@@ -101,6 +104,9 @@ func removeWorkers(ctx context.Context, host string) error {
 		if err := endWorker(ctx, workers, id); err != nil {
 			return err
 		}
+	}
+	if err := errors.Join(workers.EndRefusals(ctx), workers.Sweep(ctx)); err != nil {
+		return err
 	}
 	if err := os.RemoveAll(notesDir(host)); err != nil { // of openings that have ended now
 		return err
