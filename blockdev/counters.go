@@ -15,6 +15,9 @@ type Counters struct {
 	Discards     int64
 	DiscardBytes int64
 	Flushes      int64
+	// Inside are requests that have begun and not ended, now; 0 where nobody tells. It is
+	// no count: Add and Less leave the receiver's.
+	Inside int64
 }
 
 // Add gives the sum; Since is the receiver's.

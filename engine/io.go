@@ -28,6 +28,7 @@ const (
 	WaitNothing   WaitCause = "nothing"
 	WaitUnknown   WaitCause = "unknown" // who does its I/O does not tell
 	WaitStep      WaitCause = "step"    // a step of this host
+	WaitWorker    WaitCause = "worker"  // the process that serves it, which is gone or does not answer
 	WaitFreeze    WaitCause = "freeze"
 	WaitFailed    WaitCause = "failed" // for its next opening: a flush has failed
 	WaitHydration WaitCause = "hydration"
@@ -95,8 +96,11 @@ func (e *Engine) Services(ctx context.Context) map[blockdev.ID]serve.Service {
 	return services
 }
 
-// observe asks the worker of a volume, blockdev.ErrNotFound for none.
+// observe asks the worker of a volume, for as long as a question may take;
+// blockdev.ErrNotFound for none.
 func (e *Engine) observe(ctx context.Context, id blockdev.ID) (serve.Service, error) {
+	ctx, cancel := context.WithTimeout(ctx, statTime)
+	defer cancel()
 	observer, ok := e.o.Pool.(serve.Observer)
 	if !ok {
 		return serve.Service{}, blockdev.ErrNotFound
@@ -109,20 +113,28 @@ func (e *Engine) observe(ctx context.Context, id blockdev.ID) (serve.Service, er
 }
 
 func (e *Engine) ioOf(ctx context.Context, v Volume) IO {
-	out := IO{Volume: v, Counters: e.counters(ctx, v)}
+	out := IO{Volume: v}
 	s, err := e.observe(ctx, v.ID)
-	if err == nil {
+	switch served := slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return isSocket(a.Kind) && !a.Forced }); {
+	case err == nil:
 		out.Service = &s
-	} else if !errors.Is(err, blockdev.ErrNotFound) {
+	case !errors.Is(err, blockdev.ErrNotFound):
 		e.o.Log.Warn("the worker of a volume does not answer", "volume", v.ID, "workspace", v.Workspace, "err", err)
-		out.Waits = []Wait{{Cause: WaitUnknown, Text: "the worker that serves the volume does not answer: it is being looked after"}}
+		out.Waits = []Wait{{Cause: WaitWorker, Text: fmt.Sprintf("the worker that serves the volume has not answered within %s: its process is stopped, or hangs in the pool's disk, and the volume's requests wait for it. "+
+			"When it goes on nothing is lost; a detach by force kills it and takes the volume away", statTime)}}
+	case served:
+		out.Waits = []Wait{{Cause: WaitWorker, Text: "the worker that serves the volume has ended, and the next one is being started: a virtual machine's requests wait for it, and nothing that was acknowledged is lost; " +
+			"NBD clients have to connect again. If this stays, it cannot be started: the operator's log says why"}}
+	}
+	if err == nil || errors.Is(err, blockdev.ErrNotFound) { // who does not answer is not asked twice
+		out.Counters = e.counters(ctx, v)
 	}
 	out.Waits = append(waitsOf(v, e.locks.hung(v.ID), e.o.Now()), out.Waits...)
 	if out.Service != nil {
 		out.Waits = append(out.Waits, servedWaits(s)...)
 	}
 	if len(out.Waits) == 0 {
-		out.Waits = []Wait{calm(v, out.Service)}
+		out.Waits = []Wait{calm(v, out.Service, out.Counters)}
 	}
 	return out
 }
@@ -221,11 +233,14 @@ func limitsText(l blockdev.Limits) string {
 	return strings.Join(parts, ", ")
 }
 
-// calm is said of a volume that waits for nothing that is known.
-func calm(v Volume, s *serve.Service) Wait {
+// calm is said of a volume that waits for nothing else that is known.
+func calm(v Volume, s *serve.Service, c *blockdev.Counters) Wait {
 	switch {
 	case len(v.Attachments) == 0:
 		return Wait{Cause: WaitNothing, Text: "nothing: it is not attached"}
+	case s == nil && c != nil && c.Inside > 0:
+		return Wait{Cause: WaitDevice, Requests: c.Inside, Text: requests(c.Inside) + " are inside the kernel's device at this moment. If they are so each time you ask and none is counted meanwhile, the pool's disk does not answer: " +
+			"look at the host's kernel log and at what is below the pool"}
 	case s == nil:
 		return Wait{Cause: WaitUnknown, Text: "nothing of this service: its requests go past it, through a device of the kernel or a file that the sandbox has open, and what they wait for there is not told"}
 	case s.Meter.Inside > 0:

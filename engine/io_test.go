@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"context"
 	"errors"
 	"slices"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/serve"
 	"holdfast/blockdev/serve/meter"
 )
@@ -107,5 +109,67 @@ func TestIO(t *testing.T) {
 	io, err = w.engine.IO(ctx, v.Workspace, "x")
 	if err != nil || io.Service != nil {
 		t.Errorf("after the worker's death: %+v, %v", io, err)
+	}
+}
+
+// lookedAt is what is said of a volume that a machine has by a worker, of which the pool says this.
+func lookedAt(t *testing.T, s serve.Service, failure error) IO {
+	t.Helper()
+	w := newLayeredWorld(t)
+	do1(t, w, createOp("v", "demo:1", "ext4", 20))
+	attachTo(t, w, "v", "socket", "one", false)
+	w.engine.o.Pool = observedPool{w.pool, s, failure}
+	out, err := w.engine.IO(t.Context(), space, "v")
+	if err != nil || len(out.Waits) == 0 {
+		t.Fatalf("%+v, %v", out, err)
+	}
+	return out
+}
+
+// observedPool is a pool whose workers are told.
+type observedPool struct {
+	*blockdevtest.Memory
+	s   serve.Service
+	err error
+}
+
+func (p observedPool) Observe(ctx context.Context, _ blockdev.ID) (serve.Service, error) {
+	if p.err != nil && !errors.Is(p.err, blockdev.ErrNotFound) {
+		<-ctx.Done() // it stands still
+		return p.s, p.err
+	}
+	return p.s, p.err
+}
+
+// TestWhyTellsOfTheWorker: one that is away, or that stands still, is what a volume waits
+// for, and a question about it is answered in time.
+func TestWhyTellsOfTheWorker(t *testing.T) {
+	for says, failure := range map[string]error{
+		"the next one is being started": blockdev.ErrNotFound,
+		"has not answered within":       context.DeadlineExceeded,
+	} {
+		begin := time.Now()
+		out := lookedAt(t, serve.Service{}, failure)
+		if w := out.Waits[0]; w.Cause != WaitWorker || !strings.Contains(w.Text, says) {
+			t.Errorf("%v: %+v", failure, w)
+		}
+		if took := time.Since(begin); took > 3*statTime {
+			t.Errorf("%v: it took %s", failure, took)
+		}
+	}
+	out := lookedAt(t, served(0, nil), nil)
+	if w := out.Waits[0]; w.Cause != WaitNothing {
+		t.Errorf("of one that is well: %+v", w)
+	}
+}
+
+// TestWhyTellsOfTheKernelsDevice: what is inside it is not said to go past this service.
+func TestWhyTellsOfTheKernelsDevice(t *testing.T) {
+	v := Volume{Attachments: []Attachment{{Kind: blockdev.Block, Phase: Attached}}}
+	if w := calm(v, nil, &blockdev.Counters{Inside: 3}); w.Cause != WaitDevice || w.Requests != 3 || !strings.Contains(w.Text, "3 requests are inside the kernel's device") {
+		t.Errorf("%+v", w)
+	}
+	if w := calm(v, nil, &blockdev.Counters{}); w.Cause != WaitUnknown {
+		t.Errorf("%+v", w)
 	}
 }

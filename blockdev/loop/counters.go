@@ -38,6 +38,6 @@ func parseStat(text string) (blockdev.Counters, error) {
 		Reads: number(0), ReadBytes: number(2) * statSector,
 		Writes: number(4), WriteBytes: number(6) * statSector,
 		Discards: number(11), DiscardBytes: number(13) * statSector,
-		Flushes: number(15),
+		Flushes: number(15), Inside: number(8),
 	}, nil
 }
