@@ -27,6 +27,7 @@ type Attachment struct {
 	Deadline  string `json:"deadline,omitempty"` // while steps are taken: when they have ended or are said to hang
 	RetryAt   string `json:"retryAt,omitempty"`  // when the next try begins
 	Forced    bool   `json:"forced,omitempty"`
+	Fenced    string `json:"fenced,omitempty"` // of one that was detached by force: filesystem, worker or sandbox, if that had to be shut down or ended
 
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"`
@@ -116,7 +117,7 @@ func attachmentBody(a engine.Attachment) Attachment {
 		ID: a.ID, Holder: a.Holder, MountPath: a.MountPath, Serial: a.Serial, ReadOnly: a.ReadOnly, Kind: string(a.Kind), Epoch: a.Epoch, Phase: string(a.Phase),
 		Target:  targetBody(a.Asked),
 		Limits:  limitsBody(a.Limits),
-		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
+		Failure: a.Failure, Since: optionalStamp(a.Since), Deadline: optionalStamp(a.Deadline), RetryAt: optionalStamp(a.RetryAt), Forced: a.Forced, Fenced: string(a.Fenced), CreatedAt: stamp(a.CreatedAt), CreatedBy: a.CreatedBy,
 	}
 }
 

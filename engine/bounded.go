@@ -26,6 +26,7 @@ const (
 	stepShutdown      = "shutting the filesystem down"
 	stepAbandon       = "letting the shut down filesystem go"
 	stepSever         = "cutting the image off"
+	stepEndWorker     = "ending the volume's worker"
 	stepKill          = "ending the sandbox"
 	defaultStep       = 20 * time.Second
 	longestGrace      = time.Second

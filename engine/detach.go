@@ -22,12 +22,12 @@ func (e *Engine) Detach(ctx context.Context, workspace, name, id, actor string) 
 			return Attachment{}, err
 		}
 		defer release()
-		return e.detach(ctx, v, id, actor, e.release)
+		return e.detach(ctx, v, id, actor, e.releaseAs)
 	})
 }
 
 // detach takes an attachment away by one of the ways to do that.
-func (e *Engine) detach(ctx context.Context, v Volume, id, actor string, way func(context.Context, *Volume, string) error) (Attachment, error) {
+func (e *Engine) detach(ctx context.Context, v Volume, id, actor string, way func(context.Context, *Volume, string) (Fence, error)) (Attachment, error) {
 	v = v.clone()
 	a := v.attachment(id)
 	if a == nil {
@@ -35,9 +35,11 @@ func (e *Engine) detach(ctx context.Context, v Volume, id, actor string, way fun
 	}
 	gone := *a
 	v.UpdatedBy = actor
-	if err := way(ctx, &v, id); err != nil {
+	fence, err := way(ctx, &v, id)
+	if err != nil {
 		return Attachment{}, e.detachError(v, id, err)
 	}
+	gone.Fenced = fence
 	if v.hasPendingGrowth(e) {
 		e.watch(v.ID)
 		e.wake()
@@ -58,10 +60,20 @@ func (v Volume) hasPendingGrowth(e *Engine) bool {
 // only the host still holds the device it stays detaching, and Run tries again.
 // What was begun by force goes on by force.
 func (e *Engine) release(ctx context.Context, v *Volume, id string) error {
-	a := v.attachment(id)
-	if a.Forced {
+	_, err := e.releaseAs(ctx, v, id)
+	return err
+}
+
+// releaseAs is release, and tells what force has done.
+func (e *Engine) releaseAs(ctx context.Context, v *Volume, id string) (Fence, error) {
+	if v.attachment(id).Forced {
 		return e.releaseByForce(ctx, v, id)
 	}
+	return FencedNothing, e.releaseGently(ctx, v, id)
+}
+
+func (e *Engine) releaseGently(ctx context.Context, v *Volume, id string) error {
+	a := v.attachment(id)
 	before, fresh := a.Phase, a.Phase == Attaching
 	if fresh { // its caller is told that it failed: it must not come true later
 		before = Detaching
@@ -124,14 +136,19 @@ func (e *Engine) leaveSandbox(ctx context.Context, v Volume, a Attachment, lazy 
 			}
 			// A worker that cannot be started keeps no volume where it is.
 			e.o.Log.Warn("a volume is detached that cannot be opened", "volume", v.ID, "attachment", a.ID, "err", err)
-			request = attach.Request{
-				Volume: v.ID, Endpoint: blockdev.Endpoint{Kind: a.Kind, ReadOnly: a.ReadOnly}, Target: a.Target, MountPath: a.MountPath,
-				ReadOnly: a.ReadOnly, Filesystem: v.Filesystem, Others: v.others(a),
-			}
+			request = v.withoutOpening(a)
 		}
 		request.Lazy = lazy
 		return attacher.Detach(ctx, request)
 	})
+}
+
+// withoutOpening is an attachment in an Attacher's words whose endpoint is not there.
+func (v Volume) withoutOpening(a Attachment) attach.Request {
+	return attach.Request{
+		Volume: v.ID, Endpoint: blockdev.Endpoint{Kind: a.Kind, ReadOnly: a.ReadOnly}, Target: a.Target, MountPath: a.MountPath,
+		ReadOnly: a.ReadOnly, Filesystem: v.Filesystem, Others: v.others(a),
+	}
 }
 
 func (e *Engine) closeDevice(ctx context.Context, v Volume) error {

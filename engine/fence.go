@@ -20,8 +20,11 @@ import (
 //  2. the filesystem is flushed and shut down, and the image cut off from the
 //     device: the sandbox lives on, its open files answer EIO. What it had written
 //     by then is kept;
-//  3. where the filesystem or the pool cannot (btrfs; a pool without reflinks; a
-//     virtual machine, which has the device itself), the
+//  3. of what a worker serves, that is ended: it is the only process that has the
+//     image. A virtual machine lives on, and its disk fails every request until it is
+//     unplugged; see releaseServed;
+//  4. where the filesystem or the pool cannot (btrfs; a pool without reflinks; a
+//     virtual machine that has the image itself), the
 //     sandbox is ended and proven dead, then an ordinary detach. A target that is
 //     no sandbox (a directory of the host) is refused, and nothing has changed.
 //
@@ -38,6 +41,16 @@ func (e *Engine) ForceDetach(ctx context.Context, workspace, name, id, actor str
 	})
 }
 
+// Fence is what a detach by force had to do.
+type Fence string
+
+const (
+	FencedNothing    Fence = ""           // the holder let go, or its guest's agent took the volume out
+	FencedFilesystem Fence = "filesystem" // it was shut down
+	FencedWorker     Fence = "worker"     // the holder's way to it was ended
+	FencedSandbox    Fence = "sandbox"    // it was ended
+)
+
 // makeWay ends the attachments that are in the way of a forced one.
 func (e *Engine) makeWay(ctx context.Context, v *Volume, r AttachVolume) error {
 	if !r.Force {
@@ -48,68 +61,75 @@ func (e *Engine) makeWay(ctx context.Context, v *Volume, r AttachVolume) error {
 		if a == nil {
 			return nil
 		}
-		if err := e.expel(ctx, v, a.ID); err != nil {
+		if _, err := e.expel(ctx, v, a.ID); err != nil {
 			return e.detachError(*v, a.ID, err)
 		}
 	}
 }
 
 // expel detaches by force: ordinarily if that does, else as releaseByForce.
-func (e *Engine) expel(ctx context.Context, v *Volume, id string) error {
+func (e *Engine) expel(ctx context.Context, v *Volume, id string) (Fence, error) {
 	e.count(countForced)
-	err := e.release(ctx, v, id)
+	fence, err := e.releaseAs(ctx, v, id)
 	switch {
 	case err == nil, lostWrite(err), v.attachment(id) == nil:
-		return err
+		return fence, err
 	case hangs(err) != nil:
 		if err := e.unhang(ctx, v.ID, id); err != nil {
-			return err
+			return "", err
 		}
 		now, ok := e.catalog.get(v.ID)
 		if !ok {
-			return fmt.Errorf("volume %s: %w", v.ID, ErrNotFound)
+			return "", fmt.Errorf("volume %s: %w", v.ID, ErrNotFound)
 		}
 		if *v = now.clone(); v.attachment(id) == nil {
-			return nil
+			return "", nil
 		}
-	case !errors.Is(err, blockdev.ErrBusy):
-		return err
 	case v.attachment(id).Forced:
-		return err // that was tried
+		return "", err // that was tried
+	case isSocket(v.attachment(id).Kind) && ctx.Err() == nil: // its worker may be what does not answer
+	case !errors.Is(err, blockdev.ErrBusy):
+		return "", err
 	}
 	return e.releaseByForce(ctx, v, id)
 }
 
-// releaseByForce is 2 and 3 of ForceDetach.
-func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) error {
+// releaseByForce is 2 to 4 of ForceDetach.
+func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) (Fence, error) {
 	if err := e.beginDetaching(ctx, v, id); err != nil {
-		return err
+		return "", err
 	}
 	a := *v.attachment(id)
-	err := e.lift(ctx, *v, a)
-	switch {
-	case err != nil:
-	case e.isRaw(a.Target): // there is no filesystem of ours to shut down, and what has the image open goes on with it
-		if err = e.pullOut(ctx, *v, a); err == nil {
-			return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force", a.Holder))
-		}
-	case a.ReadOnly && len(v.Attachments) > 1:
-		// A reader among others: its device takes no writes from anybody.
-		if err = e.leaveSandbox(ctx, *v, a, true); err == nil {
-			return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force", a.Holder))
-		}
-	case a.Forced || e.severable(ctx, *v):
-		err = e.cutOff(ctx, v, id)
-	default:
-		err = errors.ErrUnsupported
+	if isSocket(a.Kind) {
+		return e.releaseServed(ctx, v, id)
 	}
+	fence, did, err := e.takeOut(ctx, v, a)
 	if errors.Is(err, errors.ErrUnsupported) {
 		return e.endSandbox(ctx, v, id)
 	}
 	if err != nil {
-		return e.stayForced(ctx, v, id, err)
+		return "", e.stayForced(ctx, v, id, err)
 	}
-	return e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force: the filesystem was shut down", a.Holder))
+	return fence, e.forget(ctx, v, id, fmt.Sprintf("Detached from %s by force%s", a.Holder, did))
+}
+
+// takeOut takes a volume, which no worker serves, out of a sandbox that lives on; did
+// says how. errors.ErrUnsupported where that cannot be.
+func (e *Engine) takeOut(ctx context.Context, v *Volume, a Attachment) (fence Fence, did string, err error) {
+	err = e.lift(ctx, *v, a)
+	switch {
+	case err != nil:
+	case e.isRaw(a.Target): // there is no filesystem of ours to shut down, and what has the image open goes on with it
+		err = e.pullOut(ctx, *v, a)
+	case a.ReadOnly && len(v.Attachments) > 1:
+		// A reader among others: its device takes no writes from anybody.
+		err = e.leaveSandbox(ctx, *v, a, true)
+	case a.Forced || e.severable(ctx, *v):
+		return FencedFilesystem, ": the filesystem was shut down", e.cutOff(ctx, v, a.ID)
+	default:
+		err = errors.ErrUnsupported
+	}
+	return FencedNothing, "", err
 }
 
 // severable asks the pool whether the image can be cut off from its device.
@@ -196,11 +216,11 @@ func (e *Engine) letGo(ctx context.Context, v Volume, readOnly bool) (held bool,
 }
 
 // endSandbox proves the sandbox dead and then detaches ordinarily.
-func (e *Engine) endSandbox(ctx context.Context, v *Volume, id string) error {
+func (e *Engine) endSandbox(ctx context.Context, v *Volume, id string) (Fence, error) {
 	a := *v.attachment(id)
 	attacher := e.o.Attachers[a.Target.Type]
 	if attacher == nil {
-		return e.stayForced(ctx, v, id, fmt.Errorf("attachments of type %q are not configured", a.Target.Type))
+		return "", e.stayForced(ctx, v, id, fmt.Errorf("attachments of type %q are not configured", a.Target.Type))
 	}
 	err := e.step(ctx, v.ID, stepKill, func(ctx context.Context) error {
 		request, err := e.request(ctx, *v, a)
@@ -212,15 +232,15 @@ func (e *Engine) endSandbox(ctx context.Context, v *Volume, id string) error {
 	if errors.Is(err, attach.ErrCannotFence) {
 		// Nothing was done: the holder has it as before.
 		before := e.stay(ctx, v, id, Attached, fmt.Errorf("%w: it is in use, and neither can its filesystem be shut down here: %w", blockdev.ErrBusy, err))
-		return &Problem{Kind: ErrCannotFence, Message: fmt.Sprintf(
+		return "", &Problem{Kind: ErrCannotFence, Message: fmt.Sprintf(
 			"volume %q is in use, and nothing would prove that its holder does not write any more: %s", v.Name, innermost(err)), Err: before}
 	}
 	if err != nil {
-		return e.stayForced(ctx, v, id, err)
+		return "", e.stayForced(ctx, v, id, err)
 	}
 	e.count(countKilled)
 	e.happened(v, "detach", "%s was ended by force", a.Holder)
-	return e.release(ctx, v, id)
+	return FencedSandbox, e.release(ctx, v, id)
 }
 
 // stayForced is stay for what began by force.
@@ -282,7 +302,7 @@ func (e *Engine) endBeside(ctx context.Context, id blockdev.ID, attachment strin
 	}
 	v = v.clone()
 	a := v.attachment(attachment)
-	if a == nil || e.o.Attachers[a.Target.Type] == nil {
+	if a == nil || isSocket(a.Kind) || e.o.Attachers[a.Target.Type] == nil { // what a worker serves ends with the worker
 		return
 	}
 	go func() {

@@ -85,6 +85,16 @@ func (e *Engine) unguard(v Volume, t attach.Target) {
 	}
 }
 
+// dismissKeeper ends the keeper of a volume whose worker is to end.
+func (e *Engine) dismissKeeper(id blockdev.ID) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if k := e.keepers[id]; k != nil {
+		delete(e.keepers, id)
+		k.stop()
+	}
+}
+
 // keeper waits for the end of a volume's worker.
 type keeper struct{ stop context.CancelFunc }
 

@@ -126,7 +126,8 @@ type Attachment struct {
 	Since     time.Time       `json:"since,omitzero"`    // the phase, or the step to it, began
 	Deadline  time.Time       `json:"deadline,omitzero"` // while steps are taken: when they have ended, or are said to hang
 	RetryAt   time.Time       `json:"retryAt,omitzero"`  // when the next try begins
-	Forced    bool            `json:"forced,omitempty"`  // detached by force: its filesystem may be shut down, and is not flushed any more
+	Forced    bool            `json:"forced,omitempty"`  // detached by force: its filesystem may be shut down, its worker ended, and it is not opened or flushed any more
+	Fenced    Fence           `json:"-"`                 // of one that was detached: what force had to do
 	CreatedAt time.Time       `json:"createdAt"`
 	CreatedBy string          `json:"createdBy,omitempty"`
 }

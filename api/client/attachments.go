@@ -25,6 +25,7 @@ type Attachment struct {
 	Deadline  time.Time `json:"deadline,omitzero"` // while steps are taken: when they have ended or are said to hang
 	RetryAt   time.Time `json:"retryAt,omitzero"`  // when the next try begins
 	Forced    bool      `json:"forced,omitempty"`  // detached by force
+	Fenced    string    `json:"fenced,omitempty"`  // of one that was: what was shut down or ended for it
 
 	Limits      *RateLimits  `json:"limits,omitempty"`
 	Enforcement *Enforcement `json:"limitsEnforcement,omitempty"` // of the limits

@@ -115,8 +115,10 @@ func (a *app) attachmentDelete() *cobra.Command {
 		Use: "delete VOLUME ID", Aliases: []string{"detach", "rm"}, Short: "Detach: what was written is durable when this returns", Args: cobra.ExactArgs(2),
 		Long: "Detach a volume. While the sandbox has files of it open this is refused, and nothing has changed.\n\n" +
 			"With --force it is taken away all the same, and on return the old holder provably cannot write any more: the filesystem is\n" +
-			"flushed and shut down, so that its open files answer with errors; where that is not possible (btrfs, a pool without\n" +
-			"reflinks, a virtual machine) the container or virtual machine is killed. A directory of the host is refused then.",
+			"flushed and shut down, so that its open files answer with errors; what a worker serves (vhost-user, nbd) loses the worker, and\n" +
+			"a virtual machine goes on with a disk that answers with errors until it is unplugged. Where neither is possible (btrfs, a pool\n" +
+			"without reflinks, a virtual machine that has the image itself) the container or virtual machine is killed. A directory of the\n" +
+			"host is refused then. It says what was done.",
 		ValidArgsFunction: a.completeAttachments,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			cl, err := a.client()
@@ -127,10 +129,14 @@ func (a *app) attachmentDelete() *cobra.Command {
 			if force {
 				detach = cl.ForceDetach
 			}
-			if _, err := detach(cmd.Context(), args[0], args[1]); err != nil {
+			gone, err := detach(cmd.Context(), args[0], args[1])
+			if err != nil {
 				return err
 			}
-			a.done("attachment %s of volume %s deleted", args[1], args[0])
+			did := map[string]string{
+				"filesystem": ": its filesystem was shut down", "worker": ": its worker was ended", "sandbox": ": its sandbox was ended",
+			}[gone.Fenced]
+			a.done("attachment %s of volume %s deleted%s", args[1], args[0], did)
 			return nil
 		},
 	}

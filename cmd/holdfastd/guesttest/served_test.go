@@ -236,3 +236,54 @@ func plainInMachine(t *testing.T, c *client.Client, g *vmtest.VM) {
 	_, err = c.Detach(ctx, "fork", a.ID)
 	must(t, err)
 }
+
+// TestForceEndsTheWorkerOfAMachine: a guest that stands still, and does not let go of a volume that
+// a worker serves, loses the volume and nothing else: what it had written is with the next machine, its disk
+// fails every request when it goes on, is unplugged then, and it can have the volume again.
+func TestForceEndsTheWorkerOfAMachine(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	one, two := vmtest.Start(t, vmtest.Options{SharedMemory: true}), vmtest.Start(t, vmtest.Options{SharedMemory: true})
+	d := startLayered(t, one.Dir+","+two.Dir)
+	ctx, c := t.Context(), d.Client
+	makeLayered(t, c, "v", client.VolumeSpec{Size: 16, Filesystem: "none"})
+	served := func(g *vmtest.VM, holder string) client.Attachment {
+		to := into(g, holder)
+		to.Target.Transport = "vhost-user"
+		return to
+	}
+	a, node := plug(t, c, one, "v", served(one, "sandbox:one"))
+	one.Sh(t, "echo kept | dd of="+node+" conv=sync,fsync 2>/dev/null")
+	one.Sh(t, "(while dd if="+node+" of=/dev/null bs=4k count=1 iflag=direct 2>/tmp/last; do :; done; touch /tmp/failed) >/dev/null 2>&1 &")
+	must(t, one.Do(ctx, "stop", nil))
+	forced := served(two, "sandbox:two")
+	forced.Force = true
+	b, node := plug(t, c, two, "v", forced)
+	if a.Socket == b.Socket {
+		t.Errorf("both are at %s", a.Socket)
+	}
+	if got := two.Sh(t, "head -c 4 "+node+"; echo mine | dd of="+node+" conv=sync,fsync 2>/dev/null"); got != "kept" {
+		t.Errorf("the second guest reads %q", got)
+	}
+	must(t, one.Do(ctx, "cont", nil))
+	one.Sh(t, "for i in $(seq 300); do [ -e /tmp/failed ] && [ ! -e "+"/dev/disk/by-id/virtio-"+a.Serial+" ] && ! grep -qs "+a.Serial+" /sys/block/*/serial && exit 0; sleep 0.1; done; cat /tmp/last; exit 1")
+	v, err := c.Volume(ctx, "v")
+	must(t, err)
+	var said []string
+	for _, e := range v.Events {
+		said = append(said, e.Message)
+	}
+	if !strings.Contains(strings.Join(said, "\n"), "Detached from sandbox:one by force: its worker was ended") {
+		t.Errorf("it says %q", said)
+	}
+	if got := two.Sh(t, "head -c 4 "+node); got != "mine" {
+		t.Errorf("the second guest has written, and reads %q", got)
+	}
+	_, err = c.Detach(ctx, "v", b.ID)
+	must(t, err)
+	again, node := plug(t, c, one, "v", served(one, "sandbox:one"))
+	if got := one.Sh(t, "head -c 4 "+node); got != "mine" {
+		t.Errorf("the first guest has it again, and reads %q", got)
+	}
+	_, err = c.Detach(ctx, "v", again.ID)
+	must(t, err)
+}
