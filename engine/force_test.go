@@ -219,6 +219,10 @@ func (h hangingStage) Unmount(ctx context.Context, id blockdev.ID) error {
 	return h.kernel.Unmount(ctx, id)
 }
 
+// hangLimit is what a step may take: little, for those that hang take all of it, and
+// enough for the others on a busy machine.
+const hangLimit = 500 * time.Millisecond
+
 // hangingWorld has volumes a and b; what is named hangs for a.
 func hangingWorld(t *testing.T, names ...string) (*world, *gate) {
 	w := newWorld(t)
@@ -234,7 +238,7 @@ func hangingWorld(t *testing.T, names ...string) (*world, *gate) {
 		}
 	})
 	id := w.volume("a").ID
-	w.engine.o.StepLimit = 40 * time.Millisecond
+	w.engine.o.StepLimit = hangLimit
 	w.engine.o.Attachers["runc"] = hangingAttacher{attacher{w, false}, g, id}
 	w.engine.o.Stage = hangingStage{w.kernel, g, id}
 	return w, g
