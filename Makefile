@@ -21,7 +21,7 @@ define LAYERS
 pure      140  disk   -      rest
 engine    420  memory -race  ^holdfast/(engine|metadata|api)(/|$$)
 templates 400  disk   -race  ^holdfast/templates(/|$$)
-vm        850  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
+vm        500  disk   -      ^holdfast/(internal/guest|internal/vmtest|blockdev/lvm|.*guesttest)(/|$$)
 kernel    260  disk   -      ^holdfast/(blockdev|internal/sys|internal/sandbox)(/|$$)
 powercut   60  disk   -      ^holdfast/internal/powercut(/|$$)
 sdk       130  disk   -      ^holdfast/.*sdk
