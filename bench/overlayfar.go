@@ -35,7 +35,7 @@ func (o *Overlay) farAway(ctx context.Context) error {
 	go func() { _ = server.Serve(listener) }() // until it is closed
 	defer func() { _ = server.Close() }()      // it was only read from
 	url := "http://" + listener.Addr().String() + "/"
-	fetch := overlay.HTTPFetch(overlay.StoreClient(nil, nil), url)
+	fetch := overlay.HTTPFetch(overlay.StoreClient(nil, nil, nil), url)
 	chunks, err := overlay.Digest(overlay.NewImage(o.base, o.size()), farChunk)
 	if err != nil {
 		return err

@@ -64,6 +64,7 @@ type Info struct {
 	Open        bool   // has an opening now
 	Layers      int    // that its bytes lie in besides one plain file: 0 for a flat image
 	Absent      int64  // bytes that Flatten has yet to bring into that file, at most; 0 for a flat image
+	Remote      bool   // of these, some come from a store that is far away; false for a flat image
 	Pool        string // of several, where it is; "" for the first, and where there is one
 }
 
@@ -166,11 +167,25 @@ type Flattener interface {
 	Flatten(ctx context.Context, id ID) error
 }
 
+// FlatWatcher is a backend that tells cheaply what Stat tells at length, for who asks
+// about many images.
+type FlatWatcher interface {
+	// IsLayered tells whether the bytes of an image or draft lie in more than one plain
+	// file, and whether it is open; nothing is read of it. ErrNotFound.
+	IsLayered(ctx context.Context, id ID) (layered, open bool, err error)
+	// OnFlat has fn told of each image that becomes flat, in the call in which it does: fn
+	// returns at once, and calls nothing of the backend. Once, before images are used.
+	OnFlat(fn func(id ID))
+}
+
 // RemoteBase is a base that is far away: a store that answers range requests.
 type RemoteBase struct {
 	URL    string    // of the bytes, http or https; the operator's, never a tenant's
 	Digest [32]byte  // SHA-256 of Chunks
 	Chunks io.Reader // what its bytes are, chunk by chunk: a file of overlay.WriteChunks
+	// AddressOf is the image that SetAddress is told of when the base moves, which may be
+	// in another pool; "" for the image itself.
+	AddressOf ID
 }
 
 // RemoteCreator is a backend that can make images of bytes that are far away.
@@ -183,6 +198,18 @@ type RemoteCreator interface {
 	// digested in larger ones. errors.ErrUnsupported where the pool cannot. No error of
 	// the image ever has the address's user information or query in it.
 	CreateRemote(ctx context.Context, id ID, base RemoteBase) error
+	// HoldsRemote tells whether CreateRemote is supported.
+	HoldsRemote() bool
+	// RemoteBaseOf gives what an image was made of, for CreateRemote elsewhere: where the
+	// base is now, and its chunks until they are closed. ErrInvalid for one that was not.
+	RemoteBaseOf(ctx context.Context, id ID) (RemoteBase, io.Closer, error)
+	// SetAddress says that the bytes with base.Digest, which images of id (RemoteBase's
+	// AddressOf) have as their base, are at base.URL from now on; base.Chunks is not read.
+	// All that is not here of such images is asked for there, of open ones too, by workers
+	// that run and by those that come. Durable on return. Also for an id that no image
+	// has. After an error it may be so or not, and the same again makes it so.
+	// errors.ErrUnsupported where the pool cannot have such images.
+	SetAddress(ctx context.Context, id ID, base RemoteBase) error
 }
 
 // Accessor is a backend that gives this process the bytes of images that it cannot

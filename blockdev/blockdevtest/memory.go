@@ -47,6 +47,7 @@ type Memory struct {
 	opened      int // openings made, ever
 	images      map[blockdev.ID]*memoryImage
 	quarantined []blockdev.Quarantine
+	onFlat      func(blockdev.ID)
 }
 
 // Points are the names of Memory's side effects, in the order in which a
@@ -64,6 +65,7 @@ type memoryImage struct {
 	opening     *memoryOpening
 	layers      int   // 0: flat
 	absent      int64 // bytes of other images' that Flatten has to copy
+	remote      bool  // these come from far away
 	accessed    int   // handles of Access
 }
 
@@ -493,7 +495,7 @@ func (m *Memory) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error
 func (i *memoryImage) info(id blockdev.ID) blockdev.Info {
 	allocated, shared := i.data.space()
 	return blockdev.Info{ID: id, Draft: i.draft, Size: i.data.size, Allocated: allocated, Shared: shared,
-		Description: bytes.Clone(i.description), Open: i.opening != nil, Layers: i.layers, Absent: i.absent}
+		Description: bytes.Clone(i.description), Open: i.opening != nil, Layers: i.layers, Absent: i.absent, Remote: i.remote}
 }
 
 // List implements blockdev.Backend.

@@ -14,7 +14,7 @@ import (
 func (m *Memory) copyOf(from *memoryImage, size int64) *memoryImage {
 	i := &memoryImage{draft: true, data: from.data.clone(size)}
 	if m.Layered {
-		i.layers = from.layers + 1
+		i.layers, i.remote = from.layers+1, from.remote
 		i.absent, _ = i.data.space()
 	}
 	return i
@@ -78,9 +78,33 @@ func (m *Memory) flatten(ctx context.Context, id blockdev.ID) error {
 		case image.opening != nil || image.accessed > 0:
 			return blockdev.ErrBusy
 		}
-		image.layers, image.absent = 0, 0
+		image.layers, image.absent, image.remote = 0, 0, false
+		if m.onFlat != nil {
+			m.onFlat(id)
+		}
 		return nil
 	})
+}
+
+// IsLayered implements blockdev.FlatWatcher.
+func (m *Memory) IsLayered(ctx context.Context, id blockdev.ID) (layered, open bool, err error) {
+	info, err := m.Stat(ctx, id)
+	return info.Layers > 0, info.Open, err
+}
+
+// OnFlat implements blockdev.FlatWatcher.
+func (m *Memory) OnFlat(fn func(id blockdev.ID)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.onFlat = fn
+}
+
+// MakeRemote has a layered image, and those that are made of it, say that its bytes come
+// from far away.
+func (m *Memory) MakeRemote(id blockdev.ID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.images[id].remote = true
 }
 
 // memoryBytes is what Access gives.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"time"
 
 	"holdfast/blockdev"
@@ -42,6 +43,36 @@ func (s *Set) Clone(ctx context.Context, dst, src blockdev.ID, size int64) error
 func (s *Set) CreateRemote(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
 	s.settle(id)
 	return able(ctx, s, id, func(b blockdev.RemoteCreator) error { return b.CreateRemote(ctx, id, base) })
+}
+
+// HoldsRemote implements blockdev.RemoteCreator: of the home.
+func (s *Set) HoldsRemote() bool { return s.all[0].holdsRemote() }
+
+func (p Pool) holdsRemote() bool {
+	creator, ok := p.Backend.(blockdev.RemoteCreator)
+	return ok && creator.HoldsRemote()
+}
+
+// RemoteBaseOf implements blockdev.RemoteCreator.
+func (s *Set) RemoteBaseOf(ctx context.Context, id blockdev.ID) (base blockdev.RemoteBase, chunks io.Closer, err error) {
+	err = able(ctx, s, id, func(b blockdev.RemoteCreator) error { base, chunks, err = b.RemoteBaseOf(ctx, id); return err })
+	return base, chunks, err
+}
+
+// SetAddress implements blockdev.RemoteCreator: in all pools that can have such images.
+func (s *Set) SetAddress(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
+	var errs []error
+	told := false
+	for _, p := range s.all {
+		if p.holdsRemote() {
+			told = true
+			errs = append(errs, p.Backend.(blockdev.RemoteCreator).SetAddress(ctx, id, base)) //nolint:forcetypeassert // it holds them
+		}
+	}
+	if !told {
+		return errors.ErrUnsupported
+	}
+	return errors.Join(errs...)
 }
 
 // CanSever implements blockdev.Severer.
@@ -107,6 +138,28 @@ func (s *Set) Flatten(ctx context.Context, id blockdev.ID) error {
 	}
 	_, err = b.Stat(ctx, id)
 	return err
+}
+
+// IsLayered implements blockdev.FlatWatcher.
+func (s *Set) IsLayered(ctx context.Context, id blockdev.ID) (layered, open bool, err error) {
+	b, err := s.find(ctx, id)
+	if err != nil {
+		return false, false, err
+	}
+	if w, ok := b.(blockdev.FlatWatcher); ok {
+		return w.IsLayered(ctx, id)
+	}
+	info, err := b.Stat(ctx, id)
+	return info.Layers > 0, info.Open, err
+}
+
+// OnFlat implements blockdev.FlatWatcher. Where no image is layered none becomes flat.
+func (s *Set) OnFlat(fn func(id blockdev.ID)) {
+	for _, p := range s.all {
+		if w, ok := p.Backend.(blockdev.FlatWatcher); ok {
+			w.OnFlat(fn)
+		}
+	}
 }
 
 // Access implements blockdev.Accessor.

@@ -98,7 +98,7 @@ func (p *Pool) body(ctx context.Context, id blockdev.ID, dir string, draft, read
 		if err := p.recoverClosed(id, dir, draft, c); err != nil {
 			return nil, err
 		}
-		return assemble(ctx, dir, c, readOnly, nil)
+		return p.assemble(ctx, dir, c, readOnly, nil)
 	}
 	if err := writable(id, dir, draft, readOnly); err != nil {
 		return nil, err

@@ -41,6 +41,8 @@ type chain struct {
 	// Of a base that is far away: Base names what its bytes are, chunk by chunk.
 	URL    string `json:"url,omitempty"`
 	Digest string `json:"digest,omitempty"` // SHA-256 of that file, hex
+	// AddressOf is the image whose address counts where that has changed; "" for Origin.
+	AddressOf blockdev.ID `json:"addressOf,omitempty"`
 }
 
 // digestForm is the form of a SHA-256.
@@ -97,8 +99,8 @@ func (c *chain) check() error {
 		return errors.New("it has a part twice")
 	case (c.Base == "") != (c.BaseSize == 0) || c.BaseSize < 0:
 		return fmt.Errorf("a base %q of %d bytes", c.Base, c.BaseSize)
-	case c.Origin != "" && !c.Origin.Valid():
-		return fmt.Errorf("its base was made from %q", c.Origin)
+	case c.Origin != "" && !c.Origin.Valid(), c.AddressOf != "" && !c.AddressOf.Valid():
+		return fmt.Errorf("its base was made from %q, and is where that of %q is", c.Origin, c.AddressOf)
 	}
 	for _, name := range names {
 		if !partForm.MatchString(name) {

@@ -19,6 +19,7 @@
 //	drafts/ID/                  images that are being made; same files
 //	trash/                      removed images whose space is being reclaimed
 //	quarantine/NAME/            found, but explained by nothing: content, reason
+//	addresses/ID.json           where a base far away is by now that was made for image ID
 //	staging/                    for the pool's users; never looked into
 //
 // # Layered images
@@ -52,6 +53,11 @@
 // byte of the base is taken, and shared by hard link like a base on this host. One that is
 // missing, short, or another one is damage: the image is quarantined. Who has the base
 // in the daemon waits for the store until its context ends.
+//
+// A base that has moved has an envelope of "addresses/ID.json" around JSON: url, and digest
+// as in the chains it counts for, which are those whose addressOf, or else origin, is ID.
+// It is durable before anybody asks there, and counts before what the chain says; one that
+// cannot be read counts for nothing. One that no chain follows goes when the pool is opened.
 //
 // A clone of such an image shares the chunks and not the top, as long as that has
 // nothing; one whose top has something (it is on its way to be flat) is sealed like a

@@ -110,7 +110,7 @@ func (p *Pool) bringTogether(ctx context.Context, id blockdev.ID, dir string, c 
 // bringUp copies into the top what it lacks of the next layer, or else of the base.
 func (p *Pool) bringUp(ctx context.Context, id blockdev.ID, dir string, c *chain, pace func(n int) error) (err error) {
 	reader := &pacedFiles{pace: pace, copied: make(chan struct{}, 1)}
-	v, err := assemble(ctx, dir, c, false, reader)
+	v, err := p.assemble(ctx, dir, c, false, reader)
 	if err != nil {
 		return err
 	}
@@ -188,6 +188,9 @@ func (p *Pool) becomeFlat(id blockdev.ID, dir, whole string) error {
 	}
 	if err := p.unchain(dir); err != nil {
 		return err
+	}
+	if tell := p.onFlat.Load(); tell != nil {
+		(*tell)(id)
 	}
 	if err := p.at("flat.sweep"); err != nil {
 		return err
@@ -317,7 +320,7 @@ func (p *Pool) flattenAll(ctx context.Context) error {
 			continue
 		}
 		c, err := readChain(id, p.image(id))
-		if err == nil && (c == nil || away[c.URL]) {
+		if err == nil && (c == nil || away[p.urlOf(c)]) {
 			continue
 		}
 		err = p.flattenIdle(ctx, id)
@@ -325,7 +328,7 @@ func (p *Pool) flattenAll(ctx context.Context) error {
 			return nil
 		}
 		if c != nil && errors.Is(err, blockdev.ErrUnreachable) {
-			away[c.URL] = true
+			away[p.urlOf(c)] = true
 		}
 		if err != nil && !errors.Is(err, blockdev.ErrBusy) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, blockdev.ErrNotFound) {
 			errs = append(errs, fmt.Errorf("%s: %w", id, err))

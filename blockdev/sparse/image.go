@@ -127,7 +127,7 @@ func (p *Pool) growLayered(ctx context.Context, id blockdev.ID, dir string, draf
 	if err := p.recoverClosed(id, dir, draft, c); err != nil {
 		return err
 	}
-	v, err := assemble(ctx, dir, c, false, nil)
+	v, err := p.assemble(ctx, dir, c, false, nil)
 	if err != nil {
 		return err
 	}

@@ -34,7 +34,7 @@ func (l *layered) Close() (err error) {
 // assemble opens the layers of an image in dir. through, if not nil, stands between
 // it and what lies below its top. What of a base is far away can be read until ctx ends.
 // The caller has the image's turn.
-func assemble(ctx context.Context, dir string, c *chain, readOnly bool, through *pacedFiles) (_ *layered, err error) {
+func (p *Pool) assemble(ctx context.Context, dir string, c *chain, readOnly bool, through *pacedFiles) (_ *layered, err error) {
 	l := &layered{}
 	defer func() {
 		if err != nil {
@@ -70,7 +70,7 @@ func assemble(ctx context.Context, dir string, c *chain, readOnly bool, through 
 		}
 		stack = append(stack, f)
 	}
-	base, err := l.openBase(ctx, dir, c, through)
+	base, err := p.openBase(ctx, l, dir, c, through)
 	if err != nil {
 		return nil, err
 	}
@@ -91,12 +91,12 @@ func ownTop(dir string, c *chain) error {
 }
 
 // openBase gives a chain's base, nil where it has none.
-func (l *layered) openBase(ctx context.Context, dir string, c *chain, through *pacedFiles) (overlay.Source, error) {
+func (p *Pool) openBase(ctx context.Context, l *layered, dir string, c *chain, through *pacedFiles) (overlay.Source, error) {
 	switch {
 	case c.Base == "":
 		return nil, nil
 	case c.far():
-		far, err := openFar(ctx, dir, c)
+		far, err := p.openFar(ctx, dir, c)
 		if err != nil {
 			return nil, err
 		}
@@ -159,6 +159,26 @@ func (s throughSource) ShareInto(dst overlay.File, off, n int64) error {
 	return s.p.share(s.Source, dst, off, n)
 }
 
+var _ blockdev.FlatWatcher = (*Pool)(nil)
+
+// IsLayered implements blockdev.FlatWatcher.
+func (p *Pool) IsLayered(ctx context.Context, id blockdev.ID) (layered, open bool, err error) {
+	dir := ""
+	if err = check(ctx, id); err == nil {
+		dir, _, err = p.locate(id)
+	}
+	if err == nil {
+		layered, err = exists(dir + "/" + chainFile)
+	}
+	if err != nil {
+		return false, false, blockdev.Op("sparse.IsLayered", id, err)
+	}
+	return layered, p.known(id) != nil, nil
+}
+
+// OnFlat implements blockdev.FlatWatcher.
+func (p *Pool) OnFlat(fn func(id blockdev.ID)) { p.onFlat.Store(&fn) }
+
 // inspectLayers adds up what a layered image consists of.
 func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 	var held, below int64 // by the top; of what the top does not hold, at most
@@ -197,7 +217,7 @@ func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 			below += status.Allocated
 		}
 	}
-	info.Layers = len(c.Layers)
+	info.Layers, info.Remote = len(c.Layers), c.far()
 	info.Absent = min(info.Size-held, below)
 	return nil
 }

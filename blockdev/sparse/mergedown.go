@@ -117,7 +117,7 @@ func (p *Pool) mergeIntoBase(ctx context.Context, id blockdev.ID, dir string, c 
 
 func (p *Pool) descend(ctx context.Context, id blockdev.ID, dir string, c *chain, to string, do func(v *layered, progress *int64) error) error {
 	d := p.descent(id, c.Layers[0], to)
-	v, err := assemble(ctx, dir, c, false, nil)
+	v, err := p.assemble(ctx, dir, c, false, nil)
 	if err != nil {
 		return err
 	}

@@ -31,8 +31,8 @@ func (p *Pool) mergeServed(ctx context.Context, id blockdev.ID, dir string) erro
 		return nil
 	}
 	pay := p.pace(ctx)
-	for {
-		if err := pay(mergeSlice); err != nil {
+	for copied := int64(0); ; {
+		if err := errors.Join(pay(int(copied)), pay(0)); err != nil { // what was copied, waited for now
 			return err
 		}
 		c, err := readChain(id, dir)
@@ -48,7 +48,7 @@ func (p *Pool) mergeServed(ctx context.Context, id blockdev.ID, dir string) erro
 			return nil // it has died; whoever opens the image again starts another
 		}
 		if err == nil {
-			err = p.mergeSome(context.WithoutCancel(ctx), w, id, dir, c, *merge)
+			copied, err = p.mergeSome(context.WithoutCancel(ctx), w, id, dir, c, *merge)
 		}
 		if err != nil {
 			return err
@@ -90,34 +90,36 @@ func (p *Pool) nextMerge(dir string, c *chain) (*servedMerge, error) {
 	return nil, nil
 }
 
-// mergeSome has a worker do a slice of a merge.
-func (p *Pool) mergeSome(ctx context.Context, w *control.Worker, id blockdev.ID, dir string, c *chain, s servedMerge) error {
+// mergeSome has a worker do a slice of a merge, and tells how many bytes it has copied:
+// what is shared costs little.
+func (p *Pool) mergeSome(ctx context.Context, w *control.Worker, id blockdev.ID, dir string, c *chain, s servedMerge) (copied int64, err error) {
 	if err := p.at("merge.absorb"); err != nil {
-		return err
+		return 0, err
 	}
 	if err := sameLayers(ctx, w, c); err != nil {
-		return err
+		return 0, err
 	}
-	m, gone := control.Merge{Layer: s.layer, Most: mergeSlice}, s.layer+1
+	copied = mergeSlice // by a worker that does not tell
+	m, gone := control.Merge{Layer: s.layer, Most: mergeSlice, Copied: &copied}, s.layer+1
 	if s.down {
 		lower := dir + "/" + c.Layers[s.layer+1]
 		data, err := openPart(lower+dataSuffix, os.O_RDWR|syscall.O_DIRECT)
 		if err != nil {
-			return unexplained(c.Layers[s.layer+1], err)
+			return 0, unexplained(c.Layers[s.layer+1], err)
 		}
 		defer data.Close()
 		index, err := os.OpenFile(lower+mapSuffix, os.O_RDWR, 0)
 		if err != nil {
-			return unexplained(c.Layers[s.layer+1], err)
+			return 0, unexplained(c.Layers[s.layer+1], err)
 		}
 		defer index.Close()
 		m.Down, gone = &control.Layer{Data: data, Map: index}, s.layer
 	}
-	_, err := w.Merge(ctx, m, func() error { return p.recordDrop(id, dir, c, gone) })
+	_, err = w.Merge(ctx, m, func() error { return p.recordDrop(id, dir, c, gone) })
 	if errors.Is(err, blockdev.ErrNotFound) {
-		return nil // it has died
+		return 0, nil // it has died
 	}
-	return err
+	return copied, err
 }
 
 // sameLayers makes sure that a worker has as many layers as the chain: both count them

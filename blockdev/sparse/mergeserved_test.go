@@ -1,6 +1,7 @@
 package sparse
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"path/filepath"
@@ -239,5 +240,56 @@ func TestServedMergeOfOtherLayers(t *testing.T) {
 	k.same("merged")
 	if err := errors.Join(k.client.Close(), k.pool.Close(ctx, k.vol, k.e.Lease)); err != nil {
 		t.Fatal(err)
+	}
+}
+
+// TestServedMergeCosts: of a merge at a worker what was copied counts for the pool's rate,
+// and what is shared next to nothing.
+func TestServedMergeCosts(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	workers := workersFor(t)
+	for name, c := range map[string]struct {
+		dir         string
+		least, most int64 // of 16 MiB, in one slice
+	}{
+		"shared": {blockdevtest.ReflinkDir(t), 1, 3 << 20},
+		"copied": {blockdevtest.Ext4Dir(t, blockdevtest.Size(256<<20)), mergeSlice, mergeSlice + 2<<20},
+	} {
+		t.Run(name, func(t *testing.T) {
+			ctx := t.Context()
+			k := keep(t, filepath.Join(c.dir, "pool"))
+			p, err := Open(ctx, k.dir, Options{Workers: workers, Rate: -1})
+			if err != nil {
+				t.Fatal(err)
+			}
+			p.reflinks = false // else the clones would be flat
+			k.pool = p
+			vol, snap := layeredOver(t, p)
+			want := bytesOf(t, p, vol)
+			e, err := p.Open(ctx, vol, blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			w, err := p.worker(ctx, vol)
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := p.image(vol)
+			chain, err := readChain(vol, dir)
+			if err != nil {
+				t.Fatal(err)
+			}
+			copied, err := p.mergeSome(ctx, w, vol, dir, chain, servedMerge{})
+			if err != nil || copied < c.least || copied > c.most {
+				t.Errorf("it counts as %d bytes, %v", copied, err)
+			}
+			if err := errors.Join(p.Close(ctx, vol, e.Lease), p.Remove(ctx, snap)); err != nil {
+				t.Fatal(err)
+			}
+			if got := bytesOf(t, p, vol); !bytes.Equal(got, want) {
+				t.Error("the bytes have changed")
+			}
+		})
 	}
 }

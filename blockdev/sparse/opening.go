@@ -448,6 +448,7 @@ func (p *Pool) findServed(ctx context.Context, id blockdev.ID, dir string) (foun
 	if _, err := p.worker(ctx, id); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 		p.log.Error("find the worker of an image again", "id", id, "error", err)
 	}
+	p.tellFound(ctx, id, dir)
 	return true, nil
 }
 

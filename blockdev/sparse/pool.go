@@ -12,9 +12,11 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/opened"
+	"holdfast/blockdev/serve/overlay"
 )
 
 // The names in a pool; see the package comment.
@@ -30,6 +32,7 @@ const (
 	quarantineDir = "quarantine"
 	stagingDir    = "staging"
 	manifestsDir  = "manifests"
+	addressesDir  = "addresses"
 )
 
 // poolVersion is the version of the layout, in pool.json.
@@ -48,6 +51,9 @@ type Options struct {
 	// Workers serve images over vhost-user and NBD. nil: then none is layered, and all
 	// open as File or Block only.
 	Workers Workers
+	// Prefixes are those of the addresses that stores of bases far away may redirect to:
+	// the operator's.
+	Prefixes overlay.Prefixes
 }
 
 // Identity is what pool.json says.
@@ -80,13 +86,17 @@ type Pool struct {
 	accessed map[blockdev.ID]int      // handles of Access
 	descents map[blockdev.ID]*descent // merges down that ended early
 
-	shared sharedSum
-	chunks chunkFiles
+	shared    sharedSum
+	chunks    chunkFiles
+	prefixes  overlay.Prefixes // that stores may redirect to
+	addresses addresses
 
 	wake    chan struct{} // tells that there is trash
 	flatter chan struct{} // tells that there are layered images
 	stop    context.CancelFunc
 	done    sync.WaitGroup
+
+	onFlat atomic.Pointer[func(blockdev.ID)] // whom to tell; nil: nobody
 
 	crash func(point string) error // in tests: stands for a crash there
 }
@@ -114,7 +124,7 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, workers: o.Workers, layers: o.Workers != nil, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{}, descents: map[blockdev.ID]*descent{},
+	p := &Pool{dir: dir, log: o.Log, rate: o.Rate, workers: o.Workers, layers: o.Workers != nil, prefixes: o.Prefixes, openings: map[blockdev.ID]*opening{}, accessed: map[blockdev.ID]int{}, descents: map[blockdev.ID]*descent{},
 		wake: make(chan struct{}, 1), flatter: make(chan struct{}, 1)}
 	p.calls = calls{Room: "sparse", Worker: p.observed}
 	if p.rate == 0 {
@@ -131,6 +141,12 @@ func open(ctx context.Context, dir string, o Options) (*Pool, error) {
 	}
 	if err = p.load(o); err == nil {
 		p.reflinks, err = canReflink(p.path(stagingDir))
+	}
+	if err == nil {
+		err = p.readAddresses()
+	}
+	if err == nil {
+		err = p.dropAddresses()
 	}
 	if err == nil {
 		err = p.findOpenings(ctx)
@@ -191,7 +207,7 @@ func (p *Pool) found(o Options) error {
 
 func (p *Pool) makeDirs() error {
 	made := false
-	for _, name := range []string{imagesDir, draftsDir, trashDir, quarantineDir, stagingDir, manifestsDir} {
+	for _, name := range []string{imagesDir, draftsDir, trashDir, quarantineDir, stagingDir, manifestsDir, addressesDir} {
 		switch err := os.Mkdir(p.path(name), 0o700); {
 		case err == nil:
 			made = true

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/http"
 	"os"
 	"sync"
 	"time"
@@ -20,6 +21,39 @@ import (
 const maxChunks = 512<<20 + 4096
 
 var _ blockdev.RemoteCreator = (*Pool)(nil)
+
+// HoldsRemote implements blockdev.RemoteCreator: where there are workers.
+func (p *Pool) HoldsRemote() bool { return p.layers }
+
+// RemoteBaseOf implements blockdev.RemoteCreator.
+func (p *Pool) RemoteBaseOf(ctx context.Context, id blockdev.ID) (blockdev.RemoteBase, io.Closer, error) {
+	base, chunks, err := p.remoteBaseOf(ctx, id)
+	return base, chunks, blockdev.Op("sparse.RemoteBaseOf", id, err)
+}
+
+func (p *Pool) remoteBaseOf(ctx context.Context, id blockdev.ID) (base blockdev.RemoteBase, chunks io.Closer, err error) {
+	if err := check(ctx, id); err != nil {
+		return base, nil, err
+	}
+	dir, _, err := p.locate(id)
+	if err != nil {
+		return base, nil, err
+	}
+	c, err := readChain(id, dir)
+	if err != nil {
+		return base, nil, err
+	}
+	if c == nil || !c.far() {
+		return base, nil, fmt.Errorf("%w: its base is not far away", blockdev.ErrInvalid)
+	}
+	f, err := os.Open(dir + "/" + c.Base)
+	if err != nil {
+		return base, nil, unexplained(c.Base, err)
+	}
+	base = blockdev.RemoteBase{URL: p.urlOf(c), Chunks: f, AddressOf: c.follows()}
+	_, _ = hex.Decode(base.Digest[:], []byte(c.Digest)) // it was checked
+	return base, f, nil
+}
 
 // CreateRemote implements blockdev.RemoteCreator. The image has the base's size, up to
 // whole blocks. blockdev.ErrInvalid for an address that is none.
@@ -38,7 +72,7 @@ func (p *Pool) createRemote(ctx context.Context, id blockdev.ID, base blockdev.R
 		return err
 	}
 	return p.madeDraft(id, func(dir string) error {
-		c := &chain{Base: newPart("chunks"), URL: base.URL, Digest: hex.EncodeToString(base.Digest[:]), Origin: id}
+		c := &chain{Base: newPart("chunks"), URL: base.URL, Digest: hex.EncodeToString(base.Digest[:]), Origin: id, AddressOf: base.AddressOf}
 		if err := copyChunks(ctx, dir+"/"+c.Base, base); err != nil {
 			return err
 		}
@@ -98,8 +132,9 @@ func (u untilEnd) Read(p []byte) (int, error) {
 // chunkFiles are files of chunks that were verified, by their digests: who has the same
 // base has the same file.
 type chunkFiles struct {
-	mu   sync.Mutex
-	seen map[string]seenChunks
+	mu      sync.Mutex
+	seen    map[string]seenChunks
+	reading map[string]chan struct{} // those that are being verified; closed when that is done
 }
 
 // seenChunks is one as it was.
@@ -128,20 +163,49 @@ func (p *Pool) chunksOf(dir string, c *chain) (overlay.Chunks, error) {
 	if err != nil {
 		return overlay.Chunks{}, err
 	}
-	p.chunks.mu.Lock()
-	defer p.chunks.mu.Unlock()
-	if seen := p.chunks.seen[c.Digest]; seen.is(file) {
-		return seen.chunks, c.checkSize(seen.chunks)
+	chunks, known, done := p.chunks.find(c.Digest, file)
+	if known {
+		return chunks, c.checkSize(chunks)
 	}
-	chunks, err := verifyChunks(f, c)
-	if err != nil {
-		return overlay.Chunks{}, err
+	chunks, err = verifyChunks(f, c)
+	done(seenChunks{file, chunks}, err)
+	return chunks, err
+}
+
+// find gives what a file of chunks holds that was verified; else the caller is to verify
+// it and say so by done: who wants the same waits for that, who wants another does not.
+func (k *chunkFiles) find(digest string, file os.FileInfo) (c overlay.Chunks, known bool, done func(seenChunks, error)) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for {
+		if seen := k.seen[digest]; seen.is(file) {
+			return seen.chunks, true, nil
+		}
+		reading := k.reading[digest]
+		if reading == nil {
+			break
+		}
+		k.mu.Unlock()
+		<-reading
+		k.mu.Lock()
 	}
-	if p.chunks.seen == nil || len(p.chunks.seen) >= maxSeen {
-		p.chunks.seen = map[string]seenChunks{}
+	if k.seen == nil || len(k.seen) >= maxSeen {
+		k.seen = map[string]seenChunks{}
 	}
-	p.chunks.seen[c.Digest] = seenChunks{file, chunks}
-	return chunks, nil
+	if k.reading == nil {
+		k.reading = map[string]chan struct{}{}
+	}
+	reading := make(chan struct{})
+	k.reading[digest] = reading
+	return c, false, func(s seenChunks, err error) {
+		k.mu.Lock()
+		defer k.mu.Unlock()
+		if err == nil {
+			k.seen[digest] = s
+		}
+		delete(k.reading, digest)
+		close(reading)
+	}
 }
 
 // verifyChunks reads all of a file of chunks and makes sure that it is the one that a
@@ -187,13 +251,14 @@ type farBase struct {
 	*overlay.Remote
 	ctx    context.Context //nolint:containedctx // readers wait until it ends
 	cancel context.CancelCauseFunc
-	name   string
+	client *http.Client
+	url    func() string
 	end    func() error
 }
 
 // openFar opens the base of a chain that is far away, until it is closed or ctx ends:
 // then whoever waits for it gets an error.
-func openFar(ctx context.Context, dir string, c *chain) (*farBase, error) {
+func (p *Pool) openFar(ctx context.Context, dir string, c *chain) (*farBase, error) {
 	f, err := os.Open(dir + "/" + c.Base)
 	if err != nil {
 		return nil, unexplained(c.Base, err)
@@ -202,19 +267,22 @@ func openFar(ctx context.Context, dir string, c *chain) (*farBase, error) {
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	client := overlay.StoreClient(nil, nil)
-	remote, err := overlay.NewRemote(chunks, overlay.HTTPFetch(client, c.URL), overlay.RemoteOptions{})
+	b := &farBase{client: overlay.StoreClient(nil, nil, p.prefixes.Allow), url: func() string { return p.urlOf(c) }}
+	b.Remote, err = overlay.NewRemote(chunks, overlay.HTTPFetchFrom(b.client, b.url), overlay.RemoteOptions{})
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	ctx, cancel := context.WithCancelCause(ctx)
-	context.AfterFunc(ctx, remote.Close)
-	return &farBase{Remote: remote, ctx: ctx, cancel: cancel, name: overlay.StoreName(c.URL), end: func() error {
-		cancel(nil)
-		remote.Close()
-		client.CloseIdleConnections()
+	b.ctx, b.cancel = context.WithCancelCause(ctx)
+	context.AfterFunc(b.ctx, b.Remote.Close)
+	p.addresses.opened(b, c.follows())
+	b.end = func() error {
+		b.cancel(nil)
+		b.Remote.Close()
+		p.addresses.closed(b)
+		b.client.CloseIdleConnections()
 		return f.Close()
-	}}, nil
+	}
+	return b, nil
 }
 
 // giveUp ends the base, as if its context had ended, when its store has failed for so long
@@ -255,9 +323,9 @@ func (b *farBase) explained(why error) error {
 	case errors.Is(why, blockdev.ErrUnreachable):
 		return why
 	case s.Err != nil:
-		return fmt.Errorf("%w: %s: %s, after %d tries since %s (%w)", blockdev.ErrUnreachable, b.name, s.Err.Error(), s.Tries, s.Failing.UTC().Format(time.RFC3339), why)
+		return fmt.Errorf("%w: %s: %s, after %d tries since %s (%w)", blockdev.ErrUnreachable, overlay.StoreName(b.url()), s.Err.Error(), s.Tries, s.Failing.UTC().Format(time.RFC3339), why)
 	case errors.Is(why, context.DeadlineExceeded):
-		return fmt.Errorf("%w: %s is silent (%w)", blockdev.ErrUnreachable, b.name, why)
+		return fmt.Errorf("%w: %s is silent (%w)", blockdev.ErrUnreachable, overlay.StoreName(b.url()), why)
 	}
 	return why
 }

@@ -44,7 +44,7 @@ func TestRemoteWorkerDies(t *testing.T) {
 	}
 	await(t, "a part is there, and why not all", func() bool {
 		s, err := m.pool.Observe(ctx, vol)
-		return err == nil && s.Layers.Held >= 256*modelBlock && strings.Contains(s.Layers.Reason, "another host is not followed")
+		return err == nil && s.Layers.Held >= 256*modelBlock && strings.Contains(s.Layers.Reason, "not below a prefix")
 	})
 	w, err := workers.Find(ctx, vol)
 	if err == nil {

@@ -15,13 +15,18 @@ import (
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/serve/overlay"
 )
 
 // farModelOf is a model without workers of one volume of a store.
 func farModelOf(t *testing.T, store *farStore, size int64) (m *model, vol blockdev.ID) {
 	t.Helper()
 	cheapFlushes(t)
-	m = newModel(t, t.TempDir()+"/pool", func(p *Pool) { p.layers, p.reflinks = true, false })
+	allowed, err := overlay.ParsePrefixes([]string{store.URL + "/"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m = newModel(t, t.TempDir()+"/pool", func(p *Pool) { p.layers, p.reflinks, p.prefixes = true, false, allowed })
 	rev, vol := blockdevtest.NewID(blockdev.PrefixRevision), blockdevtest.NewID(blockdev.PrefixVolume)
 	if err := errors.Join(m.far(rev, store), m.fork(vol, rev, size)); err != nil {
 		t.Fatal(err)
@@ -64,7 +69,7 @@ func TestStoreThatLies(t *testing.T) {
 		"no such base":  {answer: http.NotFound, says: "status 404"},
 		"another host": {answer: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, elsewhere.URL+r.URL.Path+"?signature="+farSecret, http.StatusFound)
-		}, says: "another host is not followed"},
+		}, says: "not below a prefix"},
 		"round in circles": {answer: func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, r.URL.Path+"?signature="+farSecret, http.StatusFound)
 		}, says: "redirects without end", redirects: 4},

@@ -174,6 +174,7 @@ func remoteStory(t *testing.T, dir string, store *farStore, cut int, crash bool)
 			{"", func() error { return m.write(vol, 2, 1, 10) }},
 			{"", func() error { return m.snapshot(snap, vol) }},
 			{"", func() error { return m.fork(fork, snap, farModel+4*modelBlock) }},
+			{"", func() error { return m.pool.SetAddress(t.Context(), rev, store.moveTo(t)) }}, // to where it is
 			{"", func() error { return m.write(fork, 4, 3, 12, 321) }},
 			{vol, func() error { return m.grow(vol, farModel+2*modelBlock) }},
 			{"", func() error { return m.flattenPart(rev, store) }},

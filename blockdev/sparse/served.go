@@ -58,6 +58,7 @@ func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *op
 	if err := o.atWorker.Fits(w); err != nil {
 		return blockdev.Endpoint{}, err
 	}
+	changes := p.addresses.count()
 	worker, err := p.running(ctx, id, dir, o, !fresh)
 	if err != nil {
 		if fresh {
@@ -69,6 +70,9 @@ func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *op
 		if o, err = p.remember(id, o); err != nil {
 			return blockdev.Endpoint{}, err
 		}
+	}
+	if changes != p.addresses.count() { // between its start and its being remembered
+		p.tellFound(ctx, id, dir)
 	}
 	size, err := p.sizeOf(id, dir)
 	if err == nil && worker.Size() < size { // of a Grow that was cut short
@@ -214,7 +218,7 @@ func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, 
 		}
 		switch {
 		case c.far():
-			spec.Remote = &control.Remote{URL: c.URL, Chunks: open(c.Base, os.O_RDONLY)}
+			spec.Remote = &control.Remote{URL: p.urlOf(c), Prefixes: p.prefixes.Texts(), Chunks: open(c.Base, os.O_RDONLY)}
 		case c.Base != "":
 			spec.Base, spec.BaseSize = open(c.Base, os.O_RDONLY), c.BaseSize
 		}

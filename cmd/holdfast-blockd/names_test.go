@@ -32,8 +32,8 @@ import (
 const asHost = "BLOCKD_TEST_HOST"
 
 // TestStoreByName: a worker, which has no files, finds stores by a name server and by
-// /etc/hosts, trusts those that the host trusts and no others, and follows them within
-// one host only.
+// /etc/hosts, trusts those that the host trusts and no others, follows them where it is
+// allowed to, and goes on at another address, also with TLS when it began without.
 func TestStoreByName(t *testing.T) {
 	if os.Getenv(asHost) == "" {
 		cmd := exec.Command("/proc/self/exe", "-test.run=^TestStoreByName$", "-test.count=1")
@@ -56,13 +56,17 @@ func TestStoreByName(t *testing.T) {
 	routes.Handle("/image", store.Config.Handler)
 	routes.Handle("/moved", http.RedirectHandler("/image", http.StatusFound))
 	routes.Handle("/away", http.RedirectHandler("https://byhosts.test/image", http.StatusFound))
+	routes.Handle("/out", http.RedirectHandler("/other/image", http.StatusFound))
+	allowed := []string{"https://byserver.test/image/", "https://byserver.test/im/"}
+	routes.Handle("/im/age", store.Config.Handler)
+	routes.Handle("/moved/in", http.RedirectHandler("/im/age", http.StatusFound))
 	listenTLS(t, routes, "127.0.0.1:443", certificate)
 	stranger, _ := certified(t, "byserver.test")
 	listenTLS(t, routes, "127.0.0.1:8443", stranger)
 
-	for _, url := range []string{"https://byserver.test/image", "https://byhosts.test/image", "https://byserver.test/moved"} {
+	for _, url := range []string{"https://byserver.test/image", "https://byhosts.test/image", "https://byserver.test/moved/in"} {
 		spec := store.spec(t, blockdev.VhostUser)
-		spec.Hydrate, spec.Remote.URL = true, url
+		spec.Hydrate, spec.Remote.URL, spec.Remote.Prefixes = true, url, allowed
 		w, err := s.Serve(t.Context(), spec)
 		must(t, err)
 		hydrated(t, w, nil)
@@ -72,7 +76,7 @@ func TestStoreByName(t *testing.T) {
 		}
 	}
 	for url, why := range map[string]string{
-		"https://byserver.test:8443/image": "certificate", "https://byserver.test/away": "redirects to https://byhosts.test", "https://unknown.test/image": "no such host",
+		"https://byserver.test:8443/image": "certificate", "https://byserver.test/away": "redirects to https://byhosts.test/image, which is not below", "https://byserver.test/out": "redirects to https://byserver.test/other/image, which is not below", "https://unknown.test/image": "no such host",
 	} {
 		spec := store.spec(t, blockdev.VhostUser)
 		spec.Hydrate, spec.Remote.URL = true, url
@@ -81,6 +85,31 @@ func TestStoreByName(t *testing.T) {
 		told(t, w, why)
 		must(t, w.Stop(t.Context()))
 	}
+	// It began where nobody needs a certificate, and that store is gone.
+	for _, next := range []string{"https://byserver.test/im/age", "https://byserver.test/moved/in"} {
+		spec := store.spec(t, blockdev.NBD)
+		spec.Hydrate, spec.Remote.URL = true, "http://byhosts.test:1/image"
+		w, err := s.Serve(t.Context(), spec)
+		must(t, err)
+		told(t, w, "connection refused")
+		if err := w.SetAddress(t.Context(), "/etc/passwd", nil); !errors.Is(err, blockdev.ErrInvalid) {
+			t.Errorf("an address that is none: %v", err)
+		}
+		must(t, w.SetAddress(t.Context(), next, allowed))
+		hydrated(t, w, nil)
+		must(t, w.Stop(t.Context()))
+		if got, err := os.ReadFile(spec.Layers[0].Data.Name()); err != nil || !bytes.Equal(got, store.image) {
+			t.Errorf("moved to %s: the volume is not the store's image: %v", next, err)
+		}
+	}
+	flat := store.spec(t, blockdev.NBD)
+	flat.Remote = nil
+	w, err := s.Serve(t.Context(), flat)
+	must(t, err)
+	if err := w.SetAddress(t.Context(), "http://byhosts.test/image", nil); !errors.Is(err, blockdev.ErrInvalid) {
+		t.Errorf("a base that is not far away: %v", err)
+	}
+	must(t, w.Stop(t.Context()))
 }
 
 // told waits until a worker says why its store is of no use.

@@ -9,7 +9,6 @@ import (
 	"net/http"
 	"net/url"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,61 +22,25 @@ var (
 	ErrStore      = errors.New("store could not be used") // not reached, too slow, or not what it should send
 )
 
-const (
-	// getTime bounds one small file or one range.
-	getTime = 2 * time.Minute
-	maxURL  = 1024
-)
+// getTime bounds one small file or one range.
+const getTime = 2 * time.Minute
 
 // Stores are those that an operator lets the server fetch from. It is safe for
 // concurrent use.
 type Stores struct {
-	prefixes []*url.URL
+	prefixes overlay.Prefixes
 	client   *http.Client
 }
 
 // NewStores takes the prefixes of URLs that may be fetched: "https://HOST/PATH/" or
-// "http://HOST/PATH/". None: nothing may.
+// "http://HOST/PATH/". None: nothing may. Redirects are followed below them, too, and
+// nowhere else.
 func NewStores(prefixes []string) (*Stores, error) {
-	s := &Stores{client: overlay.StoreClient(nil, nil)}
-	for _, p := range prefixes {
-		u, err := parseURL(p)
-		if !strings.HasSuffix(p, "/") && (err == nil || strings.Count(p, "/") == 2) {
-			err = errors.New("it must end with a slash, so that it cannot be the beginning of another name")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%.200q: %w", p, err)
-		}
-		s.prefixes = append(s.prefixes, u)
+	p, err := overlay.ParsePrefixes(prefixes)
+	if err != nil {
+		return nil, err
 	}
-	return s, nil
-}
-
-// parseURL takes a URL without anything that is secret, expires or can be read in two
-// ways.
-func parseURL(text string) (*url.URL, error) {
-	u, err := url.Parse(text)
-	switch {
-	case len(text) > maxURL || err != nil:
-		return nil, errors.New("it is no URL") // url's own error repeats it, with what may be secret in it
-	case u.Scheme != "https" && u.Scheme != "http", u.Host == "", u.Opaque != "":
-		return nil, errors.New("it must begin with https://HOST/ or http://HOST/")
-	case u.User != nil:
-		return nil, errors.New("it names a user: what is fetched must be readable without one")
-	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "" || strings.Contains(text, "#"):
-		return nil, errors.New("it has a query or a fragment: a signed URL expires, and volumes ask for blocks as long as they are not whole; give the store a policy that lets this host read")
-	case u.RawPath != "" || u.Path != cleanPath(u.Path):
-		return nil, errors.New("its path is not plain: it has %2F, //, . or .. in it")
-	}
-	return u, nil
-}
-
-func cleanPath(p string) string {
-	c := path.Clean(p)
-	if strings.HasSuffix(p, "/") && c != "/" {
-		c += "/"
-	}
-	return c
+	return &Stores{prefixes: p, client: overlay.StoreClient(nil, nil, p.Allow)}, nil
 }
 
 // Check says whether a URL may be fetched. ErrInvalidURL, ErrNotAllowed.
@@ -87,16 +50,14 @@ func (s *Stores) Check(text string) error {
 }
 
 func (s *Stores) allowed(text string) (*url.URL, error) {
-	u, err := parseURL(text)
+	u, err := overlay.PlainURL(text)
 	if err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrInvalidURL, err)
 	}
-	if len(s.prefixes) == 0 {
+	if s.prefixes.Empty() {
 		return nil, fmt.Errorf("%w: this server uses none: its operator lists the prefixes of URLs with the setting remote_templates", ErrNotAllowed)
 	}
-	if !slices.ContainsFunc(s.prefixes, func(p *url.URL) bool {
-		return p.Scheme == u.Scheme && strings.EqualFold(p.Host, u.Host) && strings.HasPrefix(u.Path, p.Path)
-	}) {
+	if !s.prefixes.Allow(u) {
 		return nil, fmt.Errorf("%w: %s://%s is not below a prefix of the setting remote_templates", ErrNotAllowed, u.Scheme, u.Host)
 	}
 	return u, nil

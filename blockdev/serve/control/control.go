@@ -24,8 +24,9 @@ type Layer struct{ Data, Map *os.File }
 
 // Remote is a base that is far away.
 type Remote struct {
-	URL    string   // the operator's, never a tenant's
-	Chunks *os.File // digests, as overlay.WriteChunks writes them
+	URL      string   // the operator's, never a tenant's
+	Prefixes []string // of addresses that its store may redirect to, as overlay.ParsePrefixes takes them
+	Chunks   *os.File // digests, as overlay.WriteChunks writes them
 }
 
 // Spec is what a worker is to serve.

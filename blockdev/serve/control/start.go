@@ -195,7 +195,7 @@ func (spec Spec) words() (*wire.Volume, []*os.File) {
 	}
 	add(spec.Base)
 	if spec.Remote != nil {
-		v.URL = spec.Remote.URL
+		v.URL, v.Prefixes = spec.Remote.URL, spec.Remote.Prefixes
 		add(spec.Remote.Chunks)
 	}
 	add(spec.Lock)

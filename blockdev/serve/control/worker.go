@@ -65,6 +65,9 @@ type Merge struct {
 	Layer int    // the upper one, 0 is the top; the one below it is the lower
 	Down  *Layer // of the lower one, to be written; not for layer 0. nil: upwards
 	Most  int64  // bytes to copy; 0: all
+	// Copied is set, if not nil, to how many bytes were copied, as overlay.Merge counts
+	// them; it stays where the worker does not tell.
+	Copied *int64
 }
 
 // Merge makes one layer of two; record makes the shorter stack durable. When it fails the
@@ -79,6 +82,9 @@ func (w *Worker) Merge(ctx context.Context, m Merge, record func() error) (done 
 	reply, err := w.converse(ctx, request, func(wire.Pending) error { return record() }, files...)
 	if err != nil {
 		return false, blockdev.Op("control.Merge", w.id, err)
+	}
+	if m.Copied != nil && reply.Copied != nil {
+		*m.Copied = *reply.Copied
 	}
 	return !reply.More, nil
 }
@@ -97,6 +103,15 @@ func (w *Worker) Settle(ctx context.Context, record func(Change) error) error {
 		return record(Change{Sealed: p.Name, Layer: p.Layer})
 	})
 	return blockdev.Op("control.Settle", w.id, err)
+}
+
+// SetAddress has the worker ask for its base at url from now on, and follow redirects
+// below the prefixes; what waits for the address before is asked for anew. It is
+// forgotten with the worker. blockdev.ErrInvalid for an address that is none, or where
+// the base is none that is far away.
+func (w *Worker) SetAddress(ctx context.Context, url string, prefixes []string) error {
+	_, err := w.call(ctx, &wire.Request{Op: wire.Address, Remote: &wire.Remote{URL: url, Prefixes: prefixes}})
+	return blockdev.Op("control.SetAddress", w.id, err)
 }
 
 // Expose has the worker take clients over the network; see serve.Exposer.

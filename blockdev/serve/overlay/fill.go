@@ -40,7 +40,7 @@ func (r *Remote) Fill(ctx context.Context, p []byte, off int64) error {
 func (r *Remote) fill(ctx context.Context, p []byte, first int64) error {
 	r.yieldToReaders(ctx)
 	// All that are under way share what the store sends.
-	try := func() error { return r.try(ctx, hydrateWorkers*r.o.Try, r.o.Bulk, p, first) }
+	try := func(ctx context.Context) error { return r.try(ctx, hydrateWorkers*r.o.Try, r.o.Bulk, p, first) }
 	if err := r.retry(ctx, int64(len(p)), try); err != nil {
 		if r.ctx.Err() != nil {
 			return ErrClosed

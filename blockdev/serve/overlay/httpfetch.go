@@ -12,8 +12,13 @@ import (
 // range with exactly that range is refused, whatever it sends. No error has the
 // address in it.
 func HTTPFetch(client *http.Client, url string) Fetch {
+	return HTTPFetchFrom(client, func() string { return url })
+}
+
+// HTTPFetchFrom is HTTPFetch from an address that may change: it is asked for each range.
+func HTTPFetchFrom(client *http.Client, address func() string) Fetch {
 	return func(ctx context.Context, p []byte, off int64) error {
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, address(), nil)
 		if err != nil {
 			return bare(err)
 		}

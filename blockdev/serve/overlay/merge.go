@@ -30,6 +30,9 @@ type Merge struct {
 	// it ends early how far it has got, durably. It holds as long as nobody writes the
 	// volume. nil is the beginning.
 	Progress *int64
+	// Copied is set, if not nil, to how many bytes this call has copied; what was shared
+	// counts as ShareCost for each call of ShareInto.
+	Copied *int64
 }
 
 // Merge brings blocks of one layer to another, shared where that is possible (Sharer)
@@ -64,6 +67,9 @@ func (v *Overlay) merge(ctx context.Context, m Merge, record func() error) (done
 		done = err == nil
 	} else {
 		done, err = g.some(ctx, m.Most, m.Pace)
+	}
+	if m.Copied != nil {
+		*m.Copied = g.copied
 	}
 	if err != nil || !done {
 		return false, unused, err

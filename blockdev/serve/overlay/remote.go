@@ -52,6 +52,8 @@ type Remote struct {
 	bytes   int64                   // of kept ones
 	free    [][]byte                // each of a whole chunk
 	status  Status
+	address context.Context //nolint:containedctx // ends when the store is asked at another address
+	moved   context.CancelFunc
 }
 
 // entry is a chunk that is being fetched, or was.
@@ -104,11 +106,22 @@ func NewRemote(c Chunks, fetch Fetch, o RemoteOptions) (*Remote, error) {
 	}
 	r := &Remote{c: c, fetch: fetch, o: o, slots: make(chan struct{}, maxStoreConns), pending: map[int64]*entry{}, cached: map[int64]*list.Element{}, lru: list.New()}
 	r.ctx, r.stop = context.WithCancel(context.Background())
+	r.address, r.moved = context.WithCancel(r.ctx)
 	return r, nil
 }
 
 // Close ends all fetches; readers that wait get ErrClosed.
 func (r *Remote) Close() { r.stop() }
+
+// Moved tells that fetches go to another address from now on: what waits for an answer
+// from the one before, or for its next try, is fetched anew at once.
+func (r *Remote) Moved() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.moved()
+	r.address, r.moved = context.WithCancel(r.ctx)
+	r.status = Status{Fetched: r.status.Fetched}
+}
 
 // Size implements Source.
 func (r *Remote) Size() int64 { return r.c.Size }
@@ -273,8 +286,8 @@ func (r *Remote) fetchBatch(b *batch) {
 	first := b.entries[0].i
 	n := r.c.lengthOf(first, b.end())
 	var p []byte
-	err := r.retry(b.ctx, n, func() (err error) {
-		p, err = r.tryReader(b.ctx, n, first)
+	err := r.retry(b.ctx, n, func(ctx context.Context) (err error) {
+		p, err = r.tryReader(ctx, n, first)
 		return err
 	})
 	r.complete(b, p, err)
@@ -302,20 +315,32 @@ func (r *Remote) tryReader(ctx context.Context, n, first int64) ([]byte, error) 
 	return nil, err
 }
 
-// retry tries until n bytes have come, or ctx ends.
-func (r *Remote) retry(ctx context.Context, n int64, try func() error) error {
+// retry tries until n bytes have come, or ctx ends; at another address it begins anew.
+func (r *Remote) retry(ctx context.Context, n int64, try func(ctx context.Context) error) error {
 	for wait := r.o.LeastWait; ; wait = min(2*wait, r.o.MostWait) {
-		err := try()
-		if err == nil {
+		r.mu.Lock()
+		address := r.address
+		r.mu.Unlock()
+		here, cancel := context.WithCancel(ctx)
+		stop := context.AfterFunc(address, cancel)
+		err := try(here)
+		stop()
+		cancel()
+		switch {
+		case err == nil:
 			r.succeeded(n)
 			return nil
-		}
-		if ctx.Err() != nil {
+		case ctx.Err() != nil:
 			return err
+		case address.Err() != nil:
+			wait = r.o.LeastWait / 2
+			continue
 		}
-		r.failed(err)
+		r.failed(address, err)
 		select {
 		case <-time.After(wait):
+		case <-address.Done():
+			wait = r.o.LeastWait / 2
 		case <-ctx.Done():
 		}
 	}
@@ -347,9 +372,13 @@ func (r *Remote) succeeded(n int64) {
 	r.status = Status{Fetched: r.status.Fetched + n}
 }
 
-func (r *Remote) failed(err error) {
+// failed notes why a try at an address has failed, if the store is still there.
+func (r *Remote) failed(address context.Context, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if address.Err() != nil {
+		return
+	}
 	if r.status.Failing.IsZero() {
 		r.status.Failing = time.Now()
 	}

@@ -58,16 +58,23 @@ func StoreName(address string) string {
 }
 
 // StoreClient is the client that stores are asked with. dial nil: as the host has it.
-// roots nil: the host's. It follows a redirect only within one scheme, host and port,
-// at most three in a row: a store that sends it elsewhere could have it ask whatever
-// the host can reach, and would be sent what its address has of secrets. Proxies are not
-// used, whatever the environment says.
-func StoreClient(dial func(ctx context.Context, network, address string) (net.Conn, error), roots *x509.CertPool) *http.Client {
+// roots nil: the host's. It follows a redirect only to where allowed says, nil: nowhere,
+// and at most three in a row: a store that sends it elsewhere could have it ask whatever
+// the host can reach. Who is asked next is not told who was asked before, whose address
+// may have secrets. Proxies are not used, whatever the environment says.
+func StoreClient(dial func(ctx context.Context, network, address string) (net.Conn, error), roots *x509.CertPool, allowed func(*url.URL) bool) *http.Client {
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
 	return &http.Client{
-		CheckRedirect: checkRedirect,
+		CheckRedirect: func(next *http.Request, via []*http.Request) error {
+			next.Header.Del("Referer")
+			to, first := *next.URL, via[0].URL
+			if to.Host == first.Host && to.User.String() == first.User.String() {
+				to.User = nil // not the store's word, but ours
+			}
+			return checkRedirect(&to, len(via), allowed)
+		},
 		Transport: &http.Transport{
 			DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 				ctx, cancel := context.WithTimeout(ctx, connectTime)
@@ -81,12 +88,22 @@ func StoreClient(dial func(ctx context.Context, network, address string) (net.Co
 	}
 }
 
-func checkRedirect(next *http.Request, via []*http.Request) error {
-	first := via[0].URL
+// Trust makes roots those that a client of StoreClient trusts, before it has asked
+// anybody for TLS: it reads none of the host's files then.
+func Trust(client *http.Client, roots *x509.CertPool) error {
+	t, ok := client.Transport.(*http.Transport)
+	if !ok {
+		return fmt.Errorf("%w: the client is none of a store", blockdev.ErrInvalid)
+	}
+	t.TLSClientConfig.RootCAs = roots
+	return nil
+}
+
+func checkRedirect(to *url.URL, redirects int, allowed func(*url.URL) bool) error {
 	switch {
-	case next.URL.Scheme != first.Scheme || next.URL.Host != first.Host:
-		return fmt.Errorf("%w: it redirects to %s://%s, and another host is not followed: give the address that it redirects to", errStore, next.URL.Scheme, next.URL.Host)
-	case len(via) > maxRedirects:
+	case allowed == nil || !allowed(to):
+		return fmt.Errorf("%w: it redirects to %s, which is not below a prefix that its operator allows: allow that, or give the address that it redirects to", errStore, StoreName(to.String()))
+	case redirects > maxRedirects:
 		return fmt.Errorf("%w: it redirects without end", errStore)
 	}
 	return nil

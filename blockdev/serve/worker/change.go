@@ -37,6 +37,8 @@ func (w *worker) do(c wire.Conn, r *wire.Request, files []*os.File) (*wire.Reply
 		return nil, w.settle(c)
 	case wire.Expose:
 		return nil, w.expose(r.Expose, files)
+	case wire.Address:
+		return nil, w.volume.setAddress(r.Remote)
 	case wire.Withdraw:
 		return nil, w.withdraw(r.Name, r.Force)
 	case wire.Grow, wire.Seal, wire.Absorb:
@@ -162,7 +164,8 @@ func (w *worker) absorb(c wire.Conn, r *wire.Request, files []*os.File) (*wire.R
 		wire.CloseAll(files)
 		return nil, fmt.Errorf("%w: the image is flat", blockdev.ErrInvalid)
 	}
-	m, gone := overlay.Merge{Layer: r.Layer, Most: r.Most}, r.Layer+1
+	copied := int64(0)
+	m, gone := overlay.Merge{Layer: r.Layer, Most: r.Most, Copied: &copied}, r.Layer+1
 	if r.Down {
 		m.Into, gone = &overlay.Files{Data: overlay.OSFile{File: files[0]}, Map: overlay.OSFile{File: files[1]}}, r.Layer
 	}
@@ -173,7 +176,7 @@ func (w *worker) absorb(c wire.Conn, r *wire.Request, files []*os.File) (*wire.R
 	if done {
 		v.hydration.look()
 	}
-	return &wire.Reply{More: !done}, err
+	return &wire.Reply{More: !done, Copied: &copied}, err
 }
 
 func closeLayer(files overlay.Files) {

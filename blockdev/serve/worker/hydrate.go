@@ -2,13 +2,9 @@ package worker
 
 import (
 	"context"
-	"crypto/x509"
 	"errors"
-	"fmt"
-	"os"
 	"runtime"
 	"runtime/debug"
-	"strings"
 	"sync"
 	"time"
 
@@ -192,27 +188,4 @@ func (h *hydration) quiet(now time.Time) bool {
 		h.requests, h.lastSeen = requests, now
 	}
 	return now.Sub(h.lastSeen) >= idleAfter
-}
-
-// far is a base that is fetched. What needs the host's files, which certificates are
-// trusted, is read here: later there are none. The digests stay open: they are read as
-// they are needed.
-func far(url string, digests *os.File) (*overlay.Remote, error) {
-	chunks, err := overlay.ReadChunks(digests)
-	if err != nil {
-		return nil, err
-	}
-	resolver, err := newResolver()
-	if err != nil {
-		return nil, err
-	}
-	var trusted *x509.CertPool // half a MiB
-	if strings.HasPrefix(url, "https:") {
-		if trusted, err = x509.SystemCertPool(); err != nil {
-			return nil, fmt.Errorf("trusted certificates: %w", err)
-		}
-	}
-	// Hydration has connections of its own, so that no reader's fetch waits for one.
-	fetch := func() overlay.Fetch { return overlay.HTTPFetch(overlay.StoreClient(resolver.dial, trusted), url) }
-	return overlay.NewRemote(chunks, fetch(), overlay.RemoteOptions{Bulk: fetch()})
 }

@@ -54,6 +54,7 @@ type volume struct {
 	limiter *throttle.Limiter
 
 	flat    *os.File // a flat image; nil once layers are over it
+	store   *store   // nil: its base is none, or here
 	remote  *overlay.Remote
 	program sys.Program
 
@@ -103,9 +104,10 @@ func (w *volume) stack(layers []overlay.Files, base, digests *os.File) (err erro
 	case base != nil:
 		source = overlay.NewImage(base, w.words.BaseSize)
 	case digests != nil:
-		if w.remote, err = far(w.words.URL, digests); err != nil {
+		if w.store, err = openStore(wire.Remote{URL: w.words.URL, Prefixes: w.words.Prefixes}, digests); err != nil {
 			return err
 		}
+		w.remote = w.store.remote
 		source = w.remote
 	}
 	if w.layers, err = overlay.Open(layers, source); err != nil {

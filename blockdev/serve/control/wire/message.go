@@ -40,6 +40,7 @@ const (
 	Trace    Op = "trace"
 	Expose   Op = "expose"
 	Withdraw Op = "withdraw"
+	Address  Op = "address"
 	Stop     Op = "stop"
 )
 
@@ -55,8 +56,23 @@ type Request struct {
 	Most    int64            `json:"most,omitempty"`   // Absorb: bytes to copy, 0 for all
 	Name    string           `json:"name,omitempty"`   // Seal: of the new layer; Withdraw: of the export
 	Force   bool             `json:"force,omitempty"`  // Withdraw: clients that use it as well; an older worker is busy then
+	Remote  *Remote          `json:"remote,omitempty"` // Address
 	Expose  *Exposure        `json:"expose,omitempty"` // Expose
 	Error   *Error           `json:"error,omitempty"`  // Recorded: why it is not
+}
+
+// Remote is where a base that is far away is.
+type Remote struct {
+	URL      string   `json:"url"`
+	Prefixes []string `json:"prefixes,omitempty"` // of addresses that its store may redirect to
+}
+
+// check tells whether there can be such an address: ErrProtocol.
+func (r *Remote) check() error {
+	if r == nil || r.URL == "" || len(r.URL) > 4096 || len(r.Prefixes) > 64 {
+		return fmt.Errorf("%w: the address of a base", ErrProtocol)
+	}
+	return nil
 }
 
 // Volume is what a worker is to serve. Its descriptors are, in this order: the
@@ -74,6 +90,7 @@ type Volume struct {
 	BaseSize    int64           `json:"baseSize,omitempty"` // bytes
 	Remote      bool            `json:"remote,omitempty"`
 	URL         string          `json:"url,omitempty"`
+	Prefixes    []string        `json:"prefixes,omitempty"` // as Remote has them
 	Lock        bool            `json:"lock,omitempty"`
 	Refuse      bool            `json:"refuse,omitempty"` // there is no image: every request fails
 	Queues      int             `json:"queues,omitempty"`
@@ -135,7 +152,7 @@ func (v *Volume) Check() error {
 		return fmt.Errorf("%w: %d layers, flat %t", ErrProtocol, v.Layers, v.Flat)
 	case v.Flat && (v.Base || v.Remote) || v.Base && v.Remote || v.Base != (v.BaseSize > 0):
 		return fmt.Errorf("%w: more than one base, or one of no size", ErrProtocol)
-	case v.Remote != (v.URL != "") || len(v.URL) > 4096 || len(v.Trace) > MaxTrace:
+	case v.Remote != (v.URL != "") || len(v.URL) > 4096 || len(v.Prefixes) > 64 || len(v.Trace) > MaxTrace:
 		return fmt.Errorf("%w: address of %d bytes, trace of %d chunks", ErrProtocol, len(v.URL), len(v.Trace))
 	}
 	return nil
@@ -176,6 +193,8 @@ func (r *Request) check(files int) error {
 		}
 	case Expose:
 		err = r.Expose.check()
+	case Address:
+		err = r.Remote.check()
 	case Seal, Withdraw:
 		if len(r.Name) == 0 || len(r.Name) > 255 {
 			err = fmt.Errorf("%w: a name of %d bytes", ErrProtocol, len(r.Name))
@@ -198,8 +217,9 @@ type Reply struct {
 	Service *serve.Service `json:"service,omitempty"` // Open, Status
 	Volume  *Serving       `json:"volume,omitempty"`  // Open, Status
 	Trace   []int64        `json:"trace,omitempty"`
-	Held    int64          `json:"held,omitempty"` // Seal: how long requests waited, nanoseconds
-	More    bool           `json:"more,omitempty"` // Absorb: most were copied before all was
+	Held    int64          `json:"held,omitempty"`   // Seal: how long requests waited, nanoseconds
+	More    bool           `json:"more,omitempty"`   // Absorb: most were copied before all was
+	Copied  *int64         `json:"copied,omitempty"` // Absorb: bytes, as overlay.Merge counts them; nil: it does not tell
 }
 
 // Serving is what a worker serves.
