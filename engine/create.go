@@ -122,10 +122,13 @@ func (e *Engine) resolveRemote(v *Volume, r CreateVolume, template templates.Tem
 	switch {
 	case r.Filesystem != "" && v.Filesystem != from.Remote.Filesystem:
 		return problem(ErrInvalid, "spec.filesystem", "template %s is remote and holds %s: leave it out", v.Template, from.Remote.Filesystem)
-	case r.Pool != "" && v.Pool != "":
-		return problem(ErrInvalid, "spec.pool", "template %s is remote, and volumes of it are made in pool %q: leave it out, and move the volume when it is hydrated", v.Template, e.poolName(""))
+	case r.Pool != "" && !e.holdsRemote(v.Pool):
+		return problem(ErrUnsupported, "spec.pool", "template %s is remote, and pool %q cannot have volumes of it: it keeps images in a volume group, or has no workers. %s", v.Template, e.poolName(v.Pool), e.remotePools())
 	}
-	v.Filesystem, v.Pool = from.Remote.Filesystem, ""
+	if !e.holdsRemote(v.Pool) { // a policy has chosen it
+		v.Pool = e.policyPool(func(p OtherPool) bool { return p.Remote })
+	}
+	v.Filesystem = from.Remote.Filesystem
 	if template.DefaultSizeMiB == 0 { // it was published for volumes of this size
 		v.SizeMiB = 0
 	}

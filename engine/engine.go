@@ -127,6 +127,9 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 		p.Ledger.shareQuotas(o.Ledger)
 	}
 	e.ctx, e.cancel = context.WithCancel(context.WithoutCancel(ctx))
+	if w, ok := o.Pool.(blockdev.FlatWatcher); ok {
+		w.OnFlat(e.becameFlat)
+	}
 	if err := e.load(); err != nil {
 		e.cancel()
 		return nil, fmt.Errorf("engine: read records: %w", err)

@@ -221,6 +221,10 @@ func (e *Engine) noteMoveFailure(ctx context.Context, v *Volume, cause error) er
 	switch {
 	case lostWrite(cause):
 		return nil
+	case errors.Is(cause, blockdev.ErrUnreachable):
+		why = "the store of its blocks does not answer: it is asked again and again"
+	case errors.Is(cause, blockdev.ErrLayered):
+		why = "its blocks are being brought together, which goes on by itself"
 	case errors.Is(cause, blockdev.ErrNoSpace):
 		why = "the pool is full"
 	case errors.Is(cause, blockdev.ErrUnavailable):

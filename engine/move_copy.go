@@ -20,6 +20,11 @@ func (e *Engine) copyAlong(ctx context.Context, v *Volume) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, letGoOfSource()) }()
+	if v.Remote { // it is open as one file
+		if err := e.noteWhole(ctx, v); err != nil {
+			return err
+		}
+	}
 	dst, letGoOfTarget, err := e.openIn(ctx, v.Move.To, v.ID, false)
 	if err != nil {
 		return err

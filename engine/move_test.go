@@ -26,7 +26,7 @@ func (w *world) image(t *testing.T, v Volume) (*blockdevtest.MemoryImage, error)
 	if v.Pool != "" {
 		path = v.Pool + ":" + path
 	}
-	image, err := w.at(path)
+	image, err := w.Image(path)
 	return image, err
 }
 

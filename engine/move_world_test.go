@@ -46,7 +46,8 @@ func (a apart) Open(ctx context.Context, id blockdev.ID, w blockdev.Want) (block
 	return e, err
 }
 
-func (w *world) at(path string) (*blockdevtest.MemoryImage, error) {
+// Image implements imager.
+func (w *world) Image(path string) (*blockdevtest.MemoryImage, error) {
 	if rest, ok := strings.CutPrefix(path, secondPool+":"); ok {
 		return w.second.Image(rest)
 	}
@@ -58,11 +59,11 @@ const copyPiece = 256 << 10
 
 // copyBetween is the engine's Copy: of blocks that are not zero.
 func (w *world) copyBetween(_ context.Context, dst, src string, from, _ int64) (next, copied int64, err error) {
-	in, err := w.at(src)
+	in, err := w.Image(src)
 	if err != nil {
 		return from, 0, err
 	}
-	out, err := w.at(dst)
+	out, err := w.Image(dst)
 	if err != nil {
 		return from, 0, err
 	}

@@ -15,6 +15,7 @@ type OtherPool struct {
 	Name   string
 	Kind   string // of its backend
 	Ledger *Ledger
+	Remote bool  // it can have volumes of remote template versions
 	Err    error // why it is not open
 }
 
@@ -37,7 +38,7 @@ const (
 // asked for, or the one that the policy names.
 func (e *Engine) choosePool(asked string) (string, error) {
 	if asked == "" {
-		return e.policyPool(), nil
+		return e.policyPool(nil), nil
 	}
 	if asked == e.o.PoolName {
 		return "", nil
@@ -71,15 +72,16 @@ func (e *Engine) poolNames() []string {
 	return names
 }
 
-// policyPool is where a volume goes whose request names no pool.
-func (e *Engine) policyPool() string {
+// policyPool is where a volume goes whose request names no pool; can, if not nil, says
+// which of the pools besides the first can have it.
+func (e *Engine) policyPool(can func(OtherPool) bool) string {
 	switch e.o.PoolPolicy {
 	case "", PolicyFirst, e.o.PoolName:
 		return ""
 	case PolicyMostRoom:
 		best, most := "", e.o.Ledger.room()
 		for _, p := range e.o.Others {
-			if p.Err != nil {
+			if p.Err != nil || can != nil && !can(p) {
 				continue
 			}
 			if room := p.Ledger.room(); room > most {
@@ -88,7 +90,27 @@ func (e *Engine) policyPool() string {
 		}
 		return best
 	}
+	if i := slices.IndexFunc(e.o.Others, func(p OtherPool) bool { return p.Name == e.o.PoolPolicy }); can != nil && i >= 0 && !can(e.o.Others[i]) {
+		return ""
+	}
 	return e.o.PoolPolicy
+}
+
+// holdsRemote reports whether a pool can have volumes of remote template versions. The
+// first can where there is such a version.
+func (e *Engine) holdsRemote(pool string) bool {
+	return pool == "" || slices.ContainsFunc(e.o.Others, func(p OtherPool) bool { return p.Name == pool && p.Remote })
+}
+
+// remotePools tells a user which can.
+func (e *Engine) remotePools() string {
+	names := []string{e.o.PoolName}
+	for _, p := range e.o.Others {
+		if p.Remote && p.Err == nil {
+			names = append(names, p.Name)
+		}
+	}
+	return "Leave it out, or name one that can: " + strings.Join(names, ", ")
 }
 
 // ledger is the account of a pool. Of one that this host has no more the first one

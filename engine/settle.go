@@ -177,6 +177,9 @@ func (e *Engine) allocate(ctx context.Context, v *Volume) error {
 	} else if err := e.timed("hydrate", func() error { return e.hydrate(ctx, v) }); err != nil {
 		return err
 	}
+	if err := e.inheritRemote(ctx, v); err != nil {
+		return err
+	}
 	if err := e.intended(v.ID); err != nil {
 		return err
 	}

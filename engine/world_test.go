@@ -161,7 +161,12 @@ const (
 	toyBytes = 100
 )
 
-func writeToy(pool *blockdevtest.Memory, path string, size int64, uuid, from string) error {
+// imager finds an image by an endpoint's path: a Memory, or a world of several.
+type imager interface {
+	Image(path string) (*blockdevtest.MemoryImage, error)
+}
+
+func writeToy(pool imager, path string, size int64, uuid, from string) error {
 	image, err := pool.Image(path)
 	if err != nil {
 		return err
@@ -180,7 +185,7 @@ type toySuper struct {
 	uuid, from string
 }
 
-func readToy(pool *blockdevtest.Memory, path string) (toySuper, error) {
+func readToy(pool imager, path string) (toySuper, error) {
 	image, err := pool.Image(path)
 	if err != nil {
 		return toySuper{}, err
@@ -205,15 +210,15 @@ func toyIn(b []byte) (toySuper, error) {
 type toyFS struct{ w *world }
 
 func (f toyFS) Identify(_ context.Context, path string, _ filesystem.Type, uuid string) error {
-	s, err := readToy(f.w.pool, path)
+	s, err := readToy(f.w, path)
 	if err != nil {
 		return err
 	}
-	return f.w.effect("identify", func() { err = writeToy(f.w.pool, path, s.size, uuid, s.from) })
+	return f.w.effect("identify", func() { err = writeToy(f.w, path, s.size, uuid, s.from) })
 }
 
 func (f toyFS) Size(_ context.Context, path string, _ filesystem.Type) (int64, error) {
-	s, err := readToy(f.w.pool, path)
+	s, err := readToy(f.w, path)
 	return s.size, err
 }
 
@@ -268,7 +273,7 @@ func (f toyFS) Grow(_ context.Context, path string, t filesystem.Type) error {
 }
 
 func (f toyFS) Preen(_ context.Context, path string) error {
-	if _, err := readToy(f.w.pool, path); err != nil {
+	if _, err := readToy(f.w, path); err != nil {
 		return err
 	}
 	if f.w.kernel.dirty[strings.TrimPrefix(path, "mem:")] {
@@ -288,15 +293,15 @@ func (f toyFS) GrowMounted(_ context.Context, dir string, t filesystem.Type) err
 }
 
 func (f toyFS) grow(path string) error {
-	s, err := readToy(f.w.pool, path)
+	s, err := readToy(f.w, path)
 	if err != nil {
 		return err
 	}
-	image, err := f.w.pool.Image(path)
+	image, err := f.w.Image(path)
 	if err != nil {
 		return err
 	}
-	return f.w.effect("grow filesystem", func() { err = writeToy(f.w.pool, path, image.Size(), s.uuid, s.from) })
+	return f.w.effect("grow filesystem", func() { err = writeToy(f.w, path, image.Size(), s.uuid, s.from) })
 }
 
 func (f toyFS) ListDir(_ context.Context, path string, _ filesystem.Type, _ string) ([]filesystem.Entry, error) {
