@@ -226,6 +226,9 @@ const (
 )
 
 func (l *Library) closeEndpoint(ctx context.Context, id blockdev.ID, lease string) error {
+	if l.lent.has(id) { // the last of those who read it closes it
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(ctx, letGoDeadline)
 	defer cancel()
 	for {

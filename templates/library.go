@@ -104,6 +104,7 @@ type Library struct {
 	// openings are locks of published images: each has one opening at most, which
 	// two readers of one image would close under each other.
 	openings  keyLocks
+	lent      lent
 	uploads   chan struct{}
 	sources   *sourceCache
 	images    imageBytes

@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/filesystem"
@@ -227,34 +228,59 @@ func (l *Library) OpenImage(ctx context.Context, id blockdev.ID, fn func(image *
 }
 
 // lend opens the image of a pinned revision. A file stays readable without the
-// pool's opening, which others need too; a device does not.
+// pool's opening; a device is open for as long, for others who only read as well.
 func (l *Library) lend(ctx context.Context, id blockdev.ID) (*os.File, func(), error) {
-	lock := l.openings.lock(string(id))
+	defer l.openings.lock(string(id)).Unlock()
 	e, err := l.o.Pool.Open(ctx, id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.File, blockdev.Block}, ReadOnly: true})
 	if errors.Is(err, blockdev.ErrLayered) && isRevision(id) {
 		err = ErrRemote
 	}
 	if err != nil {
-		lock.Unlock()
 		return nil, nil, err
 	}
-	giveBack := func() error {
-		defer lock.Unlock()
-		return l.closeEndpoint(context.WithoutCancel(ctx), id, e.Lease)
-	}
 	f, err := os.Open(e.Path)
+	if err != nil || e.Kind == blockdev.File {
+		err = errors.Join(err, l.closeEndpoint(context.WithoutCancel(ctx), id, e.Lease))
+	}
 	if err != nil {
-		return nil, nil, errors.Join(err, giveBack())
+		if f != nil {
+			err = errors.Join(err, f.Close())
+		}
+		return nil, nil, err
 	}
 	if e.Kind == blockdev.File {
-		if err := giveBack(); err != nil {
-			return nil, nil, errors.Join(err, f.Close())
-		}
 		return f, func() { _ = f.Close() }, nil // it was only read
 	}
+	l.lent.add(id, 1)
 	return f, func() {
-		if err := errors.Join(f.Close(), giveBack()); err != nil {
+		defer l.openings.lock(string(id)).Unlock()
+		err := f.Close()
+		l.lent.add(id, -1)
+		if err := errors.Join(err, l.closeEndpoint(context.WithoutCancel(ctx), id, e.Lease)); err != nil {
 			l.o.Log.Error("an image stays open", "image", id, "error", err)
 		}
 	}, nil
+}
+
+// lent counts who reads the devices of images without having their openings' lock.
+type lent struct {
+	mu    sync.Mutex
+	users map[blockdev.ID]int
+}
+
+func (l *lent) add(id blockdev.ID, n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.users == nil {
+		l.users = map[blockdev.ID]int{}
+	}
+	if l.users[id] += n; l.users[id] == 0 {
+		delete(l.users, id)
+	}
+}
+
+func (l *lent) has(id blockdev.ID) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.users[id] > 0
 }
