@@ -44,7 +44,7 @@ func TestRolesAndScopes(t *testing.T) {
 		"POST /uploads/{id}/known": "", "PUT /uploads/{id}/delta": "",
 		"GET /v0/volume_templates/{name}/history": readerKey, "POST /v0/volume_templates/{name}/rollback": writerKey,
 		"PUT /v0/volume_templates/{name}/versions/{version}/pin": writerKey, "DELETE /v0/volume_templates/{name}/versions/{version}/pin": writerKey,
-		"POST /v0/volume_templates/{name}/versions/{version}/verify": writerKey,
+		"POST /v0/volume_templates/{name}/versions/{version}/verify": writerKey, "PUT /v0/volume_templates/{name}/versions/{version}/remote": nodeKey,
 		"GET /v0/sandboxes": readerKey, "POST /v0/sandboxes": writerKey, "GET /v0/sandboxes/{name}": readerKey, "PUT /v0/sandboxes/{name}": writerKey,
 		"DELETE /v0/sandboxes/{name}": writerKey, "GET /v0/sandboxes/by-external-id/{externalId}": readerKey,
 		"GET /v0/sandboxes/{name}/run/process": readerKey, "POST /v0/sandboxes/{name}/run/process": writerKey,

@@ -77,6 +77,7 @@ type Library interface {
 	Import(ctx context.Context, workspace string, i templates.Import) (templates.Revision, error)
 	Publish(ctx context.Context, workspace, name string, p templates.Publication, begin func(v templates.Revision) io.Writer) error
 	Register(ctx context.Context, workspace string, r templates.Registration) (templates.Revision, error)
+	Relocate(ctx context.Context, workspace string, r templates.Relocation) (templates.Revision, error)
 }
 
 // Role is what a principal may do; each includes those before it.

@@ -92,3 +92,28 @@ func registerRemote(c *call) error {
 		})
 	})
 }
+
+// RelocationRequest is the body that says where a remote version is by now.
+type RelocationRequest struct {
+	Manifest *string `json:"manifest"` // URL
+}
+
+// relocateRemote has what is not here of a remote version be fetched from elsewhere.
+func relocateRemote(c *call) error {
+	_, version, err := c.pathVersion()
+	if err != nil {
+		return err
+	}
+	var b RelocationRequest
+	check := func() error {
+		if value(b.Manifest) == "" {
+			return invalid("manifest", "is required: the URL at which the manifest of the version is by now")
+		}
+		return nil
+	}
+	return c.fetchVersion(&b, check, func(ctx context.Context, template string) (templates.Revision, error) {
+		return c.s.o.Library.Relocate(ctx, c.workspace, templates.Relocation{
+			Template: template, Version: version, Manifest: *b.Manifest, Actor: c.principal.actor(),
+		})
+	})
+}

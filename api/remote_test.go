@@ -28,8 +28,19 @@ func TestRemoteVersions(t *testing.T) {
 	w.as(nodeKey, line, `{"manifest":"https://store.example/m.json"}`, here).refused(400, "INVALID_REQUEST", "digest")
 	w.as(nodeKey, line, `{"manifest":"https://store.example/m.json","digest":"sha256:bad"}`, here).refused(400, "MANIFEST_REFUSED", "")
 	w.as(nodeKey, line, `{"manifest":"http://169.254.169.254/latest","digest":"sha256:good"}`, here).refused(403, "STORE_NOT_ALLOWED", "")
+	const move, to = "PUT /v0/volume_templates/far/versions/first/remote", `{"manifest":"https://store.example/secret/next/far.json"}`
+	w.as(adminKey, move, to).refused(403, "FORBIDDEN", "control-plane")
+	w.as(nodeKey, move, to).refused(400, "INVALID_REQUEST", "X-Blaxel-Workspace")
+	r = w.as(nodeKey, move, to, here).is(200)
+	if v := into[api.TemplateVersion](r); v.Name != "first" || v.Remote == nil || v.Remote.Host != "store.example" || strings.Contains(string(r.Body), "secret") {
+		t.Errorf("moved: %s", r.Body)
+	}
+	w.as(nodeKey, move, `{}`, here).refused(400, "INVALID_REQUEST", "manifest")
+	w.as(nodeKey, move, `{"manifest":"http://169.254.169.254/latest"}`, here).refused(403, "STORE_NOT_ALLOWED", "")
+	w.as(nodeKey, "PUT /v0/volume_templates/far/versions/none/remote", to, here).refused(404, "NOT_FOUND", "")
 	w.shelf.registryFails = true
 	w.as(nodeKey, line, body, here).refused(502, "STORE_FAILED", "")
+	w.as(nodeKey, move, to, here).refused(502, "STORE_FAILED", "")
 
 	w.push("app", 10)
 	image := w.request("GET /v0/volume_templates/app/image?filesystem=xfs&size=300", nil).is(200)

@@ -51,6 +51,7 @@ func allRoutes() []route {
 		{"POST /v0/volume_templates/{name}/import", inWorkspace, Writer, "template.version.import", true, importVersion},
 		{"GET /v0/volume_templates/{name}/image", inWorkspace, Reader, "", true, templateImage},
 		{"POST /v0/volume_templates/{name}/remote", byOperator, Admin, "template.version.register", true, registerRemote},
+		{"PUT /v0/volume_templates/{name}/versions/{version}/remote", byOperator, Admin, "template.version.relocate", true, relocateRemote},
 		{"GET /v0/volume_templates/{name}/diff", inWorkspace, Reader, "", true, diffTemplate},
 		{"GET /v0/volume_templates/{name}/archive", inWorkspace, Reader, "", true, templateArchive},
 		{"POST /uploads/{id}/known", open, "", "", true, knownChunks},

@@ -372,6 +372,21 @@ func (s *shelf) Register(ctx context.Context, workspace string, r templates.Regi
 	return v, err
 }
 
+// Relocate knows the same store.
+func (s *shelf) Relocate(ctx context.Context, workspace string, r templates.Relocation) (templates.Revision, error) {
+	_, v, err := s.Resolve(ctx, workspace, r.Template+":"+r.Version)
+	switch {
+	case !strings.HasPrefix(r.Manifest, "https://store.example/"):
+		return v, fmt.Errorf("%w: %q is not listed", remote.ErrNotAllowed, r.Manifest)
+	case err != nil:
+		return v, err
+	case s.registryFails:
+		return v, fmt.Errorf("%w: down", remote.ErrStore)
+	}
+	v.ImageBytes, v.Remote = 64<<20, &templates.Remote{Manifest: r.Manifest, Image: "https://store.example/secret/next", Filesystem: "ext4"}
+	return v, nil
+}
+
 // Capture clones, and keeps no contents.
 func (s *shelf) Capture(ctx context.Context, workspace string, c templates.Capture) (templates.Captured, error) {
 	draft := blockdevtest.NewID(blockdev.PrefixSource)

@@ -80,6 +80,16 @@ func (p *fusedPool) CreateRemote(ctx context.Context, id blockdev.ID, base block
 	return p.f.around("CreateRemote", func() error { return p.p.CreateRemote(ctx, id, base) })
 }
 
+func (p *fusedPool) HoldsRemote() bool { return p.p.HoldsRemote() }
+
+func (p *fusedPool) RemoteBaseOf(ctx context.Context, id blockdev.ID) (blockdev.RemoteBase, io.Closer, error) {
+	return p.p.RemoteBaseOf(ctx, id)
+}
+
+func (p *fusedPool) SetAddress(ctx context.Context, id blockdev.ID, base blockdev.RemoteBase) error {
+	return p.f.around("SetAddress", func() error { return p.p.SetAddress(ctx, id, base) })
+}
+
 func (p *fusedPool) Access(ctx context.Context, id blockdev.ID, readOnly bool) (blockdev.Bytes, error) {
 	if err := p.f.failpoint("before Access"); err != nil {
 		return nil, err

@@ -58,6 +58,7 @@ func (l *Library) load(ctx context.Context, ignoreStore bool) error {
 	if err := l.reconcile(ctx, stored, images); err != nil {
 		return err
 	}
+	l.settleAddresses(ctx)
 	return l.sweepManifests()
 }
 

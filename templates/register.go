@@ -111,7 +111,7 @@ func (l *Library) makeRemote(ctx context.Context, id blockdev.ID, p remote.Publi
 	if err != nil {
 		return err
 	}
-	blocks, err := l.wantedFirst(ctx, image, p)
+	blocks, err := l.wantedFirst(ctx, image, p.Filesystem, p.Size)
 	if err != nil {
 		return err
 	}
@@ -135,20 +135,20 @@ func (l *Library) makeRemote(ctx context.Context, id blockdev.ID, p remote.Publi
 
 // wantedFirst reads, and gives by their offset, the blocks that are looked at and
 // changed when a volume is made. With these in the image that needs no store.
-func (l *Library) wantedFirst(ctx context.Context, image io.ReaderAt, p remote.Published) (map[int64][]byte, error) {
+func (l *Library) wantedFirst(ctx context.Context, image io.ReaderAt, holds filesystem.Type, bytes int64) (map[int64][]byte, error) {
 	w := &witness{from: image, read: map[int64][]byte{}, written: map[int64][]byte{}}
-	size, err := l.o.Filesystems.SizeIn(ctx, w, p.Filesystem)
-	if err == nil && size > p.Size {
-		err = fmt.Errorf("its filesystem has %d bytes and the image %d", size, p.Size)
+	size, err := l.o.Filesystems.SizeIn(ctx, w, holds)
+	if err == nil && size > bytes {
+		err = fmt.Errorf("its filesystem has %d bytes and the image %d", size, bytes)
 	}
 	if err == nil {
-		err = l.o.Filesystems.IdentifyIn(ctx, w, p.Size, p.Filesystem, randomUUID())
+		err = l.o.Filesystems.IdentifyIn(ctx, w, bytes, holds, randomUUID())
 	}
 	if err == nil {
-		_, err = l.o.Filesystems.SizeIn(ctx, w, p.Filesystem)
+		_, err = l.o.Filesystems.SizeIn(ctx, w, holds)
 	}
 	if err != nil && !errors.Is(err, remote.ErrStore) && ctx.Err() == nil {
-		err = fmt.Errorf("%w: the image is no clean %s: %w", remote.ErrManifest, p.Filesystem, err)
+		err = fmt.Errorf("%w: the image is no clean %s: %w", remote.ErrManifest, holds, err)
 	}
 	return w.read, err
 }
@@ -263,8 +263,26 @@ func (l *Library) hydrateRemote(ctx context.Context, dst blockdev.ID, s SourceSp
 	if !ok {
 		return errNoRemotePool
 	}
-	defer l.openings.lock(string(v.ID)).Unlock() // it is not verified meanwhile
-	return l.poolError(cloner.Clone(ctx, dst, v.ID, s.Size))
+	from := v.ID
+	if s.Pool != "" { // nothing is shared between pools
+		source := SourceSpec{Filesystem: v.Remote.Filesystem, Size: v.ImageBytes, Revision: v.ID, Pool: s.Pool}
+		id, release, err := l.sources.get(ctx, source)
+		if errors.Is(err, errors.ErrUnsupported) {
+			return errors.Join(remotePool(s.Pool), err)
+		}
+		if err != nil {
+			return l.poolError(err)
+		}
+		defer release()
+		from = id
+	}
+	defer l.openings.lock(string(from)).Unlock() // it is not verified meanwhile
+	return l.poolError(cloner.Clone(ctx, dst, from, s.Size))
+}
+
+// remotePool is why volumes of a remote revision cannot be in a pool.
+func remotePool(pool string) error {
+	return fmt.Errorf("%w: pool %q keeps images in a volume group or has no layers; volumes of a remote version need a pool of files", errors.ErrUnsupported, pool)
 }
 
 // fitsRemote says whether a volume can be made of a remote revision.
@@ -274,8 +292,6 @@ func (v Revision) fitsRemote(s SourceSpec) error {
 		return invalid("template %s:%s is remote and holds %s: leave the filesystem out", v.Template, v.Name, v.Remote.Filesystem)
 	case s.Size < v.ImageBytes:
 		return tooSmall(fmt.Sprintf("template %s:%s", v.Template, v.Name), v.ImageBytes)
-	case s.Pool != "":
-		return invalid("template %s:%s is remote, and volumes of it are made in the first pool: leave the pool out, and move the volume when it is hydrated", v.Template, v.Name)
 	}
 	return nil
 }

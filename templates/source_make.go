@@ -2,6 +2,7 @@ package templates
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"os"
@@ -28,7 +29,10 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 		defer l.unpin(s.Revision)
 	}
 	need := sourceNeed(s, l.images.allocated(s.Revision))
-	if s.converts(v) {
+	switch {
+	case v.Remote != nil:
+		need = 8*filesystem.MiB + s.Size/leastChunk*sha256.Size // of its chunks
+	case s.converts(v):
 		need *= 2 // of the scratch image as well
 	}
 	release, err := l.reserveIn(s.Pool, need, "source "+string(id))
@@ -54,6 +58,9 @@ func (l *Library) makeSource(ctx context.Context, s SourceSpec) (id blockdev.ID,
 	return id, l.publish(ctx, id, description{Kind: kindSource, Source: &s, Recipe: sourceRecipe, Bytes: own})
 }
 
+// leastChunk is the smallest chunk that a remote revision can be digested in, in bytes.
+const leastChunk = 4096
+
 // sourceNeed is about what a source will occupy at most while it is made.
 func sourceNeed(s SourceSpec, revision int64) int64 {
 	need := 8*filesystem.MiB + s.Size/1024
@@ -74,6 +81,8 @@ func (l *Library) fillSource(ctx context.Context, id blockdev.ID, s SourceSpec, 
 	switch {
 	case s.Revision == "":
 		return 0, l.makeBlank(ctx, id, s)
+	case v.Remote != nil:
+		return 0, l.copyRemote(ctx, id, v)
 	case s.converts(v):
 		return 0, l.convert(ctx, id, s, v)
 	default:

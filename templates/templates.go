@@ -60,7 +60,7 @@ type Revision struct {
 	ImageDigest  string         `json:"imageDigest,omitempty"` // of the image as published; see extent.Digester
 	VerifiedAt   time.Time      `json:"verifiedAt,omitzero"`   // when the image was last held against it
 	Damaged      bool           `json:"damaged,omitempty"`     // READY once; its image is not what was published, or gone
-	Remote       *Remote        `json:"remote,omitempty"`      // nil: its bytes are in the pool. Never changed
+	Remote       *Remote        `json:"remote,omitempty"`      // nil: its bytes are in the pool. What it points to is never changed
 }
 
 // Remote says where the bytes of a revision are that are far away. Its image in the

@@ -214,6 +214,18 @@ func (c *Client) RegisterTemplate(ctx context.Context, name string, r Registrati
 	return out, err
 }
 
+// RelocateVersion says at which URL the manifest of a remote version is by now: what is
+// not here of it, in volumes and snapshots too, is fetched from there. It needs a
+// control-plane key.
+func (c *Client) RelocateVersion(ctx context.Context, name, version, manifest string) (TemplateVersion, error) {
+	var out TemplateVersion
+	body := struct {
+		Manifest string `json:"manifest"`
+	}{manifest}
+	err := c.do(ctx, call{method: "PUT", path: []string{"volume_templates", name, "versions", version, "remote"}, body: body}, &out)
+	return out, err
+}
+
 // Publication asks for the image of a version.
 type Publication struct {
 	Version    string // empty: the newest

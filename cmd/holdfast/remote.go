@@ -101,6 +101,35 @@ func (a *app) templateRegister() *cobra.Command {
 	return c
 }
 
+func (a *app) templateRelocate() *cobra.Command {
+	return &cobra.Command{
+		Use: "relocate NAME:VERSION URL", Short: "Say where the files of a registered version are by now", Args: cobra.ExactArgs(2),
+		Long: "Have what is not here yet of a registered version, in its volumes and snapshots too, be fetched\n" +
+			"from where its files have moved to. URL is the manifest's, below a prefix of the setting\n" +
+			"remote_templates; it has to be the manifest that was registered. Volumes that are in use go\n" +
+			"on without a break. This is for operators: it needs a control-plane key, or the socket.",
+		Example:           "  holdfast template relocate toolchain:4 https://other.example/holdfast/toolchain-3.json",
+		ValidArgsFunction: a.completeTemplates,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			name, version, ok := strings.Cut(args[0], ":")
+			if !ok || version == "" {
+				return usageError{"name the version, as in toolchain:4"}
+			}
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			v, err := cl.RelocateVersion(cmd.Context(), name, version, args[1])
+			if err != nil {
+				return err
+			}
+			return a.show(v, func(r *rows) {
+				r.add(v.TemplateName+":"+v.Name, bytesize.Human(v.ContentSize)+whereRemote(v))
+			})
+		},
+	}
+}
+
 func whereRemote(v client.TemplateVersion) string {
 	if v.Remote == nil {
 		return ""

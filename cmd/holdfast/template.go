@@ -17,7 +17,7 @@ import (
 func (a *app) templateCommand() *cobra.Command {
 	c := group("template", "Templates that volumes are filled from",
 		a.templatePush(), a.templateImport(), a.templateList(), a.templateGet(), a.templateDelete(), a.templateDeleteVersion(),
-		a.templatePublish(), a.templateRegister(), a.templateDiff(), a.templatePull(), a.templateHistory(), a.templateRollback(), a.templateKeep(), a.templateVerify(),
+		a.templatePublish(), a.templateRegister(), a.templateRelocate(), a.templateDiff(), a.templatePull(), a.templateHistory(), a.templateRollback(), a.templateKeep(), a.templateVerify(),
 		a.templatePin("pin", "Keep versions from being removed", true), a.templatePin("unpin", "Take pins of versions away", false))
 	c.Aliases = []string{"templates"}
 	return c

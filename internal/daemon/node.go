@@ -32,6 +32,7 @@ import (
 	"holdfast/blockdev/filesystem/sanitize"
 	"holdfast/blockdev/limit"
 	"holdfast/blockdev/pools"
+	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/sparse"
 	"holdfast/engine"
 	"holdfast/internal/preflight"
@@ -53,6 +54,7 @@ type node struct {
 	secret     []byte
 	pool       *sparse.Pool // the default one
 	pools      *pools.Set
+	stores     overlay.Prefixes // that may be fetched from
 	others     []*otherPool
 	poolDir    string
 	workers    sparse.Workers // nil: this host has none
@@ -181,8 +183,11 @@ func (n *node) openPool(ctx context.Context) error {
 	if place.Mode == sparse.Copy && n.workers == nil {
 		n.log.Warn("the pool cannot share bytes: each volume copies what its template holds")
 	}
+	if n.stores, err = overlay.ParsePrefixes(n.c.RemoteTemplates); err != nil {
+		return fmt.Errorf("remote_templates: %w", err)
+	}
 	n.runDir = filepath.Join(n.c.SandboxRunDir, id)
-	if n.pool, err = sparse.Open(ctx, place.Dir, sparse.Options{Host: id, Log: n.log, Workers: n.workers}); err != nil {
+	if n.pool, err = sparse.Open(ctx, place.Dir, sparse.Options{Host: id, Log: n.log, Workers: n.workers, Prefixes: n.stores}); err != nil {
 		return err
 	}
 	n.later("pool", func() error { n.pool.Shutdown(); return nil })

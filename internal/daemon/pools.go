@@ -137,7 +137,7 @@ func (n *node) openOther(ctx context.Context, spec poolSpec, host string) (block
 	if err != nil {
 		return nil, err
 	}
-	p, err := sparse.Open(ctx, place.Dir, sparse.Options{Host: host, Log: n.log, Workers: n.workers})
+	p, err := sparse.Open(ctx, place.Dir, sparse.Options{Host: host, Log: n.log, Workers: n.workers, Prefixes: n.stores})
 	if err != nil {
 		return nil, err
 	}
@@ -188,7 +188,8 @@ func (p *otherPool) free() (int64, error) {
 func (n *node) enginePools() []engine.OtherPool {
 	var all []engine.OtherPool
 	for _, p := range n.others {
-		all = append(all, engine.OtherPool{Name: p.name, Kind: p.kind, Ledger: p.ledger, Err: p.err})
+		creator, can := p.backend.(blockdev.RemoteCreator)
+		all = append(all, engine.OtherPool{Name: p.name, Kind: p.kind, Ledger: p.ledger, Remote: can && creator.HoldsRemote(), Err: p.err})
 	}
 	return all
 }
