@@ -140,6 +140,9 @@ const mostBundle = 16 << 20
 
 // setAddress has the base asked for elsewhere.
 func (w *volume) setAddress(r *wire.Remote) error {
+	if w.words.Refuse { // it asks nobody
+		return nil
+	}
 	if w.store == nil {
 		return fmt.Errorf("%w: its base is not far away", blockdev.ErrInvalid)
 	}
