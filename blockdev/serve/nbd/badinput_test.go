@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"io"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"holdfast/blockdev/extent"
+	"holdfast/blockdev/serve/meter"
 )
 
 // TestBadRequests: each gets its error, and the connection goes on.
@@ -182,6 +184,30 @@ func TestClientThatStopsReading(t *testing.T) {
 	for range 100 {
 		good.ok(cmdWrite, flagFUA, 4096, 4096, pattern(4096, 1))
 		good.reads(4096, pattern(4096, 1))
+	}
+}
+
+// TestClientGoneBehindReplies: a client that is gone while far more of its replies are
+// ready than its socket holds leaves nothing behind.
+func TestClientGoneBehindReplies(t *testing.T) {
+	m := &meter.Meter{}
+	s, socket := serving(t, Options{}, export(t, "", image(t, mib, 0), ExportOptions{Meter: m}))
+	const requests = streamWorkers // goroutines begin no more of them
+	for n := range uint64(10) {
+		c := dial(t, socket).enter("")
+		for range requests {
+			c.write(requestBytes(cmdRead, 0, 1, 0, mib))
+		}
+		await(t, func() bool { return m.Snapshot().Kinds[meter.Read].Requests == requests*(n+1) })
+		conn := c.Conn
+		if secured, ok := conn.(*tls.Conn); ok {
+			conn = secured.NetConn() // which says no good-bye
+		}
+		if tcp, ok := conn.(*net.TCPConn); ok {
+			must(t, tcp.SetLinger(0)) // a reset, of which only one of receive and send is told
+		}
+		must(t, conn.Close())
+		await(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.conns == 0 })
 	}
 }
 

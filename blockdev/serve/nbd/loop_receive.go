@@ -47,6 +47,8 @@ func (l *loop) space() []byte {
 func (l *loop) received(n int) {
 	l.receiving = false
 	switch {
+	case l.broken != nil:
+		l.hangUp(l.broken) // TLS would have no room to decrypt the end, and never get any
 	case n < 0 && syscall.Errno(-n) == syscall.EINTR:
 	case n < 0:
 		l.hangUp(os.NewSyscallError("recv", syscall.Errno(-n)))
