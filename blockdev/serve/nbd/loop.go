@@ -215,6 +215,7 @@ func (l *loop) run() error {
 		l.relimit()
 		l.resume()
 		l.take()
+		l.resume() // the end of the client may be among what was taken, and nothing else would wake the loop
 	}
 	if l.broken != nil {
 		return l.broken

@@ -24,7 +24,7 @@ import (
 var transmissions = map[string]func(*testing.T){
 	"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
 	"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
-	"ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledAndClosed": TestThrottledAndClosed, "ThrottledOtherwise": TestThrottledOtherwise,
+	"ClientGoneBehindReplies": TestClientGoneBehindReplies, "ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledForHours": TestThrottledForHours, "ThrottledAndClosed": TestThrottledAndClosed, "ThrottledOtherwise": TestThrottledOtherwise,
 	"Layers": TestLayers, "SwapUnderLoad": TestSwapUnderLoad,
 	"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
 }
@@ -244,6 +244,23 @@ func TestThrottledClientLeaves(t *testing.T) {
 	await(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.conns == 0 })
 	if s := m.Snapshot(); s.Kinds[meter.Write].Errors < 20 || s.Inside != 0 {
 		t.Errorf("%d requests were dropped, %d are inside", s.Kinds[meter.Write].Errors, s.Inside)
+	}
+}
+
+// TestThrottledForHours: nor do those that would wait for hours, however their client ends.
+func TestThrottledForHours(t *testing.T) {
+	m := &meter.Meter{}
+	e := export(t, "", image(t, mib, 0), ExportOptions{Meter: m, Limiter: &throttle.Limiter{}})
+	s, socket := serving(t, Options{}, e)
+	for _, end := range []func(*client){
+		func(c *client) { c.Close() }, func(c *client) { c.write(make([]byte, requestSize)) },
+	} {
+		e.Throttle(blockdev.Limits{WriteBytes: 1}, 1) // the first goes into debt
+		c := dial(t, socket).enter("")
+		c.write(bytes.Repeat(append(requestBytes(cmdWrite, 0, 1, 0, 4096), make([]byte, 4096)...), 10))
+		await(t, func() bool { return m.Snapshot().Waits[meter.Throttle].Now == 9 })
+		end(c)
+		await(t, func() bool { s.mu.Lock(); defer s.mu.Unlock(); return s.conns == 0 })
 	}
 }
 
