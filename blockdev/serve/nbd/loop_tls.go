@@ -135,10 +135,9 @@ func (l *loop) decrypt() bool {
 		return false
 	}
 	n, err := l.sealed.tls.Read(l.space())
-	if n > 0 {
-		l.arrived(n)
-	}
 	switch {
+	case n > 0:
+		l.arrived(n) // and is taken before an error, which comes again
 	case err == nil || errors.Is(err, dry{}):
 	case errors.Is(err, io.EOF):
 		l.arrived(0)

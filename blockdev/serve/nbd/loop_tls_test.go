@@ -17,6 +17,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"holdfast/blockdev/serve/meter"
 )
 
 // TestBadRecords: what a client with a certificate does against TLS ends its connection,
@@ -58,6 +60,53 @@ func TestBadRecords(t *testing.T) {
 		})
 	}
 }
+
+// TestGoodByeBeforeTheEnd: what a client sends right before it ends the TLS is served.
+func TestGoodByeBeforeTheEnd(t *testing.T) {
+	for name, version := range map[string]uint16{"1.2": tls.VersionTLS12, "1.3": tls.VersionTLS13} {
+		t.Run(name, func(t *testing.T) {
+			a := newAuthority(t)
+			m, told := &meter.Meter{}, make(chan error, 1)
+			addr := servingTCP(t, Options{TLS: a.serverConfig(), Ended: func(_ net.Addr, err error) { told <- err }}, export(t, "", image(t, mib, 0), ExportOptions{Meter: m}))
+			c := dialTCP(t, addr)
+			held := &together{Conn: c.Conn}
+			c.Conn = held
+			config := a.clientConfig()
+			config.MaxVersion = version
+			must(t, c.secure(config))
+			c.enter("")
+			held.holds = true
+			c.write(append(append(requestBytes(cmdWrite, 0, 1, 0, 4096), pattern(4096, 1)...), requestBytes(cmdDisconnect, 0, 0, 0, 0)...))
+			must(t, c.Conn.(*tls.Conn).CloseWrite())
+			if _, err := held.Conn.Write(held.out); err != nil {
+				t.Fatal(err)
+			}
+			if err := <-told; err != nil {
+				t.Errorf("the connection ended: %v", err)
+			}
+			if got := m.Snapshot().Kinds[meter.Write].Requests; got != 1 {
+				t.Errorf("%d writes were served", got)
+			}
+		})
+	}
+}
+
+// together is a connection that can hold back what it is to send.
+type together struct {
+	net.Conn
+	holds bool
+	out   []byte
+}
+
+func (c *together) Write(b []byte) (int, error) {
+	if !c.holds {
+		return c.Conn.Write(b)
+	}
+	c.out = append(c.out, b...)
+	return len(b), nil
+}
+
+func (c *together) SetWriteDeadline(time.Time) error { return nil } // crypto/tls sets one when it has ended
 
 // TestRepliesShareRecords: what is ready together is encrypted together, and what is large
 // goes in records of the largest size.
