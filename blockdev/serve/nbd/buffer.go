@@ -26,12 +26,20 @@ func classSize(class int) int { return min(4096<<(2*class), maxPayload) }
 // pools keep buffers that are not in use until the next collections of garbage.
 var pools [bufferClasses]sync.Pool
 
-// takeBuffer gives a buffer for n bytes of data, at most maxPayload.
-func takeBuffer(n int) *buffer {
-	class := 0
+// classOf gives the smallest class for n bytes of data, at most maxPayload.
+func classOf(n int) (class int) {
 	for classSize(class) < n {
 		class++
 	}
+	return class
+}
+
+// bufferCost is the memory that a buffer for n bytes of data takes.
+func bufferCost(n int) int64 { return int64(bufferFront + classSize(classOf(n))) }
+
+// takeBuffer gives a buffer for n bytes of data, at most maxPayload.
+func takeBuffer(n int) *buffer {
+	class := classOf(n)
 	if b, ok := pools[class].Get().(*buffer); ok {
 		return b
 	}

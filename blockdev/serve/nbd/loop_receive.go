@@ -141,10 +141,10 @@ func (l *loop) takeRequest(r *request) bool {
 	if c == codeOK && r.kind == cmdWrite && r.length <= largeSize && there < int(r.length) {
 		return false // the rest of the payload comes with the next receive
 	}
+	data := c == codeOK && r.hasData()
 	cost := int64(bufferFront)
-	data := c == codeOK && (r.kind == cmdRead || r.kind == cmdWrite)
 	if data {
-		cost += int64(r.length)
+		cost = bufferCost(int(r.length))
 	}
 	if len(l.free) == 0 || l.left < cost {
 		l.stuck = true

@@ -7,7 +7,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,7 +26,7 @@ import (
 var transmissions = map[string]func(*testing.T){
 	"Model": TestModel, "ManyInFlight": TestManyInFlight, "BlockStatus": TestBlockStatus, "ResizeByReconnect": TestResizeByReconnect, "ReadOnly": TestReadOnly,
 	"BadRequests": TestBadRequests, "BrokenClients": TestBrokenClients, "DisconnectMidRequest": TestDisconnectMidRequest, "ClientThatStopsReading": TestClientThatStopsReading,
-	"ClientGoneBehindReplies": TestClientGoneBehindReplies, "ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledForHours": TestThrottledForHours, "ThrottledAndClosed": TestThrottledAndClosed, "ThrottledOtherwise": TestThrottledOtherwise,
+	"ClientGoneBehindReplies": TestClientGoneBehindReplies, "MemoryOfRequests": TestMemoryOfRequests, "ThousandConnects": TestThousandConnects, "NothingIsLeft": TestNothingIsLeft, "Throttled": TestThrottled, "ThrottledClientLeaves": TestThrottledClientLeaves, "ThrottledForHours": TestThrottledForHours, "ThrottledAndClosed": TestThrottledAndClosed, "ThrottledOtherwise": TestThrottledOtherwise,
 	"Layers": TestLayers, "SwapUnderLoad": TestSwapUnderLoad,
 	"FullDisk": TestFullDisk, "ShortFile": TestShortFile, "FailedSyncOfAFile": TestFailedSyncOfAFile,
 }
@@ -279,6 +281,35 @@ func TestThrottledAndClosed(t *testing.T) {
 	must(t, s.Close())
 	if inside := m.Snapshot().Inside; inside != 0 {
 		t.Errorf("%d requests are inside", inside)
+	}
+}
+
+// TestMemoryOfRequests: requests hold no more memory than a connection's bound, whatever
+// their lengths: the worst are those that are a little longer than some buffers.
+func TestMemoryOfRequests(t *testing.T) {
+	const most = maxPayload + bufferFront
+	heap := func() int64 {
+		runtime.GC()
+		runtime.GC() // pools keep what they have for one
+		var s runtime.MemStats
+		runtime.ReadMemStats(&s)
+		return int64(s.HeapAlloc)
+	}
+	for length, fit := range map[uint32]int64{256<<10 + 512: 31, mib + 512: 7, 4*mib + 512: 1} {
+		t.Run(strconv.Itoa(int(length)), func(t *testing.T) {
+			m := &meter.Meter{}
+			e := export(t, "", image(t, 64*mib, 0), ExportOptions{Meter: m})
+			_, socket := serving(t, Options{MaxInFlight: most}, e)
+			c := dial(t, socket).enter("")
+			e.Throttle(blockdev.Limits{ReadBytes: 1}, 1)
+			c.ok(cmdRead, 0, 0, 4096, nil) // who comes later waits
+			before := heap()
+			c.write(bytes.Repeat(requestBytes(cmdRead, 0, 1, 0, length), loopSlots))
+			await(t, func() bool { return m.Snapshot().Waits[meter.Throttle].Now >= fit })
+			if held := heap() - before; held > most+2*mib {
+				t.Errorf("requests of %d bytes hold %d MiB", length, held/mib)
+			}
+		})
 	}
 }
 

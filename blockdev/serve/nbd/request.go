@@ -36,6 +36,9 @@ func (r *request) payload() int64 {
 	return 0
 }
 
+// hasData tells whether a request that is performed has data to read or write.
+func (r *request) hasData() bool { return r.kind == cmdRead || r.kind == cmdWrite }
+
 // terms are what a connection agreed on.
 type terms struct {
 	export     *Export

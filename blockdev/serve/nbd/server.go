@@ -36,8 +36,9 @@ type Options struct {
 	// longest time, and is closed at once where none is: so those who only connect keep
 	// nobody out for long.
 	MaxConnections int
-	// MaxInFlight bounds the bytes of the requests of one connection that are being
-	// served, at least one request of the largest size; default 64 MiB.
+	// MaxInFlight bounds the bytes of the buffers of one connection's requests that are
+	// being served, up to four times of their data; at least one request of the largest
+	// size; default 64 MiB.
 	MaxInFlight int64
 	// Ended is told how a connection ended, nil for one that its client ended as it
 	// should. It is called by the connection's goroutine.

@@ -119,15 +119,14 @@ func (st *stream) receive() error {
 // take brings a checked request to a worker, with its payload.
 func (st *stream) take(in io.Reader, r *request) error {
 	j := &job{request: *r, cost: bufferFront}
-	data := r.kind == cmdRead || r.kind == cmdWrite
-	if data {
-		j.cost += int64(r.length)
+	if r.hasData() {
+		j.cost = bufferCost(int(r.length))
 	}
 	if !st.budget.take(j.cost) {
 		return net.ErrClosed
 	}
 	j.began = meter.Now()
-	if data {
+	if r.hasData() {
 		j.buf = takeBuffer(int(r.length))
 	}
 	if r.kind == cmdWrite {
