@@ -92,6 +92,7 @@ type loop struct {
 
 	closed   atomic.Bool // the server is
 	keeps    bool        // it may keep its processor while it waits for the disk
+	vain     bool        // the last wait ended with nothing
 	inflight int         // operations that own memory, the waker's not counted
 	disk     int         // of them: reads and writes of files
 	serving  int         // slots in use
@@ -206,9 +207,7 @@ func (l *loop) run() error {
 		if err := l.wait(); err != nil {
 			panic(err) // a bug in here; memory that the kernel still owns must not be freed
 		}
-		for e, ok := l.ring.Event(); ok; e, ok = l.ring.Event() {
-			l.complete(e)
-		}
+		l.events()
 		l.sentAtOnce()
 		l.finishHelped()
 		l.resumeHeld()
@@ -228,7 +227,7 @@ func (l *loop) run() error {
 
 // With many operations in the ring, waiting for two at once saves four of ten calls and
 // rings the disk's bell as much less often; the first of them waits no longer than
-// batchTime.
+// batchTime. When none comes in that time the disk is slow, and the next one is waited for.
 const (
 	batchFrom = 16 // operations
 	batchTime = 30 * time.Microsecond
@@ -237,10 +236,19 @@ const (
 // wait submits what was filled, and returns with completions.
 func (l *loop) wait() error {
 	l.ring.KeepProcessor(l.keeps && l.disk > 0)
-	if l.inflight < batchFrom {
+	if l.inflight < batchFrom || l.vain {
 		return l.ring.Enter(1)
 	}
 	return l.ring.EnterWithin(2, batchTime)
+}
+
+// events takes all completions.
+func (l *loop) events() {
+	l.vain = true
+	for e, ok := l.ring.Event(); ok; e, ok = l.ring.Event() {
+		l.vain = false
+		l.complete(e)
+	}
 }
 
 // ended tells that nothing is left to do, and has the waker end as well.

@@ -19,6 +19,8 @@ import (
 	"holdfast/blockdev/serve/device"
 	"holdfast/blockdev/serve/meter"
 	"holdfast/blockdev/serve/throttle"
+	"holdfast/blockdev/serve/uring"
+	"holdfast/internal/sys"
 )
 
 // transmissions are the tests of the transmission phase. By themselves they have io_uring
@@ -310,6 +312,27 @@ func TestMemoryOfRequests(t *testing.T) {
 				t.Errorf("requests of %d bytes hold %d MiB", length, held/mib)
 			}
 		})
+	}
+}
+
+// TestSlowDiskIsWaitedFor: a loop with many operations that take long sleeps until the
+// first of them ends.
+func TestSlowDiskIsWaitedFor(t *testing.T) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	ring, err := sys.NewUring(4)
+	must(t, err)
+	defer func() { must(t, ring.Close()) }()
+	l := &loop{ring: ring, inflight: batchFrom}
+	l.timerAt[0] = 1
+	uring.Timeout(ring.Next(), &l.timers[0], int64(20*time.Millisecond), tagTimer)
+	rounds := 0
+	for ; l.timerAt[0] != 0; rounds++ {
+		must(t, l.wait())
+		l.events()
+	}
+	if rounds > 10 { // signals end some
+		t.Errorf("the loop woke %d times in 20 ms, for nothing", rounds)
 	}
 }
 
