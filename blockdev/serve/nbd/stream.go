@@ -241,7 +241,10 @@ func (st *stream) wait(j *job) error {
 			return nil
 		case <-changed:
 			changed = *st.export.changed.Load()
-			timer.Reset(time.Duration(st.throttle(&j.request)))
+			if ns = st.throttle(&j.request); ns == 0 {
+				return nil // it was let go, and is not taken once more from a change that comes now
+			}
+			timer.Reset(time.Duration(ns))
 		case <-st.gone.Done():
 			return st.gone.Err()
 		}
