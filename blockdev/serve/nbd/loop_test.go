@@ -258,6 +258,12 @@ func TestThrottledForHours(t *testing.T) {
 	s, socket := serving(t, Options{}, e)
 	for _, end := range []func(*client){
 		func(c *client) { c.Close() }, func(c *client) { c.write(make([]byte, requestSize)) },
+		func(c *client) { // no record of TLS, after which nothing can be encrypted
+			if secured, ok := c.Conn.(*tls.Conn); ok {
+				_, _ = secured.NetConn().Write(make([]byte, 100))
+			}
+			_ = c.CloseWrite()
+		},
 	} {
 		e.Throttle(blockdev.Limits{WriteBytes: 1}, 1) // the first goes into debt
 		c := dial(t, socket).enter("")

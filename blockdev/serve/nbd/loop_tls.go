@@ -188,6 +188,7 @@ func (l *loop) seal() {
 		l.outgoing = l.outgoing[:copy(l.outgoing, l.outgoing[gone:])]
 		if err != nil {
 			l.breakOff(fmt.Errorf("TLS: %w", err))
+			l.rouse() // this may have been all that the loop waits for
 		}
 	}
 }
