@@ -186,6 +186,7 @@ type RemoteBase struct {
 	// AddressOf is the image that SetAddress is told of when the base moves, which may be
 	// in another pool; "" for the image itself.
 	AddressOf ID
+	Moved     bool // SetAddress was told of it; not read
 }
 
 // RemoteCreator is a backend that can make images of bytes that are far away.

@@ -166,7 +166,8 @@ func (l *Library) setAddress(ctx context.Context, creator blockdev.RemoteCreator
 }
 
 // settleAddresses ends relocations that were cut short: what the records say is where
-// the pools fetch from.
+// the pools fetch from. All are told of what has ever moved: a pool that was shut at that
+// time, or failed, knows nothing of it, whatever the first one knows.
 func (l *Library) settleAddresses(ctx context.Context) {
 	creator, ok := l.o.Pool.(blockdev.RemoteCreator)
 	if !ok {
@@ -178,7 +179,7 @@ func (l *Library) settleAddresses(ctx context.Context) {
 				continue
 			}
 			now, err := addressNow(ctx, creator, v.ID)
-			if err == nil && now != v.Remote.Image {
+			if err == nil && (now.Moved || now.URL != v.Remote.Image) {
 				err = l.setAddress(ctx, creator, v)
 			}
 			if err != nil { // its volumes go on asking where they did
@@ -188,12 +189,12 @@ func (l *Library) settleAddresses(ctx context.Context) {
 	}
 }
 
-func addressNow(ctx context.Context, creator blockdev.RemoteCreator, id blockdev.ID) (string, error) {
+func addressNow(ctx context.Context, creator blockdev.RemoteCreator, id blockdev.ID) (blockdev.RemoteBase, error) {
 	base, chunks, err := creator.RemoteBaseOf(ctx, id)
 	if err != nil {
-		return "", err
+		return base, err
 	}
-	return base.URL, chunks.Close()
+	return base, chunks.Close()
 }
 
 // copyRemote makes a draft of the bytes of a remote revision in another pool than its

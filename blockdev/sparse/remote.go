@@ -50,7 +50,7 @@ func (p *Pool) remoteBaseOf(ctx context.Context, id blockdev.ID) (base blockdev.
 	if err != nil {
 		return base, nil, unexplained(c.Base, err)
 	}
-	base = blockdev.RemoteBase{URL: p.urlOf(c), Chunks: f, AddressOf: c.follows()}
+	base = blockdev.RemoteBase{URL: p.urlOf(c), Chunks: f, AddressOf: c.follows(), Moved: p.addresses.now(c.follows()).Digest == c.Digest}
 	_, _ = hex.Decode(base.Digest[:], []byte(c.Digest)) // it was checked
 	return base, f, nil
 }
