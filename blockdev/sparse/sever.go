@@ -111,7 +111,7 @@ func (p *Pool) turnToSever(ctx context.Context, id blockdev.ID) (done func(), er
 		return done, err
 	}
 	p.log.Warn("a worker is killed that others wait for in vain", "id", id)
-	if err := p.workers.Kill(ctx, id); err != nil {
+	if err := p.workers.KillBeside(ctx, id); err != nil { // who has the turn may start the next one
 		return nil, err
 	}
 	return p.turns.take(ctx, id)

@@ -14,7 +14,9 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
 	"holdfast/blockdev/serve/control"
+	"holdfast/blockdev/serve/control/wire"
 	"holdfast/blockdev/serve/overlay"
 	"holdfast/blockdev/serve/vhost/frontend"
 	"holdfast/internal/sys"
@@ -163,6 +165,42 @@ func TestRefuse(t *testing.T) {
 	gone := process(t, pid)
 	must(t, s.EndRefusals(t.Context()))
 	must(t, sys.AwaitEnd(within(t), gone))
+}
+
+// TestStopOfOneThatStays: that a flush has failed is told with the word that the worker has ended
+// only when it has: who fences by that takes it for the proof. A process that the kernel
+// keeps from ending cannot be made here, so this one speaks like a worker, and stays.
+func TestStopOfOneThatStays(t *testing.T) {
+	var o control.Options
+	s := starter(t, func(to *control.Options) { o = *to })
+	home := filepath.Join(o.Dir, string(volumeID))
+	must(t, os.Mkdir(home, 0o700))
+	data, err := net.Listen("unix", filepath.Join(home, "data.sock"))
+	must(t, err)
+	l, err := net.ListenUnix("unixpacket", &net.UnixAddr{Name: filepath.Join(home, "control.sock"), Net: "unixpacket"})
+	must(t, err)
+	t.Cleanup(func() { must(t, errors.Join(data.Close(), l.Close(), os.RemoveAll(home))) })
+	go func() {
+		for {
+			conn, err := l.AcceptUnix()
+			if err != nil {
+				return
+			}
+			c := wire.Conn{UnixConn: conn}
+			reply := &wire.Reply{Service: &serve.Service{}, Volume: &wire.Serving{ID: volumeID, Kind: blockdev.NBD}}
+			if r, _, err := c.Request(); err == nil && r.Op == wire.Stop {
+				reply = &wire.Reply{Error: wire.NewError(blockdev.ErrFailed)}
+			}
+			_ = errors.Join(c.Answer(reply), c.Close())
+		}
+	}()
+	w, err := s.Find(t.Context(), volumeID)
+	must(t, err)
+	bounded, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	defer cancel()
+	if err := w.Stop(bounded); errors.Is(err, blockdev.ErrFailed) || !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("it runs on, and its stop says %v", err)
+	}
 }
 
 // refuser is the process that has a socket of an opening that ended.

@@ -81,3 +81,11 @@ func (w *Worker) seize(ctx context.Context) (*os.File, error) {
 func (s *Starter) Kill(ctx context.Context, id blockdev.ID) error {
 	return (&Worker{s: s, id: id, home: string(id)}).Kill(ctx)
 }
+
+// KillBeside is Kill for who does not know whether somebody starts the next worker of the
+// image as soon as this one has ended: what it leaves is left, as its directory may be the
+// next one's by then.
+func (s *Starter) KillBeside(ctx context.Context, id blockdev.ID) error {
+	w := &Worker{s: s, id: id, home: string(id)}
+	return blockdev.Op("control.KillBeside", id, w.halt(ctx, w.seize, sys.KillProcess))
+}

@@ -177,9 +177,18 @@ func (w *Worker) AwaitEnd(ctx context.Context) error {
 
 // end ends the process and takes away what is left of it.
 func (w *Worker) end(ctx context.Context, hold func(context.Context) (*os.File, error), how func(pidfd *os.File) error) error {
+	halted := w.halt(ctx, hold, how)
+	if halted != nil && !errors.Is(halted, blockdev.ErrFailed) {
+		return halted
+	}
+	return errors.Join(halted, w.s.clear(ctx, w.home))
+}
+
+// halt ends the process.
+func (w *Worker) halt(ctx context.Context, hold func(context.Context) (*os.File, error), how func(pidfd *os.File) error) error {
 	pidfd, err := hold(ctx)
 	if errors.Is(err, blockdev.ErrNotFound) {
-		return w.s.clear(ctx, w.home)
+		return nil
 	}
 	if err != nil {
 		return err
@@ -190,9 +199,12 @@ func (w *Worker) end(ctx context.Context, hold func(context.Context) (*os.File, 
 		return asked
 	}
 	if err := sys.AwaitEnd(ctx, pidfd); err != nil {
-		return fmt.Errorf("the worker does not end: %w", errors.Join(asked, err))
+		if asked != nil { // it is not blockdev.ErrFailed, which says that the worker has ended
+			return fmt.Errorf("the worker does not end: %w, and it said: %s", err, asked.Error())
+		}
+		return fmt.Errorf("the worker does not end: %w", err)
 	}
-	return errors.Join(asked, w.s.clear(ctx, w.home))
+	return asked
 }
 
 // hold opens the worker's process. That it is this one is proven by its answering

@@ -18,6 +18,7 @@ type Workers interface {
 	Serve(ctx context.Context, spec control.Spec) (*control.Worker, error)
 	Find(ctx context.Context, id blockdev.ID) (*control.Worker, error)
 	Kill(ctx context.Context, id blockdev.ID) error
+	KillBeside(ctx context.Context, id blockdev.ID) error
 	Refuse(ctx context.Context, r control.Refusal) error
 	Owner(id blockdev.ID, opening string) int
 }

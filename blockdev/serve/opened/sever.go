@@ -47,11 +47,11 @@ type Severing struct {
 func (s Severing) Sever(ctx context.Context) error {
 	owner := s.Workers.Owner(s.ID, s.Note.Socket())
 	connected, err := s.gently(ctx)
-	switch {
-	case errors.Is(err, blockdev.ErrNotFound):
-		err = s.End(ctx, nil)
-	case err != nil && !errors.Is(err, blockdev.ErrFailed) && ctx.Err() == nil:
-		s.Log.Warn("a worker does not end as it is told, and is killed", "id", s.ID, "cause", err)
+	if err != nil && !errors.Is(err, blockdev.ErrFailed) && ctx.Err() == nil {
+		if !errors.Is(err, blockdev.ErrNotFound) {
+			s.Log.Warn("a worker does not end as it is told, and is killed", "id", s.ID, "cause", err)
+		}
+		// Also of one that has ended, as it seems: one that lives may have hung up.
 		if err = s.Workers.Kill(ctx, s.ID); err == nil {
 			err = s.End(ctx, nil)
 		}
