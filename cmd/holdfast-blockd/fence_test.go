@@ -167,6 +167,35 @@ func TestRefuse(t *testing.T) {
 	must(t, sys.AwaitEnd(within(t), gone))
 }
 
+// TestRefusalEndsWithItsGuest: once the virtual machine has let the disk go nothing of who refuses is
+// left running, though the hour in which it could have come is not over.
+func TestRefusalEndsWithItsGuest(t *testing.T) {
+	var o control.Options
+	s := starter(t, func(to *control.Options) { o = *to })
+	t.Cleanup(func() { must(t, s.Sweep(context.Background())) })
+	const opening = "2a2b2c2d"
+	refused := make(chan error, 1)
+	go func() { refused <- s.Refuse(within(t), control.Refusal{ID: volumeID, Opening: opening, Size: size}) }()
+	g := newGuest(t, frontend.Options{})
+	at := filepath.Join(o.Dir, string(volumeID), "data-"+opening+".sock")
+	for ctx := within(t); ; {
+		err := g.f.Connect(at)
+		if err == nil {
+			break
+		}
+		if ctx.Err() != nil || !errors.Is(err, syscall.ENOENT) {
+			t.Fatal(err)
+		}
+	}
+	must(t, <-refused)
+	if g.do(frontend.Read, 0, block) != 1 {
+		t.Error("a read is not refused")
+	}
+	gone := process(t, refuser(t, o.Dir, opening))
+	g.f.Hangup()
+	must(t, sys.AwaitEnd(within(t), gone))
+}
+
 // TestStopOfOneThatStays: that a flush has failed is told with the word that the worker has ended
 // only when it has: who fences by that takes it for the proof. A process that the kernel
 // keeps from ending cannot be made here, so this one speaks like a worker, and stays.

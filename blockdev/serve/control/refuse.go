@@ -47,8 +47,8 @@ func (s *Starter) Owner(id blockdev.ID, opening string) int {
 // Refuse has a process without an image listen where an opening was that has ended: of
 // a virtual machine that connects there again every request fails, while one whose
 // connection is never made again waits for ever, and cannot give the disk back. It returns when the virtual
-// machine has come, or 3 s later. The process ends with the virtual machine's
-// connection, or after an hour if there is none.
+// machine has come, or 3 s later. The process ends when the virtual
+// machine has hung up and does not come again within 5 s, or after an hour if it never came.
 func (s *Starter) Refuse(ctx context.Context, r Refusal) error {
 	return blockdev.Op("control.Refuse", r.ID, s.refuse(ctx, r))
 }

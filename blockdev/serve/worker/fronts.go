@@ -25,7 +25,13 @@ func newVhost(w *volume) (front, error) {
 	o := vhost.Options{
 		// What sets one ID apart from others is at its end; QEMU's attacher calls disks by the same.
 		Serial:   id[max(0, len(id)-serialSize):],
-		ReadOnly: w.words.ReadOnly, Queues: w.words.Queues, Meter: w.meter, Limiter: w.limiter, Ended: tell,
+		ReadOnly: w.words.ReadOnly, Queues: w.words.Queues, Meter: w.meter, Limiter: w.limiter,
+		Ended: func(err error) {
+			tell(err)
+			if w.left != nil {
+				w.left()
+			}
+		},
 	}
 	var d vhost.Device = w.layers
 	switch {

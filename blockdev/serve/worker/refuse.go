@@ -13,6 +13,9 @@ import (
 // stands still among them.
 const refuseTime = time.Hour
 
+// returnTime is how long it waits for one that was there: QEMU tries once a second.
+const returnTime = 5 * time.Second
+
 // errTaken is what every request to a volume gets that was taken from its virtual
 // machine.
 var errTaken = errors.New("the volume was taken away by force")
@@ -29,9 +32,10 @@ func (nothing) Discard(int64, int64) error               { return errTaken }
 func (nothing) Zero(int64, int64, bool) error            { return errTaken }
 func (nothing) Extent(int64, int64) (int64, bool, error) { return 0, false, errTaken }
 
-// refuse serves a virtual machine as long as it is connected; nobody else is waited for
-// then, once refuseTime is over.
+// refuse serves a virtual machine as long as it is connected, and ends when it has hung
+// up for returnTime, or has not come for refuseTime.
 func (w *worker) refuse() error {
+	w.volume.left = func() { _ = w.data.SetDeadline(time.Now().Add(returnTime)) } // or it is closed
 	if err := w.data.SetDeadline(time.Now().Add(refuseTime)); err != nil {
 		return err
 	}

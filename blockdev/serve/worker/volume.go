@@ -55,6 +55,7 @@ type volume struct {
 
 	flat    *os.File // a flat image; nil once layers are over it
 	store   *store   // nil: its base is none, or here
+	left    func()   // is told when a virtual machine has hung up, before the next is taken; nil: nobody
 	remote  *overlay.Remote
 	program sys.Program
 
