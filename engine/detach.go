@@ -175,7 +175,7 @@ func (e *Engine) forget(ctx context.Context, v *Volume, id, message string) erro
 	*v = saved
 	e.unguard(*v, a.Target)
 	if len(v.Attachments) == 0 {
-		e.rest(*v)
+		e.rest(ctx, *v)
 		return nil
 	}
 	return e.limitAgain(ctx, *v) // of readers that shared a cgroup with this one

@@ -23,11 +23,21 @@ const (
 )
 
 // rest says that nothing is left to do for a volume that nobody has: the pool tells when
-// its blocks are here.
-func (e *Engine) rest(v Volume) {
+// its blocks are here. That may have been while the volume was in somebody's hands, who
+// has looked before.
+func (e *Engine) rest(ctx context.Context, v Volume) {
 	e.unwatch(v.ID)
-	if _, told := e.o.Pool.(blockdev.FlatWatcher); v.Remote && !told {
+	if !v.Remote || v.Phase != Ready || v.moving() { // nothing is noted of it
+		return
+	}
+	watcher, told := e.o.Pool.(blockdev.FlatWatcher)
+	if !told {
 		e.watchFrom(v.ID, e.now().Add(remoteLook))
+		return
+	}
+	if layered, _, err := watcher.IsLayered(ctx, v.ID); err == nil && !layered {
+		e.watch(v.ID)
+		e.wake()
 	}
 }
 

@@ -306,6 +306,31 @@ func (p *countingPool) IsLayered(ctx context.Context, id blockdev.ID) (layered, 
 	return info.Layers > 0, info.Open, err
 }
 
+// closingPool makes one file of an image as soon as it is closed.
+type closingPool struct{ *blockdevtest.Memory }
+
+func (p closingPool) Close(ctx context.Context, id blockdev.ID, lease string) error {
+	return errors.Join(p.Memory.Close(ctx, id, lease), p.Memory.Flatten(ctx, id))
+}
+
+// TestWholeAtItsDetach: that a volume has become whole is told also when the pool says so
+// in the midst of a detach, after which nothing else is to be done for the volume.
+func TestWholeAtItsDetach(t *testing.T) {
+	w := newLayeredWorld(t)
+	createFar(t, w)
+	w.pool.MakeRemote(layeredVolume(t, w, "v").ID)
+	attachTo(t, w, "v", "socket", "box", false)
+	w.engine.o.Pool = closingPool{w.pool}
+	do1(t, w, detachOp("v", "box"))
+	if err := w.engine.tend(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	expectEvents(t, w, "v", "fetched", "All its blocks")
+	if ids := w.engine.attentive(true); len(ids) != 0 {
+		t.Errorf("looked at though nothing is to be done: %v", ids)
+	}
+}
+
 // TestIdleRemoteVolume: one that nobody has is not looked at until the pool tells that
 // it is whole, and of one in use the worker is asked, not the pool.
 func TestIdleRemoteVolume(t *testing.T) {

@@ -209,7 +209,7 @@ func (e *Engine) tendVolume(ctx context.Context, id blockdev.ID, all bool) error
 		return fmt.Errorf("volume %s: %w", id, err)
 	}
 	if len(v.Attachments) == 0 && v.Move == nil {
-		e.rest(v)
+		e.rest(ctx, v)
 	}
 	return nil
 }
