@@ -167,7 +167,7 @@ func (c *Container) Pause() {
 	c.must(c.runc.Pause)
 	c.paused = true
 	c.t.Cleanup(func() {
-		if c.paused {
+		if c.paused && c.status() == "paused" { // it may have been ended meanwhile
 			c.Resume()
 		}
 	})
@@ -175,6 +175,17 @@ func (c *Container) Pause() {
 
 // Resume is the reverse of Pause.
 func (c *Container) Resume() { c.t.Helper(); c.paused = false; c.must(c.runc.Resume) }
+
+// status is runc's word for how the container is; "" when it knows none.
+func (c *Container) status() string {
+	ctx, cancel := context.WithTimeout(context.Background(), commandTime)
+	defer cancel()
+	state, err := c.runc.State(ctx, c.ID)
+	if err != nil {
+		return ""
+	}
+	return state.Status
+}
 
 func (c *Container) must(call func(context.Context, string) error) {
 	c.t.Helper()
