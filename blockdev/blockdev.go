@@ -42,6 +42,10 @@ const (
 type Want struct {
 	Kinds    []Kind // best first
 	ReadOnly bool   // enforced by the device itself, not only by a mount
+	// Served: a Block may as well be a device whose bytes a worker gives. While that is
+	// away its users wait; whoever opened it watches the worker (serve.Sentry), and opens
+	// again when it has ended.
+	Served bool
 }
 
 // Endpoint is where an open image is, on this host.
@@ -50,6 +54,7 @@ type Endpoint struct {
 	Path     string // of a file, a block node or a unix socket
 	Size     int64  // bytes
 	ReadOnly bool
+	Served   bool   // a worker gives its bytes: VhostUser and NBD, and a Block where Want allows it
 	Lease    string // names this opening; Close takes it
 }
 
@@ -157,7 +162,8 @@ type Snapshotter interface {
 
 // Flattener is a backend with layered images: whose bytes lie in layers of their
 // own and of other images, or still have to come from a base. Such an image opens
-// as VhostUser or NBD only: as File or Block Open answers ErrLayered.
+// as VhostUser or NBD only: as File or Block Open answers ErrLayered, but see
+// LayerServer.
 type Flattener interface {
 	// Flatten brings all bytes of a closed image or draft into one file. Flat is
 	// success. It may take as long as a copy takes; cut at any time it goes on where
@@ -176,6 +182,14 @@ type FlatWatcher interface {
 	// OnFlat has fn told of each image that becomes flat, in the call in which it does: fn
 	// returns at once, and calls nothing of the backend. Once, before images are used.
 	OnFlat(fn func(id ID))
+}
+
+// LayerServer is a backend that can open layered images as Block for who wants them
+// Served.
+type LayerServer interface {
+	// ServesLayers is nil where this host can, now, for an image of this ID. Else
+	// errors.ErrUnsupported, with the reason: then Open answers ErrLayered.
+	ServesLayers(ctx context.Context, id ID) error
 }
 
 // RemoteBase is a base that is far away: a store that answers range requests.

@@ -38,6 +38,9 @@ type Memory struct {
 	// Snapshot makes its image so; one that is open as File or Block has none. Set it
 	// before the backend is used.
 	Layered bool
+	// Devices makes it one of a host that has block devices over workers: layered images
+	// open as Block, too, for who wants them Served. Set it before the backend is used.
+	Devices bool
 
 	mu          sync.Mutex
 	total       int64
@@ -110,6 +113,8 @@ var (
 	_ serve.Observer       = (*Memory)(nil)
 	_ serve.Throttler      = (*Memory)(nil)
 	_ serve.Sentry         = (*Memory)(nil)
+	_ serve.Reviver        = (*Memory)(nil)
+	_ blockdev.LayerServer = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.
@@ -357,41 +362,44 @@ func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e
 		o.endpoint.Size = image.data.size // a crash may have left the device behind
 		return o.endpoint, nil
 	}
-	kind, err := image.choose(id, w.Kinds)
+	kind, served, err := image.choose(id, w, m.Devices)
 	if err != nil {
 		return e, err
 	}
 	m.opened++
 	e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
-		ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
+		ReadOnly: w.ReadOnly, Served: served, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
 	image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
 	return e, nil
 }
 
-// choose picks the first kind that the image can give.
-func (i *memoryImage) choose(id blockdev.ID, kinds []blockdev.Kind) (blockdev.Kind, error) {
+// choose picks the first kind that the image can give, and tells whether a worker does.
+func (i *memoryImage) choose(id blockdev.ID, w blockdev.Want, devices bool) (kind blockdev.Kind, served bool, err error) {
 	if i.accessed > 0 {
-		return "", fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+		return "", false, fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
 	}
 	known := false
-	for _, k := range kinds {
+	for _, k := range w.Kinds {
 		switch k {
 		case blockdev.File, blockdev.Block:
 			if i.layers == 0 {
-				return k, nil
+				return k, false, nil
 			}
 			known = true
 		case blockdev.VhostUser, blockdev.NBD:
 			if !i.sealed(id) {
-				return k, nil
+				return k, true, nil
 			}
 			known = true
 		}
 	}
-	if known {
-		return "", blockdev.ErrLayered
+	switch {
+	case known && devices && w.Served && slices.Contains(w.Kinds, blockdev.Block) && !i.sealed(id):
+		return blockdev.Block, true, nil
+	case known:
+		return "", false, blockdev.ErrLayered
 	}
-	return "", fmt.Errorf("endpoint kinds %v: %w", kinds, errors.ErrUnsupported)
+	return "", false, fmt.Errorf("endpoint kinds %v: %w", w.Kinds, errors.ErrUnsupported)
 }
 
 // Close implements blockdev.Backend.
