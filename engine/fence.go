@@ -87,6 +87,7 @@ func (e *Engine) expel(ctx context.Context, v *Volume, id string) (Fence, error)
 		}
 	case v.attachment(id).Forced:
 		return "", err // that was tried
+	case errors.Is(err, errUnserved) && ctx.Err() == nil: // nobody takes what it still has
 	case isSocket(v.attachment(id).Kind) && ctx.Err() == nil: // its worker may be what does not answer
 	case !errors.Is(err, blockdev.ErrBusy):
 		return "", err
@@ -152,6 +153,9 @@ func (e *Engine) cutOff(ctx context.Context, v *Volume, id string) error {
 			return err
 		}
 	}
+	if err := e.keepServed(ctx, *v); err != nil {
+		return e.cutOffUnserved(ctx, *v, a, err)
+	}
 	err := e.shutDown(ctx, *v)
 	if errors.Is(err, errors.ErrUnsupported) {
 		v.attachment(id).Forced = false
@@ -200,7 +204,7 @@ func (e *Engine) letGo(ctx context.Context, v Volume, readOnly bool) (held bool,
 		if err != nil || !info.Open {
 			return err
 		}
-		endpoint, err := e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
+		endpoint, err := e.open(ctx, v.ID, mountWant(readOnly))
 		if err != nil {
 			return err
 		}
