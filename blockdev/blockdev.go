@@ -246,7 +246,7 @@ type Bytes interface {
 }
 
 // Severer is a backend that can cut an image off from its opening: whoever still
-// has the device goes on with bytes that are no image any more, or, of a worker's socket, with none.
+// has the device goes on with bytes that are no image any more, or, of what a worker serves, with none.
 type Severer interface {
 	// CanSever tries, without an effect, whether Sever is possible for an image.
 	// errors.ErrUnsupported where the pool cannot.
@@ -258,10 +258,10 @@ type Severer interface {
 	// still holds is given back then. Durable on return. Not open is success.
 	// Nobody may write meanwhile whose bytes are wanted.
 	//
-	// Of an opening as VhostUser or NBD the worker is ended, flushed if it does not take too
-	// long, which is the proof: it had all descriptors. What it had acknowledged is
-	// in the image. The next opening has another socket. ErrFailed, when all that is
-	// done, for a flush that has failed.
+	// Of an opening that a worker serves the worker is ended, flushed if it does not take
+	// too long, which is the proof: it had all descriptors. A device over it fails from
+	// then on. What the worker had acknowledged is in the image. The next opening has
+	// another socket. ErrFailed, when all that is done, for a flush that has failed.
 	Sever(ctx context.Context, id ID) error
 }
 

@@ -111,24 +111,53 @@ func unserved(err error) error {
 	return fmt.Errorf("%w: %w", errUnserved, err)
 }
 
-// cutOffUnserved is cutOff for a volume whose device nobody serves, for a reason: it
-// fails for good, so that what waits for it ends. What had not reached the worker is
-// lost.
+// cutOffUnserved is cutOff for a volume whose device nobody serves, for a reason. The
+// device goes first: until then whoever touches the filesystem waits for it, and then it
+// fails. What had not reached the worker is lost.
 func (e *Engine) cutOffUnserved(ctx context.Context, v Volume, a Attachment, reason error) error {
 	e.o.Log.Warn("a volume is cut off that nobody serves", "volume", v.ID, "attachment", a.ID, "err", reason)
-	pool, ok := e.o.Pool.(blockdev.Severer)
-	if !ok {
+	if _, ok := e.o.Pool.(blockdev.Severer); !ok {
 		return reason
 	}
-	if err := e.step(ctx, v.ID, stepSever, func(ctx context.Context) error { return pool.Sever(ctx, v.ID) }); err != nil {
+	device := e.endpointNow(v.ID).Path
+	if _, err := e.sever(ctx, v, stepEndWorker); err != nil {
 		return err
 	}
-	e.count(countSevered)
-	e.forgetEndpoint(v.ID)
-	if err := e.leaveSandbox(ctx, v, a, true); err != nil && !errors.Is(err, blockdev.ErrBusy) {
+	return e.leaveDead(ctx, v, a, device)
+}
+
+// severed reports whether a filesystem is mounted here whose image was cut off from it.
+func (e *Engine) severed(ctx context.Context, v Volume) (bool, error) {
+	return stepOf(ctx, e, v.ID, stepAbandon, func(ctx context.Context) (bool, error) {
+		dir, err := e.o.Stage.Mounted(ctx, v.ID)
+		if err != nil || dir == "" {
+			return false, err
+		}
+		info, err := e.o.Pool.Stat(ctx, v.ID)
+		return err == nil && !info.Open, err
+	})
+}
+
+// leaveDead takes a filesystem away whose device, "" for one that is not known, leads
+// nowhere any more. It is not unmounted as others are: that flushes it, and whoever has
+// files open may keep it for ever.
+func (e *Engine) leaveDead(ctx context.Context, v Volume, a Attachment, device string) error {
+	err := e.step(ctx, v.ID, stepShutdown, func(ctx context.Context) error { return e.o.Stage.Shutdown(ctx, v.ID, false) })
+	switch {
+	case err == nil:
+		e.count(countShutdown)
+	case hangs(err) != nil:
 		return err
+	case !errors.Is(err, errors.ErrUnsupported): // without it, too, all that needs the device fails
+		e.o.Log.Warn("a filesystem without a device could not be shut down", "volume", v.ID, "err", err)
 	}
-	err := e.closeDevice(ctx, v)
+	if err := e.leaveSandbox(ctx, v, a, true); err != nil {
+		if !errors.Is(err, blockdev.ErrBusy) {
+			return err
+		}
+		e.o.Log.Warn("a volume without a device could not be unmounted in its sandbox", "volume", v.ID, "attachment", a.ID, "err", err)
+	}
+	err = e.step(ctx, v.ID, stepAbandon, func(ctx context.Context) error { return e.o.Stage.Abandon(ctx, v.ID, device) })
 	if errors.Is(err, blockdev.ErrBusy) { // somebody keeps a dead filesystem
 		return nil
 	}

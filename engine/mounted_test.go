@@ -1,13 +1,13 @@
 package engine
 
 import (
-	"context"
 	"errors"
+	"fmt"
 	"testing"
 	"time"
 
 	"holdfast/blockdev"
-	"holdfast/blockdev/blockdevtest"
+	"holdfast/blockdev/attach"
 )
 
 // newServedWorld is one whose pool shares no bytes between files, on a host that mounts
@@ -91,37 +91,79 @@ func TestTheEndOfADevicesWorkerIsAnEvent(t *testing.T) {
 	do1(t, w, detachOp("v", "dir"))
 }
 
-// deadDevices is a pool whose workers are not followed by others.
-type deadDevices struct{ *blockdevtest.Memory }
-
-func (deadDevices) Revive(context.Context, blockdev.ID, string) error {
-	return errors.New("the worker does not start")
-}
-
-// TestForceWithoutWorker: who waits for a device that nobody serves is not waited for: a
-// detach goes on trying, and by force the volume is cut off.
-func TestForceWithoutWorker(t *testing.T) {
-	w := newServedWorld(t)
+// withoutWorker has a volume that is mounted over a worker lose that for good, while somebody
+// has a file of it open.
+func withoutWorker(t *testing.T) (w *world, v Volume, a Attachment) {
+	w = newServedWorld(t)
 	do1(t, w, createOp("v", "demo:1", "ext4", 20))
-	a := attachTo(t, w, "v", "host", "dir", false)
-	v := layeredVolume(t, w, "v")
-	good := w.engine.o.Pool
-	w.engine.o.Pool = deadDevices{w.pool}
+	a = attachTo(t, w, "v", "host", "dir", false)
+	v = layeredVolume(t, w, "v")
+	w.kernel.hold(place(attach.Request{Target: a.Target}))
+	w.pool.StartsWorkers(false)
 	if err := w.pool.Die(v.ID); err != nil {
 		t.Fatal(err)
 	}
+	return w, v, a
+}
+
+// livesOn checks that nothing is left of a volume's attachment, and that it is used again.
+func livesOn(t *testing.T, w *world, v Volume) {
+	t.Helper()
+	if info, err := w.pool.Stat(t.Context(), v.ID); err != nil || info.Open || len(layeredVolume(t, w, "v").Attachments) != 0 {
+		t.Errorf("cut off: %+v, %v", info, err)
+	}
+	w.verifyConsistent(t)
+	w.pool.StartsWorkers(true)
+	do1(t, w, attachOp("v", "host", "dir", false))
+	w.verifyConsistent(t)
+	do1(t, w, detachOp("v", "dir"))
+	w.verifyConsistent(t)
+}
+
+// TestForceWithoutWorker: who waits for a device that nobody serves is not waited for: a
+// detach goes on trying, and by force the volume is cut off, though somebody keeps the
+// dead filesystem.
+func TestForceWithoutWorker(t *testing.T) {
+	w, v, a := withoutWorker(t)
 	if _, err := w.engine.Detach(t.Context(), space, "v", a.ID, ""); err == nil {
 		t.Fatal("detached, and nobody took what it had to write")
 	}
 	if v := layeredVolume(t, w, "v"); len(v.Attachments) != 1 || v.Attachments[0].Phase != Detaching {
 		t.Fatalf("%+v", v.Attachments)
 	}
-	if _, err := w.engine.ForceDetach(t.Context(), space, "v", a.ID, ""); err != nil {
-		t.Fatal(err)
+	gone, err := w.engine.ForceDetach(t.Context(), space, "v", a.ID, "")
+	if err != nil || gone.Fenced != FencedFilesystem {
+		t.Fatalf("%+v, %v", gone, err)
 	}
-	if info, err := w.pool.Stat(t.Context(), v.ID); err != nil || info.Open || len(layeredVolume(t, w, "v").Attachments) != 0 {
-		t.Errorf("cut off: %+v, %v", info, err)
+	if n := w.engine.Counters(); n[countSevered] != 1 || n[countShutdown] != 1 || n[countKilled] != 0 {
+		t.Errorf("counted %v", n)
 	}
-	w.engine.o.Pool = good
-	do1(t, w, attachOp("v", "host", "dir", false), detachOp("v", "dir"))
+	livesOn(t, w, v)
+}
+
+// TestForceWithoutWorkerIsCut at every side effect, by a failure and by a crash, and comes
+// to its end.
+func TestForceWithoutWorkerIsCut(t *testing.T) {
+	for _, crash := range []bool{false, true} {
+		for cut, reached := 1, true; reached; cut++ {
+			t.Run(fmt.Sprintf("crash=%v/%02d", crash, cut), func(t *testing.T) {
+				w, v, a := withoutWorker(t)
+				w.arm(cut, crash)
+				_, err := w.engine.ForceDetach(t.Context(), space, "v", a.ID, "")
+				if reached = len(w.points) >= cut; !reached && err != nil {
+					t.Fatalf("without a cut: %v", err)
+				}
+				if crash && reached {
+					w.restart(false)
+				}
+				w.arm(0, false)
+				if len(layeredVolume(t, w, "v").Attachments) > 0 {
+					if _, err := w.engine.ForceDetach(t.Context(), space, "v", a.ID, ""); err != nil {
+						t.Fatalf("cut at %s, and again: %v", w.lastPoint(), err)
+					}
+				}
+				livesOn(t, w, v)
+			})
+		}
+	}
 }

@@ -51,6 +51,7 @@ type Memory struct {
 	images      map[blockdev.ID]*memoryImage
 	quarantined []blockdev.Quarantine
 	onFlat      func(blockdev.ID)
+	noWorkers   bool // no worker can be started
 }
 
 // Points are the names of Memory's side effects, in the order in which a
@@ -357,6 +358,9 @@ func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e
 	if o := image.opening; o != nil {
 		if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
 			return e, fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
+		}
+		if o.dead && m.noWorkers {
+			return e, errNoWorker
 		}
 		o.dead = false                    // a worker that has died is started again
 		o.endpoint.Size = image.data.size // a crash may have left the device behind

@@ -176,6 +176,9 @@ func (m *Memory) Revive(ctx context.Context, id blockdev.ID, lease string) error
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if image := m.images[id]; image != nil && image.opening != nil && image.opening.endpoint.Lease == lease && image.opening.onDevice() {
+		if image.opening.dead && m.noWorkers {
+			return blockdev.Op("memory.Revive", id, errNoWorker)
+		}
 		image.opening.dead = false
 	}
 	return nil
@@ -274,4 +277,23 @@ func (m *Memory) Die(id blockdev.ID) error {
 		image.opening.end()
 	}
 	return blockdev.Op("memory.Die", id, err)
+}
+
+var errNoWorker = errors.New("no worker can be started")
+
+// StartsWorkers says whether a worker that has died can be followed by another one, as is
+// so at first.
+func (m *Memory) StartsWorkers(does bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.noWorkers = !does
+}
+
+// LeadsTo reports whether the device of an opening still leads to the image: no more after
+// Sever.
+func (m *Memory) LeadsTo(id blockdev.ID, lease string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image := m.images[id]
+	return image != nil && image.opening != nil && image.opening.endpoint.Lease == lease
 }

@@ -56,11 +56,21 @@ func (p *Pool) revive(ctx context.Context, id blockdev.ID, lease string) error {
 	if err != nil {
 		return err
 	}
-	w, err := p.running(ctx, id, dir, o, true)
+	w, err := p.serving(ctx, id, dir, o)
 	if err == nil {
 		_, err = p.servedEndpoint(ctx, id, dir, o, w)
 	}
 	return err
+}
+
+// serving gives the worker of an opening that is remembered: another one where it has ended.
+func (p *Pool) serving(ctx context.Context, id blockdev.ID, dir string, o *opening) (*control.Worker, error) {
+	changes := p.addresses.count()
+	w, err := p.running(ctx, id, dir, o, true)
+	if err == nil && changes != p.addresses.count() { // while it was being started
+		p.tellFound(ctx, id, dir)
+	}
+	return w, err
 }
 
 // onDevice reports whether a layered image opens for who wants no socket.
@@ -148,7 +158,7 @@ func (p *Pool) detachDevice(ctx context.Context, id blockdev.ID, o *opening) err
 	if err != nil {
 		return err
 	}
-	w, err := p.running(ctx, id, dir, o, true)
+	w, err := p.serving(ctx, id, dir, o)
 	if err == nil {
 		err = reconnect(ctx, d, w)
 	}
@@ -197,7 +207,7 @@ func (p *Pool) abandonDevice(id blockdev.ID, o *opening) error {
 // growDevice grows an image and the device over it. A worker that has ended is followed
 // by another one first: who has the device is to see its size.
 func (p *Pool) growDevice(ctx context.Context, id blockdev.ID, dir string, o *opening, size int64) error {
-	w, err := p.running(ctx, id, dir, o, true)
+	w, err := p.serving(ctx, id, dir, o)
 	if err == nil && w.Size() < size {
 		err = w.Grow(ctx, size)
 	}
