@@ -1,6 +1,7 @@
 package worker
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve/control/wire"
@@ -41,7 +43,10 @@ var bundles = []string{
 // openStore makes a source of a base far away. What needs the host's files is read here,
 // or opened: later there are none. The digests stay open: they are read as they are
 // needed.
-func openStore(r wire.Remote, digests *os.File) (*store, error) {
+//
+// giveBack is called a while after the last fetch: the code of HTTP and its buffers are
+// of no use to what is here.
+func openStore(r wire.Remote, digests *os.File, giveBack func()) (*store, error) {
 	chunks, err := overlay.ReadChunks(digests)
 	if err != nil {
 		return nil, err
@@ -62,8 +67,13 @@ func openStore(r wire.Remote, digests *os.File) (*store, error) {
 	if err := s.set(r); err != nil {
 		return nil, err
 	}
+	rest := time.AfterFunc(restAfter, giveBack)
 	fetch := func(i int) overlay.Fetch {
-		return overlay.HTTPFetchFrom(s.clients[i], func() string { return *s.address.Load() })
+		f := overlay.HTTPFetchFrom(s.clients[i], func() string { return *s.address.Load() })
+		return func(ctx context.Context, p []byte, off int64) error {
+			defer rest.Reset(restAfter)
+			return f(ctx, p, off)
+		}
 	}
 	s.remote, err = overlay.NewRemote(chunks, fetch(0), overlay.RemoteOptions{Bulk: fetch(1)})
 	return s, err

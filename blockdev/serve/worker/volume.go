@@ -105,7 +105,7 @@ func (w *volume) stack(layers []overlay.Files, base, digests *os.File) (err erro
 	case base != nil:
 		source = overlay.NewImage(base, w.words.BaseSize)
 	case digests != nil:
-		if w.store, err = openStore(wire.Remote{URL: w.words.URL, Prefixes: w.words.Prefixes}, digests); err != nil {
+		if w.store, err = openStore(wire.Remote{URL: w.words.URL, Prefixes: w.words.Prefixes}, digests, w.giveBack); err != nil {
 			return err
 		}
 		w.remote = w.store.remote
