@@ -50,6 +50,11 @@ func (t *turns) enter(id blockdev.ID, onlyFree bool) (*turn, bool) {
 func (t *turns) leave(id blockdev.ID, one *turn) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
+	t.drop(id, one)
+}
+
+// drop is leave for who has t.mu.
+func (t *turns) drop(id blockdev.ID, one *turn) {
 	if one.users--; one.users == 0 {
 		delete(t.at, id)
 	}
@@ -64,10 +69,16 @@ func (t *turns) take(ctx context.Context, id blockdev.ID) (done func(), err erro
 		t.leave(id, one)
 		return nil, ctx.Err()
 	}
-	return func() {
-		<-one.taken
-		t.leave(id, one)
-	}, nil
+	return func() { t.give(id, one) }, nil
+}
+
+// give ends a turn. Who has it next finds the caller counted out, and does not take it
+// for somebody to give way to.
+func (t *turns) give(id blockdev.ID, one *turn) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	<-one.taken // full: the caller has filled it
+	t.drop(id, one)
 }
 
 // takeYielding is take for long work: the context that it gives ends when somebody
@@ -94,10 +105,7 @@ func (t *turns) takeFree(ctx context.Context, id blockdev.ID) (work context.Cont
 		t.leave(id, one)
 		return nil, nil, false
 	}
-	work, done = t.yielding(ctx, id, func() {
-		<-one.taken
-		t.leave(id, one)
-	})
+	work, done = t.yielding(ctx, id, func() { t.give(id, one) })
 	return work, done, true
 }
 
