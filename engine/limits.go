@@ -232,7 +232,7 @@ func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string,
 		return "", nil
 	}
 	if err == nil {
-		endpoint, err = e.open(ctx, v.ID, mountWant(readOnly))
+		endpoint, err = e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
 	}
 	return endpoint.Path, err
 }

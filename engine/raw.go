@@ -164,7 +164,7 @@ func (e *Engine) inform(ctx context.Context, v Volume, device int64) error {
 // for: a file's ends with the process, and a device may have grown.
 func (e *Engine) endpointOf(ctx context.Context, v Volume, a Attachment) (blockdev.Endpoint, error) {
 	if e.isRaw(a.Target) {
-		return e.open(ctx, v.ID, blockdev.Want{Kinds: e.kindsOf(a), ReadOnly: a.ReadOnly})
+		return e.open(ctx, v.ID, e.kindsOf(a), a.ReadOnly)
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -38,9 +38,6 @@ type Memory struct {
 	// Snapshot makes its image so; one that is open as File or Block has none. Set it
 	// before the backend is used.
 	Layered bool
-	// Devices makes it one of a host that has block devices over workers: layered images
-	// open as Block, too, for who wants them Served. Set it before the backend is used.
-	Devices bool
 
 	mu          sync.Mutex
 	total       int64
@@ -51,7 +48,6 @@ type Memory struct {
 	images      map[blockdev.ID]*memoryImage
 	quarantined []blockdev.Quarantine
 	onFlat      func(blockdev.ID)
-	noWorkers   bool // no worker can be started
 }
 
 // Points are the names of Memory's side effects, in the order in which a
@@ -114,8 +110,6 @@ var (
 	_ serve.Observer       = (*Memory)(nil)
 	_ serve.Throttler      = (*Memory)(nil)
 	_ serve.Sentry         = (*Memory)(nil)
-	_ serve.Reviver        = (*Memory)(nil)
-	_ blockdev.LayerServer = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.
@@ -359,51 +353,45 @@ func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e
 		if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
 			return e, fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
 		}
-		if o.dead && m.noWorkers {
-			return e, errNoWorker
-		}
 		o.dead = false                    // a worker that has died is started again
 		o.endpoint.Size = image.data.size // a crash may have left the device behind
 		return o.endpoint, nil
 	}
-	kind, served, err := image.choose(id, w, m.Devices)
+	kind, err := image.choose(id, w.Kinds)
 	if err != nil {
 		return e, err
 	}
 	m.opened++
 	e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
-		ReadOnly: w.ReadOnly, Served: served, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
+		ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
 	image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
 	return e, nil
 }
 
-// choose picks the first kind that the image can give, and tells whether a worker does.
-func (i *memoryImage) choose(id blockdev.ID, w blockdev.Want, devices bool) (kind blockdev.Kind, served bool, err error) {
+// choose picks the first kind that the image can give.
+func (i *memoryImage) choose(id blockdev.ID, kinds []blockdev.Kind) (blockdev.Kind, error) {
 	if i.accessed > 0 {
-		return "", false, fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+		return "", fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
 	}
 	known := false
-	for _, k := range w.Kinds {
+	for _, k := range kinds {
 		switch k {
 		case blockdev.File, blockdev.Block:
 			if i.layers == 0 {
-				return k, false, nil
+				return k, nil
 			}
 			known = true
 		case blockdev.VhostUser, blockdev.NBD:
 			if !i.sealed(id) {
-				return k, true, nil
+				return k, nil
 			}
 			known = true
 		}
 	}
-	switch {
-	case known && devices && w.Served && slices.Contains(w.Kinds, blockdev.Block) && !i.sealed(id):
-		return blockdev.Block, true, nil
-	case known:
-		return "", false, blockdev.ErrLayered
+	if known {
+		return "", blockdev.ErrLayered
 	}
-	return "", false, fmt.Errorf("endpoint kinds %v: %w", w.Kinds, errors.ErrUnsupported)
+	return "", fmt.Errorf("endpoint kinds %v: %w", kinds, errors.ErrUnsupported)
 }
 
 // Close implements blockdev.Backend.

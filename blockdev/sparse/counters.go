@@ -63,7 +63,7 @@ func (p *Pool) counters(ctx context.Context, id blockdev.ID) (blockdev.Counters,
 	if o.served() {
 		return p.ServedCounters(ctx, id)
 	}
-	if !o.looped() {
+	if o == nil || o.kind != blockdev.Block {
 		return blockdev.Counters{}, blockdev.ErrNotFound
 	}
 	b, err := io.ReadAll(io.NewSectionReader(o.lock, 0, maxBegan))
