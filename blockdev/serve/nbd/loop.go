@@ -452,6 +452,11 @@ func (l *loop) transferred(s *slot, n int) {
 	case syscall.Errno(-n) == syscall.EINTR || syscall.Errno(-n) == syscall.EAGAIN:
 		l.transfer(s)
 		return
+	case uring.Canceled(n):
+		l.queue.Waited(meter.Device, s.since)
+		l.giveBack(s, false)
+		l.help(s) // all of it
+		return
 	default:
 		err = syscall.Errno(-n)
 	}

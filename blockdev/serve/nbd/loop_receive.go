@@ -49,7 +49,7 @@ func (l *loop) received(n int) {
 	switch {
 	case l.broken != nil:
 		l.hangUp(l.broken) // TLS would have no room to decrypt the end, and never get any
-	case n < 0 && syscall.Errno(-n) == syscall.EINTR:
+	case n < 0 && (syscall.Errno(-n) == syscall.EINTR || uring.Canceled(n)):
 	case n < 0:
 		l.hangUp(os.NewSyscallError("recv", syscall.Errno(-n)))
 	case l.closed.Load() && n > 0:

@@ -69,7 +69,7 @@ func (l *loop) sentAtOnce() {
 func (l *loop) sent(n int) {
 	l.sending = 0
 	if n < 0 {
-		if errno := syscall.Errno(-n); errno != syscall.EINTR && errno != syscall.EAGAIN {
+		if errno := syscall.Errno(-n); errno != syscall.EINTR && errno != syscall.EAGAIN && !uring.Canceled(n) {
 			l.breakOff(os.NewSyscallError("send", errno))
 		}
 		return

@@ -28,6 +28,13 @@ const (
 	msgNoSignal = 0x4000
 )
 
+// Canceled tells of a completion that the kernel had nobody to perform its operation, of
+// which nothing was done. What may block has a thread of the kernel's own, which is a fork
+// of the one that submits: a signal to that, or a limit on threads, hinders it, and after
+// three tries the kernel gives up (io_uring/io-wq.c, io_should_retry_thread). The operation
+// is still to be done, in another way: there may be no thread the next time either.
+func Canceled(res int) bool { return syscall.Errno(-res) == syscall.ECANCELED }
+
 func transfer(e *sys.UringEntry, opcode uint8, fd int, b []byte, at int64, tag uint64) {
 	e.Opcode, e.FD, e.UserData = opcode, int32(fd), tag
 	e.Addr, e.Len, e.Off = uint64(uintptr(unsafe.Pointer(unsafe.SliceData(b)))), uint32(len(b)), uint64(at)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/serve/uring"
 	"holdfast/internal/sys"
 )
@@ -193,4 +194,18 @@ func TestFullRing(t *testing.T) {
 		}
 		results(t, r, 4)
 	}
+}
+
+// TestCanceled: what the kernel has nobody for is not performed, and says so.
+func TestCanceled(t *testing.T) {
+	blockdevtest.WithoutThreads(t, func(t *testing.T) {
+		r := ring(t, 8)
+		f, err := os.Create(filepath.Join(t.TempDir(), "file"))
+		must(t, err)
+		defer f.Close()
+		uring.SyncData(r.Next(), int(f.Fd()), 1)
+		if got := results(t, r, 1); got[1] != -int(syscall.ECANCELED) {
+			t.Errorf("%v", got)
+		}
+	})
 }

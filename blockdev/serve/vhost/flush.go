@@ -108,6 +108,8 @@ func (l *loop) synced(res int32) {
 		l.server.flusher.done(l, nil)
 	case errno == syscall.EINTR || errno == syscall.EAGAIN:
 		l.sync()
+	case uring.Canceled(int(res)):
+		l.help(&l.syncing)
 	default:
 		l.server.flusher.done(l, errno)
 	}

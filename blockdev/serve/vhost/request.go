@@ -432,6 +432,8 @@ func (l *loop) complete(r *request, res int32) {
 	switch {
 	case res == -int32(syscall.EINTR) || res == -int32(syscall.EAGAIN):
 		l.submit(r)
+	case uring.Canceled(int(res)):
+		l.canceled(r)
 	case res < 0:
 		l.finish(r, device.Unsupported(syscall.Errno(-res)))
 	case r.kind != kindIn && r.kind != kindOut:
@@ -447,6 +449,17 @@ func (l *loop) complete(r *request, res int32) {
 		}
 		l.finish(r, nil)
 	}
+}
+
+// canceled has a helper perform what the kernel had nobody for. A request of which a part
+// has moved stays the ring's: that part is known to nobody else.
+func (l *loop) canceled(r *request) {
+	if (r.kind == kindIn || r.kind == kindOut) && r.left < r.length {
+		l.submit(r)
+		return
+	}
+	r.giveBack(false)
+	l.help(r)
 }
 
 // finish ends a request that was performed, counts it and answers it.

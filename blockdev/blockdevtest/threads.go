@@ -1,0 +1,79 @@
+package blockdevtest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	// withoutThreads names the test that a program was started for.
+	withoutThreads = "HOLDFAST_TEST_WITHOUT_THREADS"
+	// nobodyElse is a user who has no other processes.
+	nobodyElse = 64997
+	// idleThreads are more than a test blocks at once.
+	idleThreads = 48
+)
+
+// WithoutThreads runs f where the kernel can start no thread for an io_uring, whose
+// operations that may block it therefore cancels. That is a process of its own, whose user
+// may have no more threads than there are; Go has some to spare.
+func WithoutThreads(t *testing.T, f func(t *testing.T)) {
+	t.Helper()
+	if os.Getenv(withoutThreads) == t.Name() {
+		if err := starve(); err != nil {
+			t.Fatal(err)
+		}
+		f(t)
+		return
+	}
+	Require(t, Root)
+	dir := t.TempDir()
+	if err := errors.Join(os.Chown(dir, nobodyElse, nobodyElse), os.Chmod(filepath.Dir(dir), 0o711)); err != nil { //nolint:gosec // to be gone through
+		t.Fatal(err)
+	}
+	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.timeout=1m") //nolint:gosec // this program
+	c.Env = append(os.Environ(), withoutThreads+"="+t.Name(), "TMPDIR="+dir)
+	if out, err := c.CombinedOutput(); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// starve has this process end as a user who may start no thread.
+func starve() error {
+	var gate [2]int
+	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
+		return err
+	}
+	var blocked sync.WaitGroup
+	for range idleThreads {
+		blocked.Go(func() { _, _ = syscall.Read(gate[0], make([]byte, 1)) }) // each has a thread, which stays
+	}
+	for n := 0; n < idleThreads; {
+		tasks, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			return err
+		}
+		n = len(tasks)
+	}
+	_ = unix.Close(gate[1])
+	blocked.Wait()
+	_ = unix.Close(gate[0])
+	if err := syscall.Setresgid(nobodyElse, nobodyElse, nobodyElse); err != nil {
+		return err
+	}
+	if err := syscall.Setresuid(nobodyElse, nobodyElse, nobodyElse); err != nil {
+		return err
+	}
+	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
+		return fmt.Errorf("setrlimit: %w", err)
+	}
+	return nil
+}
