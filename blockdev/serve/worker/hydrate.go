@@ -3,8 +3,6 @@ package worker
 import (
 	"context"
 	"errors"
-	"runtime"
-	"runtime/debug"
 	"sync"
 	"time"
 
@@ -118,15 +116,6 @@ func (h *hydration) rest(ctx context.Context) {
 		}
 	}
 	h.w.giveBack()
-}
-
-// giveBack returns to the host what is not needed of the worker's memory, its program
-// among it, much of which has begun or fetched and is of no use now. Pools keep things
-// for one collection.
-func (w *volume) giveBack() {
-	runtime.GC()
-	debug.FreeOSMemory()
-	_ = w.program.Unload() // then it takes more than it has to
 }
 
 // note remembers how a run ended; true when it is to be tried again. ErrBusy is none

@@ -58,6 +58,7 @@ type volume struct {
 	left    func()   // is told when a virtual machine has hung up, before the next is taken; nil: nobody
 	remote  *overlay.Remote
 	program sys.Program
+	giving  sync.Mutex // of giveBack
 
 	hydration *hydration
 
