@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
+	"runtime"
 	"sync"
 	"syscall"
 	"testing"
@@ -18,8 +18,8 @@ const (
 	withoutThreads = "HOLDFAST_TEST_WITHOUT_THREADS"
 	// nobodyElse is a user who has no other processes.
 	nobodyElse = 64997
-	// idleThreads are more than a test blocks at once.
-	idleThreads = 48
+	// blockedThreads are more than a test blocks at once.
+	blockedThreads = 48
 )
 
 // WithoutThreads runs f where the kernel can start no thread for an io_uring, whose
@@ -36,11 +36,13 @@ func WithoutThreads(t *testing.T, f func(t *testing.T)) {
 	}
 	Require(t, Root)
 	dir := t.TempDir()
-	if err := errors.Join(os.Chown(dir, nobodyElse, nobodyElse), os.Chmod(filepath.Dir(dir), 0o711)); err != nil { //nolint:gosec // to be gone through
+	self, err := os.Executable()
+	if err = errors.Join(err, os.Chown(dir, nobodyElse, nobodyElse)); err != nil {
 		t.Fatal(err)
 	}
-	c := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.timeout=1m") //nolint:gosec // this program
-	c.Env = append(os.Environ(), withoutThreads+"="+t.Name(), "TMPDIR="+dir)
+	c := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.timeout=5m") //nolint:gosec // this program
+	// It need not get through what is above, and paths of sockets are short.
+	c.Dir, c.Env = dir, append(os.Environ(), withoutThreads+"="+t.Name(), "TMPDIR=.", "GOTMPDIR=.")
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -48,6 +50,9 @@ func WithoutThreads(t *testing.T, f func(t *testing.T)) {
 
 // starve has this process end as a user who may start no thread.
 func starve() error {
+	runtime.LockOSThread() // for the first time, which has Go start a thread
+	runtime.UnlockOSThread()
+	idleThreads := blockedThreads + runtime.GOMAXPROCS(0) // so many run at once
 	var gate [2]int
 	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
 		return err
