@@ -25,9 +25,7 @@ func workersFor(t *testing.T) (*control.Starter, string) {
 		ids, err := s.List(context.Background())
 		good(t, err)
 		for _, id := range ids {
-			w, err := s.Find(context.Background(), id)
-			good(t, err)
-			good(t, w.Kill(context.Background()))
+			good(t, s.Kill(context.Background(), id))
 		}
 		good(t, os.RemoveAll(dir))
 	})

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
-	"syscall"
 	"testing"
 	"time"
 
@@ -34,12 +33,10 @@ func TestSeverWhileAnotherOpens(t *testing.T) {
 		t.Fatal(err)
 	}
 	s, err := p.Observe(ctx, id)
-	if err == nil {
-		err = syscall.Kill(s.Pid, syscall.SIGSTOP)
-	}
 	if err != nil {
 		t.Fatal(err)
 	}
+	blockdevtest.StandStill(t, s.Pid)
 	opened := make(chan error, 1)
 	go func() { _, err := p.Open(ctx, id, want); opened <- err }()
 	await(t, "the other has the turn", func() bool {
@@ -51,7 +48,7 @@ func TestSeverWhileAnotherOpens(t *testing.T) {
 		}
 		return err != nil
 	})
-	bounded, cancel := context.WithTimeout(ctx, 6*time.Second)
+	bounded, cancel := context.WithTimeout(ctx, 15*time.Second) // a third of it goes by gently
 	defer cancel()
 	if err := p.Sever(bounded, id); err != nil {
 		t.Error(err)

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -55,7 +54,7 @@ func TestForceEndsTheWorker(t *testing.T) {
 			x.refused(err, "CONFLICT", "a client is connected")
 			worker := workerOf(t, a.Socket)
 			if stopped {
-				must(t, syscall.Kill(worker, syscall.SIGSTOP))
+				blockdevtest.StandStill(t, worker)
 			}
 			type answer struct {
 				client.Attachment

@@ -49,7 +49,7 @@ type Server struct {
 	o    Options
 }
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 var listening = regexp.MustCompile(`listening on (127\.0\.0\.1:\d+)`)
 
@@ -121,9 +121,7 @@ func (s *Server) start() {
 // Pause stops the server where it is, and lets it go on.
 func (s *Server) Pause() (goOn func()) {
 	s.t.Helper()
-	if err := s.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
-		s.t.Fatal(err)
-	}
+	blockdevtest.StandStill(s.t, s.cmd.Process.Pid)
 	return func() { _ = s.cmd.Process.Signal(syscall.SIGCONT) }
 }
 
