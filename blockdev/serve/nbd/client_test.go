@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds what a test waits for; nothing takes it that works.
-const patience = 30 * time.Second
+const patience = 2 * time.Minute
 
 func must(t testing.TB, err error) {
 	t.Helper()
