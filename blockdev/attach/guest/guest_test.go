@@ -23,7 +23,7 @@ func against(t *testing.T, patience time.Duration, stranger func(Request, net.Co
 		_ = Requests(there, func(r Request) { stranger(r, there) })
 	}()
 	defer func() { here.Close(); <-done }()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	return Ask(ctx, here, patience, Request{Do: Stat, Serial: "abc"})
 }
@@ -36,7 +36,7 @@ func line(a Answer) string {
 }
 
 func TestAsk(t *testing.T) {
-	a, err := against(t, time.Second, func(r Request, conn net.Conn) {
+	a, err := against(t, time.Minute, func(r Request, conn net.Conn) {
 		say(conn, "left over of another\n"+line(Answer{ID: "another's", Size: 9})+line(Answer{ID: r.ID, Working: true})+line(Answer{ID: r.ID, Size: 7}))
 	})
 	if err != nil || a.Size != 7 {
@@ -60,7 +60,7 @@ func TestStrangers(t *testing.T) {
 		"a strange code": {ErrNonsense, "code", func(r Request, conn net.Conn) { say(conn, line(Answer{ID: r.ID, Failure: &Failure{Code: "rm -rf"}})) }},
 	} {
 		t.Run(name, func(t *testing.T) {
-			patience := 10 * time.Second
+			patience := time.Minute
 			if errors.Is(c.want, ErrSilent) {
 				patience = 100 * time.Millisecond
 			}
@@ -99,7 +99,7 @@ func TestForEver(t *testing.T) {
 
 // TestWords: what a guest says is shown in quotes, cut short, and harmless.
 func TestWords(t *testing.T) {
-	_, err := against(t, time.Second, func(r Request, conn net.Conn) {
+	_, err := against(t, time.Minute, func(r Request, conn net.Conn) {
 		say(conn, line(Answer{ID: r.ID, Failure: &Failure{Code: CodeBusy, Text: "\x1b[31mred\n" + strings.Repeat("y", 4000), Holders: []Holder{{Pid: 7, Name: "a\x00b"}, {Pid: -1, Name: "no"}, {Pid: 8}}}}))
 	})
 	var refused *Refused
@@ -122,7 +122,11 @@ func TestConnect(t *testing.T) {
 			_, _ = there.Read(b)
 			say(there, answer)
 		}()
-		if err := Connect(t.Context(), here, 100*time.Millisecond, VsockPort); (err == nil) != ok {
+		patience := time.Minute
+		if answer == "" {
+			patience = 100 * time.Millisecond
+		}
+		if err := Connect(t.Context(), here, patience, VsockPort); (err == nil) != ok {
 			t.Errorf("%q: %v", answer, err)
 		}
 		here.Close()

@@ -65,7 +65,7 @@ func peer(t *testing.T, answer func(conn net.Conn, r guest.Request)) (*vmguest.A
 		t.Fatal(err)
 	}
 	serial := func(attach.Request) (string, error) { return "serial", nil }
-	return &vmguest.Agents{Door: door, Serial: serial, Patience: 200 * time.Millisecond}, attach.Request{
+	return &vmguest.Agents{Door: door, Serial: serial, Patience: time.Minute}, attach.Request{
 		Volume: "vol-06c8qk4g1h6s9tj2m0a4n7v000", Endpoint: blockdev.Endpoint{Size: size},
 		Target: attach.Target{Agent: socket, Pid: os.Getpid(), StartTime: start, Boot: boot},
 	}
@@ -127,6 +127,7 @@ func TestHostileAgent(t *testing.T) {
 	} {
 		t.Run(what, func(t *testing.T) {
 			a, r := peer(t, answer)
+			a.Patience = 200 * time.Millisecond
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 			defer cancel()
 			_, _, err := a.StatInside(ctx, r)
@@ -171,10 +172,11 @@ func TestLeftovers(t *testing.T) {
 		_, _ = io.WriteString(conn, "lf\":1}\n{\"id\":\"old\",\"failure\":{\"code\":\"failed\"}}\n")
 		for range 5 {
 			say(conn, r, `{"id":"ID","working":true}`)
-			time.Sleep(100 * time.Millisecond)
+			time.Sleep(500 * time.Millisecond)
 		}
 		say(conn, r, `{"id":"ID","usage":{"total":1000,"used":400,"free":600},"frozen":true}`)
 	})
+	a.Patience = 2 * time.Second
 	u, frozen, err := a.StatInside(t.Context(), r)
 	if err != nil || u.Used != 400 || !frozen {
 		t.Errorf("%+v, %v, %v", u, frozen, err)
