@@ -105,7 +105,7 @@ func (w *world) attachmentID() string {
 // too soon; patiently, how long one that is not may take on a busy machine.
 const (
 	quickly   = 20 * time.Millisecond
-	patiently = 20 * time.Second
+	patiently = 2 * time.Minute
 )
 
 // ask sends a request in a state and writes down the answer; "waits, then …" when

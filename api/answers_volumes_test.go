@@ -94,7 +94,7 @@ var attachmentStates = map[string]state{
 		w.makeVolume()
 		return w.attaching()
 	}},
-	"attaching, hangs": {limit: 60 * time.Millisecond, enter: func(w *world) func() {
+	"attaching, hangs": {limit: 400 * time.Millisecond, enter: func(w *world) func() {
 		w.makeVolume()
 		gate := make(chan struct{})
 		w.sandboxes.be(func(a *toyAttacher) { a.gate = gate })

@@ -55,7 +55,7 @@ func (p *replay) send(name string) reply {
 		p.t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := c.Write(raw); err != nil {
 		p.t.Fatal(err)
 	}

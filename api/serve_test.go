@@ -195,7 +195,7 @@ func talk(t testing.TB, addr, raw string) (*http.Response, string) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = c.Close() })
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 	if _, err := io.WriteString(c, raw); err != nil {
 		t.Fatal(err)
 	}
@@ -213,7 +213,7 @@ func talk(t testing.TB, addr, raw string) (*http.Response, string) {
 
 func TestBodiesThatNeverCome(t *testing.T) {
 	w := newWorld(t, func(o *api.Options) {
-		o.Limits.Request, o.Limits.TransferIdle = 50*time.Millisecond, 50*time.Millisecond
+		o.Limits.Request, o.Limits.TransferIdle = time.Second, time.Second
 	})
 	target := w.request("PUT /v0/volume_templates/demo?upload=true", `{}`).Header.Get("X-Blaxel-Upload-Url")
 	addr := w.listen()
@@ -231,16 +231,19 @@ func TestBodiesThatNeverCome(t *testing.T) {
 // TestConnectionOutlivesDeadlines: the deadlines of one request must not hit the
 // next one on the same connection.
 func TestConnectionOutlivesDeadlines(t *testing.T) {
-	w := newWorld(t, func(o *api.Options) { o.Limits.Request = 100 * time.Millisecond })
+	w := newWorld(t, func(o *api.Options) { o.Limits.Request = time.Second })
 	c, err := net.Dial("tcp", w.listen())
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	_ = c.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = c.SetDeadline(time.Now().Add(2 * time.Minute))
 	in := bufio.NewReader(c)
 	body := `{"spec":{"size":0}}` // refused before the engine is asked
 	for i := range 3 {
+		if i > 0 {
+			time.Sleep(1200 * time.Millisecond) // longer than the deadlines of the request before
+		}
 		fmt.Fprintf(c, "POST /v0/volumes HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Length: %d\r\n\r\n%s", adminKey, len(body), body)
 		resp, err := http.ReadResponse(in, nil)
 		if err != nil {
@@ -249,7 +252,6 @@ func TestConnectionOutlivesDeadlines(t *testing.T) {
 		if _, err := io.Copy(io.Discard, resp.Body); err != nil || resp.StatusCode != 400 {
 			t.Fatalf("request %d: %d, %v", i, resp.StatusCode, err)
 		}
-		time.Sleep(150 * time.Millisecond) // longer than the deadlines of the request before
 	}
 }
 
@@ -257,7 +259,7 @@ func TestConnectionOutlivesDeadlines(t *testing.T) {
 // end a request that works on after it.
 func TestContextLivesWhileArchiveIsBuilt(t *testing.T) {
 	w := newWorld(t, func(o *api.Options) {
-		o.Limits.Request, o.Limits.TransferIdle = 30*time.Millisecond, 30*time.Millisecond
+		o.Limits.Request, o.Limits.TransferIdle = time.Second, time.Second
 	})
 	b := &builder{Library: w.shelf, reached: make(chan struct{}), ended: make(chan error, 1)}
 	w.options.Library = b
@@ -289,7 +291,7 @@ func (b *builder) Ingest(ctx context.Context, _ templates.Upload, _ int64, body 
 	select {
 	case <-ctx.Done():
 		b.ended <- ctx.Err()
-	case <-time.After(150 * time.Millisecond): // five times as long as any deadline
+	case <-time.After(2 * time.Second): // twice as long as any deadline
 		b.ended <- nil
 	}
 	return templates.Revision{Name: "1", Template: "t", Status: templates.Ready}, nil

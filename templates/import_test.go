@@ -21,7 +21,7 @@ import (
 // nobody could upload to does not stay.
 func TestImport(t *testing.T) {
 	s := registrytest.Start(t, registrytest.Options{})
-	registries, err := oci.NewRegistries(oci.RegistryOptions{Hosts: []string{"http://" + s.Host}, Stall: 500 * time.Millisecond})
+	registries, err := oci.NewRegistries(oci.RegistryOptions{Hosts: []string{"http://" + s.Host}, Stall: 3 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

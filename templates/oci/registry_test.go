@@ -306,7 +306,8 @@ func TestSlowRegistry(t *testing.T) {
 		t.Errorf("a registry that stands still: %v", err)
 	}
 	goOn()
-	if _, err := pull(t, r, ref); err != nil {
+	patient := registries(t, oci.RegistryOptions{Hosts: []string{"http://" + s.Host}})
+	if _, err := pull(t, patient, ref); err != nil {
 		t.Errorf("when it goes on: %v", err)
 	}
 
@@ -343,7 +344,7 @@ func TestSlowRegistry(t *testing.T) {
 	defer drip.Close()
 	defer close(stop)
 	host := strings.TrimPrefix(drip.URL, "http://")
-	r = registries(t, oci.RegistryOptions{Hosts: []string{"http://" + host}, Stall: 300 * time.Millisecond})
+	r = registries(t, oci.RegistryOptions{Hosts: []string{"http://" + host}, Stall: 3 * time.Second})
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
 	if _, err := r.Open(ctx, host+"/app:1", oci.Options{Staging: t.TempDir(), Platform: "linux/amd64"}); !errors.Is(err, context.DeadlineExceeded) {
