@@ -19,7 +19,7 @@ import (
 func talk(t *testing.T, say func(command string, arguments json.RawMessage) string) *guestAgent {
 	t.Helper()
 	here, there := net.Pipe()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	if err := errors.Join(here.SetDeadline(deadline), there.SetDeadline(deadline)); err != nil {
 		t.Fatal(err)
 	}

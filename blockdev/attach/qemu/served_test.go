@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
@@ -130,7 +131,8 @@ func TestWorkerAbsent(t *testing.T) {
 	m.empty("without a worker")
 
 	good(t, os.WriteFile(socket, nil, 0o600)) // somebody's, who does not listen
-	is(t, "nobody listens", rash(t, m.dir).Attach(ctx, r), blockdev.ErrBusy, "no connection to the volume's worker")
+	brief := with(t, qemu.Options{Answer: 3 * time.Second, Command: patience}, m.dir)
+	is(t, "nobody listens", brief.Attach(ctx, r), blockdev.ErrBusy, "no connection to the volume's worker")
 	m.empty("refused")
 	good(t, removed(socket))
 	if err := a.Attach(ctx, r); err == nil {

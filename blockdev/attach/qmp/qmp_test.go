@@ -18,7 +18,7 @@ import (
 	"holdfast/blockdev/blockdevtest"
 )
 
-const patience = 30 * time.Second
+const patience = time.Minute
 
 // qemu starts a QEMU without a machine, stopped, and tells its monitor's socket.
 func qemu(t *testing.T) (socket string, end func()) {

@@ -24,7 +24,7 @@ import (
 
 const (
 	mib      = 1 << 20
-	patience = 30 * time.Second
+	patience = time.Minute
 )
 
 // volume is an image, as a pool gives it.
@@ -153,7 +153,7 @@ func TestLife(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	one.Sh(t, fmt.Sprintf("set -e; for n in $(seq 1000); do [ $(cat /sys/block/%s/size) = %d ] && break; sleep 0.01; done; resize2fs %s 2>/dev/null; echo after > /mnt/after; [ $(($(stat -f -c %%b /mnt) * $(stat -f -c %%S /mnt))) -gt %d ]; umount /mnt",
+	one.Sh(t, fmt.Sprintf("set -e; for n in $(seq 6000); do [ $(cat /sys/block/%s/size) = %d ] && break; sleep 0.01; done; resize2fs %s 2>/dev/null; echo after > /mnt/after; [ $(($(stat -f -c %%b /mnt) * $(stat -f -c %%S /mnt))) -gt %d ]; umount /mnt",
 		filepath.Base(node), 128*mib/512, node, 100*mib))
 	if !openBy(t, one.Pid(), v.path) {
 		t.Error("the test cannot tell who has the image open")
@@ -308,7 +308,7 @@ func TestPlaces(t *testing.T) {
 		plug(t, a, request(v, target))
 		all = append(all, v)
 	}
-	if got := guest.Sh(t, "for n in $(seq 1000); do ls /dev/disk/by-id /sys/block 2>/dev/null | grep -q '^sda$' && break; sleep 0.01; done; cat /sys/block/sda/device/vpd_pg80 | tr -d '\\000-\\037'"); !strings.HasSuffix(got, qemu.Serial(all[8].id)) {
+	if got := guest.Sh(t, "for n in $(seq 6000); do ls /dev/disk/by-id /sys/block 2>/dev/null | grep -q '^sda$' && break; sleep 0.01; done; cat /sys/block/sda/device/vpd_pg80 | tr -d '\\000-\\037'"); !strings.HasSuffix(got, qemu.Serial(all[8].id)) {
 		t.Errorf("the ninth is no SCSI disk: %q", got)
 	}
 	disk(t, guest, all[7].id)
