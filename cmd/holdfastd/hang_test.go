@@ -16,8 +16,9 @@ import (
 	"holdfast/internal/sys"
 )
 
-// stepTimeout is short: what hangs here hangs for ever.
-const stepTimeout = "1s"
+// stepTimeout is short, for what hangs here hangs for ever, and long enough for the
+// steps beside it.
+const stepTimeout = "3s"
 
 // answersSoon runs a call that meets something that hangs.
 func answersSoon(t *testing.T, what, word string, call func() error) {
@@ -27,7 +28,7 @@ func answersSoon(t *testing.T, what, word string, call func() error) {
 	if client.Status(err) < 400 || !strings.Contains(fmt.Sprintf("%+v %v", err, err), word) {
 		t.Errorf("%s: %v; want %s", what, err, word)
 	}
-	if took := time.Since(begin); took > 30*time.Second {
+	if took := time.Since(begin); took > time.Minute {
 		t.Errorf("%s took %v", what, took)
 	}
 }
@@ -104,7 +105,7 @@ func TestDeadHostPath(t *testing.T) {
 	}
 	begin := time.Now()
 	n.stop()
-	if took := time.Since(begin); took > 40*time.Second {
+	if took := time.Since(begin); took > 90*time.Second {
 		t.Errorf("shutdown took %v", took)
 	}
 	n.start()
