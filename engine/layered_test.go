@@ -151,7 +151,7 @@ func TestTheEndOfAWorkerIsAnEvent(t *testing.T) {
 		if err := w.pool.Die(v.ID); err != nil {
 			t.Fatal(err)
 		}
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			if _, err := w.pool.Observe(ctx, v.ID); err == nil && w.engine.keeps(v.ID) {
 				break

@@ -28,7 +28,7 @@ func TestCompaction(t *testing.T) {
 	}
 	s.Close()
 	s = openStore(t, dir, Options{})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		st, err := s.Stats()
 		if err != nil {

@@ -327,7 +327,7 @@ func TestRevisionsShareBlocks(t *testing.T) {
 
 func eventually(t testing.TB, is func() bool, what func() string) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); !is(); time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !is(); time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal(what())
 		}

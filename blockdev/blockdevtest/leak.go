@@ -11,7 +11,7 @@ import (
 
 // leakPatience is how long LeakCheck waits for the kernel to finish taking a
 // device away (a loop device goes shortly after its last unmount).
-const leakPatience = 5 * time.Second
+const leakPatience = 30 * time.Second
 
 // LeakCheck fails the test if at its end a loop device, a mount or an open file
 // of ours is left below the test's temporary directories or dirs. Call it first:

@@ -276,7 +276,7 @@ func TestDamagedChunks(t *testing.T) {
 					b.Close()
 				}
 			}
-			bounded, cancel := context.WithTimeout(t.Context(), 10*time.Second) // only of one that goes wrong
+			bounded, cancel := context.WithTimeout(t.Context(), time.Minute) // only of one that goes wrong
 			defer cancel()
 			if err := m.pool.Flatten(bounded, vol); !errors.Is(err, blockdev.ErrCorrupt) {
 				t.Errorf("flatten: %v", err)

@@ -85,7 +85,7 @@ func TestSever(t *testing.T) {
 	if err := holder.Close(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		if _, err := loop.Inspect(e.Path); errors.Is(err, blockdev.ErrNotFound) {
 			break
 		}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/serve"
 	"holdfast/blockdev/serve/control"
 	"holdfast/blockdev/serve/control/wire"
@@ -23,7 +24,7 @@ import (
 )
 
 // patience is what nothing here should take.
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 // within bounds a part of a test.
 func within(t testing.TB) context.Context {
@@ -55,7 +56,7 @@ func TestKillOfAStoppedWorker(t *testing.T) {
 	must(t, g.f.Connect(w.Socket()))
 	copy(g.f.Queues[0].Data(0), stamped(7))
 	g.good(frontend.Write, 0, block)
-	must(t, syscall.Kill(w.Pid(), syscall.SIGSTOP))
+	blockdevtest.StandStill(t, w.Pid())
 	for n := 0; ; n++ {
 		c, err := net.Dial("unixpacket", filepath.Join(o.Dir, string(volumeID), "control.sock"))
 		if errors.Is(err, syscall.EAGAIN) {

@@ -117,7 +117,7 @@ func residentKB(t *testing.T, pid int) int {
 func resident(t *testing.T, pid int, what string) {
 	t.Helper()
 	// What it does not need any more it gives back a moment after it could.
-	for end := time.Now().Add(10 * time.Second); residentKB(t, pid) > mostResident && time.Now().Before(end); {
+	for end := time.Now().Add(time.Minute); residentKB(t, pid) > mostResident && time.Now().Before(end); {
 		runtime.Gosched()
 	}
 	t.Logf("%s: resident %s: anonymous %s, files %s", what, procStatus(t, pid, "VmRSS"), procStatus(t, pid, "RssAnon"), procStatus(t, pid, "RssFile"))

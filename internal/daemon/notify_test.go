@@ -21,7 +21,7 @@ func notifySocket(t *testing.T, name string) *net.UnixConn {
 
 func receive(t *testing.T, conn *net.UnixConn) string {
 	t.Helper()
-	must(t, conn.SetReadDeadline(time.Now().Add(10*time.Second)))
+	must(t, conn.SetReadDeadline(time.Now().Add(time.Minute)))
 	b := make([]byte, 128)
 	n, err := conn.Read(b)
 	must(t, err)

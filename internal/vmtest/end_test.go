@@ -88,7 +88,7 @@ func TestHangs(t *testing.T) {
 	}
 	dir := t.TempDir()
 	t.Setenv("TMPDIR", dir)
-	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
+	ctx, cancel = context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
 	_, err := guest.Open(ctx, guest.Options{Boot: true, Args: []string{"-S"}}) // never begins
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "the guest's console ends") {

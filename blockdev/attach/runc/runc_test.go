@@ -310,7 +310,7 @@ func TestChangedRootIsRefused(t *testing.T) {
 		Capabilities: []string{"CAP_SYS_CHROOT"},
 		Args:         []string{"/bin/sh", "-c", "mkdir -p /sub/bin && cp /bin/busybox /sub/bin/ && exec chroot /sub /bin/busybox sleep 1000"},
 	})
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		root, err := os.Readlink(fmt.Sprintf("/proc/%d/root", f.c.Pid))
 		if err == nil && strings.HasSuffix(root, "/sub") {
@@ -597,7 +597,7 @@ func awaitEnd(t *testing.T, pid int) {
 
 func await(t *testing.T, what string, there func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(10 * time.Second); !there(); time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !there(); time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("waited in vain for %s", what)
 		}

@@ -168,7 +168,7 @@ func TestAnswersThatAreNone(t *testing.T) {
 	v := vmmtest.Start(t, vmmtest.Other, socket)
 	target := resolve(t, d, socket)
 	for _, how := range []string{vmmtest.FaultHang, vmmtest.FaultHalf, vmmtest.FaultGarbage, vmmtest.FaultLost, vmmtest.FaultStatus} {
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		v.Fail(vmmtest.Fault{Request: "GET /", How: how, Status: 302, Times: 1})
 		stop := func() {}
 		if how == vmmtest.FaultHang { // nothing comes, however long it waits

@@ -77,7 +77,7 @@ func (b *bench) qemu(t *testing.T) *machine {
 	}
 	go func() { _ = m.Wait(); close(m.ended) }()
 	t.Cleanup(func() { _ = m.Process.Kill(); <-m.ended })
-	for deadline := time.Now().Add(30 * time.Second); b.find(t, b.r).Pid != m.Process.Pid; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); b.find(t, b.r).Pid != m.Process.Pid; time.Sleep(time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatal("QEMU is not connected")
 		}

@@ -83,7 +83,7 @@ func TestCoverWhoseLastSyncFails(t *testing.T) {
 			if !errors.Is(err, blockdev.ErrFailed) {
 				t.Errorf("%v, want that it has failed", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Fatal("it waits for ever")
 		}
 	}

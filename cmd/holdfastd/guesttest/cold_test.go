@@ -59,7 +59,7 @@ func TestVolumeAtStart(t *testing.T) {
 	size := int64(128)
 	_, err = c.UpdateVolume(ctx, "v", client.VolumeChange{SizeMiB: &size})
 	must(t, err)
-	one.Sh(t, fmt.Sprintf("set -e; for n in $(seq 1000); do [ $(cat /sys/block/%s/size) = %d ] && break; sleep 0.01; done; resize2fs %s 2>/dev/null; echo after > /mnt/after; umount /mnt", filepath.Base(node), size<<20/512, node))
+	one.Sh(t, fmt.Sprintf("set -e; for n in $(seq 6000); do [ $(cat /sys/block/%s/size) = %d ] && break; sleep 0.01; done; resize2fs %s 2>/dev/null; echo after > /mnt/after; umount /mnt", filepath.Base(node), size<<20/512, node))
 
 	_, err = c.Detach(ctx, "v", a.ID)
 	refused(t, err, "CONFLICT", fmt.Sprintf("process %d has it open", one.Pid()))

@@ -154,7 +154,7 @@ func TestVolumeInMachines(t *testing.T) {
 	if s := v.State.Sizes; s == nil || s.Device != size<<20 || !strings.Contains(s.Pending, "in the guest") {
 		t.Errorf("grown: %+v", s)
 	}
-	one.Sh(t, fmt.Sprintf("set -e; for n in $(seq 1000); do [ $(cat /sys/block/%s/size) = %d ] && break; sleep 0.01; done; resize2fs %s 2>/dev/null; echo after > /mnt/after; umount /mnt", filepath.Base(node), size<<20/512, node))
+	one.Sh(t, fmt.Sprintf("set -e; for n in $(seq 6000); do [ $(cat /sys/block/%s/size) = %d ] && break; sleep 0.01; done; resize2fs %s 2>/dev/null; echo after > /mnt/after; umount /mnt", filepath.Base(node), size<<20/512, node))
 
 	must(t, d.Kill())
 	must(t, d.Restart(ctx))

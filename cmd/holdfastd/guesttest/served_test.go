@@ -265,7 +265,7 @@ func TestForceEndsTheWorkerOfAMachine(t *testing.T) {
 		t.Errorf("the second guest reads %q", got)
 	}
 	must(t, one.Do(ctx, "cont", nil))
-	one.Sh(t, "for i in $(seq 300); do [ -e /tmp/failed ] && [ ! -e "+"/dev/disk/by-id/virtio-"+a.Serial+" ] && ! grep -qs "+a.Serial+" /sys/block/*/serial && exit 0; sleep 0.1; done; cat /tmp/last; exit 1")
+	one.Sh(t, "for i in $(seq 1200); do [ -e /tmp/failed ] && [ ! -e "+"/dev/disk/by-id/virtio-"+a.Serial+" ] && ! grep -qs "+a.Serial+" /sys/block/*/serial && exit 0; sleep 0.1; done; cat /tmp/last; exit 1")
 	v, err := c.Volume(ctx, "v")
 	must(t, err)
 	var said []string
