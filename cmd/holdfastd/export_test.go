@@ -19,6 +19,7 @@ import (
 	"holdfast/api/client"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/serve/vhost/frontend"
+	"holdfast/internal/sys"
 )
 
 // exports is a daemon with a pool that cannot share bytes, and a directory where clients
@@ -328,14 +329,13 @@ func killWorker(t *testing.T, socket string) {
 	must(t, unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(socket), "control.sock")}))
 	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	must(t, err)
-	worker, err := unix.PidfdOpen(int(peer.Pid), 0)
+	worker, err := sys.OpenPidfd(int(peer.Pid))
 	must(t, err)
-	defer unix.Close(worker)
-	must(t, unix.PidfdSendSignal(worker, unix.SIGKILL, nil, 0))
-	ended := []unix.PollFd{{Fd: int32(worker), Events: unix.POLLIN}}
-	if n, err := unix.Poll(ended, int(patience.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) || n == 0 {
-		t.Errorf("the worker does not end: %v", err)
-	}
+	defer worker.Close()
+	must(t, sys.KillProcess(worker))
+	bounded, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	must(t, sys.AwaitEnd(bounded, worker))
 }
 
 // connectAgain connects to a worker that is being started.

@@ -8,11 +8,10 @@ import (
 	"strings"
 	"testing"
 
-	"golang.org/x/sys/unix"
-
 	"holdfast/api/client"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/blockdev/serve/vhost/frontend"
+	"holdfast/internal/sys"
 )
 
 // ask makes one request of a disk and gives its status.
@@ -65,12 +64,12 @@ func TestForceEndsTheWorker(t *testing.T) {
 				a, err := x.ForceDetach(ctx, "work", a.ID)
 				gone <- answer{a, err}
 			}()
-			ended, err := unix.PidfdOpen(worker, 0)
+			ended, err := sys.OpenPidfd(worker)
 			must(t, err)
-			defer unix.Close(ended)
-			if n, err := unix.Poll([]unix.PollFd{{Fd: int32(ended), Events: unix.POLLIN}}, int(patience.Milliseconds())); err != nil || n == 0 {
-				t.Fatalf("the worker does not end: %v", err)
-			}
+			defer ended.Close()
+			bounded, cancel := context.WithTimeout(ctx, patience)
+			defer cancel()
+			must(t, sys.AwaitEnd(bounded, ended))
 			f.Hangup()
 			connectAgain(t, f, a.Socket)
 			for _, kind := range []uint32{frontend.Write, frontend.Read} {

@@ -1,7 +1,7 @@
 package guesttest_test
 
 import (
-	"errors"
+	"context"
 	"fmt"
 	"net"
 	"os/exec"
@@ -15,6 +15,7 @@ import (
 	"holdfast/api/client"
 	"holdfast/blockdev/blockdevtest"
 	"holdfast/internal/localdaemon"
+	"holdfast/internal/sys"
 	"holdfast/internal/tarball"
 	"holdfast/internal/vmtest"
 )
@@ -83,14 +84,13 @@ func killWorker(t *testing.T, a client.Attachment) {
 	must(t, unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(a.Socket), "control.sock")}))
 	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
 	must(t, err)
-	worker, err := unix.PidfdOpen(int(peer.Pid), 0)
+	worker, err := sys.OpenPidfd(int(peer.Pid))
 	must(t, err)
-	defer unix.Close(worker)
-	must(t, unix.PidfdSendSignal(worker, unix.SIGKILL, nil, 0))
-	ended := []unix.PollFd{{Fd: int32(worker), Events: unix.POLLIN}}
-	if n, err := unix.Poll(ended, int(patience.Milliseconds())); err != nil && !errors.Is(err, unix.EINTR) || n == 0 {
-		t.Errorf("the worker does not end: %v", err)
-	}
+	defer worker.Close()
+	must(t, sys.KillProcess(worker))
+	bounded, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	must(t, sys.AwaitEnd(bounded, worker))
 }
 
 // served waits until a worker that began after a time has a client.
