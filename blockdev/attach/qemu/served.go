@@ -167,9 +167,28 @@ func (m *machine) callWorker(ctx context.Context, r attach.Request) error {
 	}
 }
 
-// addLine makes the character device. What it is told of the time between two tries is
-// named otherwise since QEMU 9.2.
+// addLine makes the character device. The name of one that was taken away is free only when
+// QEMU's last try to connect it has ended, which goes on beside: until then QEMU speaks of a
+// duplicate yank instance.
 func (m *machine) addLine(ctx context.Context, r attach.Request) error {
+	waiting, cancel := context.WithTimeout(ctx, m.o.Answer)
+	defer cancel()
+	for {
+		err := m.tryLine(ctx, r)
+		if why := refused(err); why == nil || !strings.Contains(why.Desc, "yank instance") {
+			return err
+		}
+		select {
+		case <-waiting.Done():
+			return err
+		case <-time.After(pollTime):
+		}
+	}
+}
+
+// tryLine is addLine, once. What the device is told of the time between two tries is named
+// otherwise since QEMU 9.2.
+func (m *machine) tryLine(ctx context.Context, r attach.Request) error {
 	var failure error
 	for _, pause := range []qmp.Args{{"reconnect": 1}, {"reconnect-ms": 1000}} {
 		data := qmp.Args{"addr": qmp.Args{"type": "unix", "data": qmp.Args{"path": r.Endpoint.Path}}, "server": false}

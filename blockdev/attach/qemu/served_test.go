@@ -171,6 +171,32 @@ func TestPrivateMemory(t *testing.T) {
 	}
 }
 
+// TestNameOfALineIsFreeLater: QEMU may still try to connect a line that was taken away.
+func TestNameOfALineIsFreeLater(t *testing.T) {
+	dir := t.TempDir()
+	socket := filepath.Join(dir, "q")
+	f := fakeMonitor(t, socket)
+	a := hasty(t, dir)
+	target, err := a.Resolve(t.Context(), attach.Target{Type: qemu.Type, Socket: socket}, "")
+	good(t, err)
+	tries := 0
+	f.set(func(command, args string) string {
+		if command != "chardev-add" {
+			return ""
+		}
+		if tries++; tries < 4 {
+			return "Failed to add chardev 'holdfast-line': duplicate yank instance"
+		}
+		return "it is free"
+	})
+	image := filepath.Join(dir, "image")
+	good(t, os.WriteFile(image, nil, 0o600))
+	r := attach.Request{Volume: id, Target: target, Endpoint: blockdev.Endpoint{Kind: blockdev.VhostUser, Path: image}}
+	if err := a.Attach(t.Context(), r); err == nil || !strings.Contains(fmt.Sprint(err), "it is free") {
+		t.Error(err)
+	}
+}
+
 // TestReconnectIsNamedOtherwise: a QEMU that has forgotten the old word is told the new
 // one.
 func TestReconnectIsNamedOtherwise(t *testing.T) {
