@@ -76,28 +76,44 @@ func KillProcess(pidfd *os.File) error {
 // proc_pid_stat(5)): together with the pid and the boot it names the process.
 // os.ErrProcessDone when there is none.
 func StartTime(pid int) (uint64, error) {
+	return statField(pid, 22)
+}
+
+// exiting is PF_EXITING of the kernel's include/linux/sched.h.
+const exiting = 0x4
+
+// Ending reports whether a process has begun to end (field 9 of proc_pid_stat(5), its
+// flags). It has before the kernel closes its files, and its connections with them.
+// os.ErrProcessDone when there is none.
+func Ending(pid int) (bool, error) {
+	flags, err := statField(pid, 9)
+	return flags&exiting != 0, err
+}
+
+// statField reads a number of /proc/PID/stat.
+func statField(pid, number int) (uint64, error) {
 	text, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
-		return 0, fmt.Errorf("start time of %d: %w (%w)", pid, os.ErrProcessDone, err)
+		return 0, fmt.Errorf("status of %d: %w (%w)", pid, os.ErrProcessDone, err)
 	}
 	if err != nil {
 		return 0, err
 	}
-	return parseStartTime(string(text))
+	return parseStat(string(text), number)
 }
 
-// parseStartTime reads field 22. The second field is the command in
+// parseStat reads a field from the third on. The second field is the command in
 // parentheses, which may itself hold blanks and parentheses.
-func parseStartTime(stat string) (uint64, error) {
+func parseStat(stat string, number int) (uint64, error) {
 	end := strings.LastIndexByte(stat, ')')
 	if end < 0 {
 		return 0, fmt.Errorf("malformed stat line %q", stat)
 	}
 	fields := strings.Fields(stat[end+1:]) // from field 3 on
-	if len(fields) < 20 {
+	if len(fields) <= number-3 {
 		return 0, fmt.Errorf("malformed stat line %q", stat)
 	}
-	return strconv.ParseUint(fields[19], 10, 64)
+	return strconv.ParseUint(fields[number-3], 10, 64)
 }
 
 // BootID names this boot of the machine.

@@ -18,7 +18,7 @@ import (
 // Type is the target type that this attacher serves.
 const Type = "qemu"
 
-// endTime bounds the wait for the end of a process that has hung up.
+// endTime bounds the wait for the end of a process that has hung up, and is not ending yet.
 const endTime = 50 * time.Millisecond
 
 // Options configure an Attacher.
@@ -206,12 +206,12 @@ func (a *Attacher) with(ctx context.Context, t attach.Target, do func(*machine) 
 	if err == nil {
 		return nil
 	}
-	if hungUp(err) { // an ending process closes its files a moment before it has ended
+	if hungUp(err) {
 		ending, cancel := context.WithTimeout(ctx, endTime)
 		defer cancel()
 		_ = a.o.Door.AwaitEnd(ending, t)
 	}
-	if gone := process.Alive(); gone != nil {
+	if gone := process.Gone(ctx); gone != nil {
 		return gone
 	}
 	if hungUp(err) {

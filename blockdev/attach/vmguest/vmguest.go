@@ -67,11 +67,11 @@ func (a *Agents) ask(ctx context.Context, t attach.Target, r guest.Request) (gue
 	defer conn.Close()
 	if a.Vsock {
 		if err := guest.Connect(ctx, conn, patience, guest.VsockPort); err != nil {
-			return guest.Answer{}, a.explain(t, err)
+			return guest.Answer{}, a.explain(ctx, t, err)
 		}
 	}
 	answer, err := guest.Ask(ctx, conn, patience, r)
-	return answer, a.explain(t, err)
+	return answer, a.explain(ctx, t, err)
 }
 
 // told is an error of the guest in words for whoever asked, and what it is besides.
@@ -95,13 +95,13 @@ func silentUnlessGone(err error) error {
 
 // explain puts what went wrong into this package's callers' words. Any of it is
 // explained by the machine's end.
-func (a *Agents) explain(t attach.Target, err error) error {
+func (a *Agents) explain(ctx context.Context, t attach.Target, err error) error {
 	if err == nil {
 		return nil
 	}
 	p, gone := a.Door.Open(t)
 	if gone == nil {
-		gone = p.Alive()
+		gone = p.Gone(ctx)
 		p.Close()
 	}
 	if gone != nil {

@@ -121,7 +121,7 @@ func (d *Door) broken(ctx context.Context, t attach.Target, request *http.Reques
 		return gone
 	}
 	defer p.Close()
-	if gone := p.Alive(); gone != nil {
+	if gone := p.Gone(ctx); gone != nil {
 		return gone
 	}
 	if u := (*url.Error)(nil); errors.As(err, &u) {

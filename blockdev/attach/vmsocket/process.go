@@ -92,6 +92,17 @@ func (p *Process) Alive() error {
 	return err
 }
 
+// Gone is Alive for who has lost a connection to the process: the kernel closes the files
+// of one that ends before it has ended, which is waited for.
+func (p *Process) Gone(ctx context.Context) error {
+	if ending, err := sys.Ending(p.pid); err == nil && ending {
+		ctx, cancel := context.WithTimeout(ctx, killTime)
+		defer cancel()
+		_ = sys.AwaitEnd(ctx, p.pidfd) // Alive tells
+	}
+	return p.Alive()
+}
+
 // Sees reports whether a path of this host leads to the same file or device in the
 // process's own root directory. A jailed VMM sees the image only where the operator
 // has put it at the same path.

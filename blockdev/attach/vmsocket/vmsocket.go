@@ -117,7 +117,7 @@ func (d *Door) DialBeside(ctx context.Context, t attach.Target, field, socket st
 		err = fmt.Errorf("%w: process %d listens on the VMM's socket, and the VMM is process %d", blockdev.ErrBusy, pid, t.Pid)
 	}
 	if err != nil {
-		if gone := p.Alive(); gone != nil {
+		if gone := p.Gone(ctx); gone != nil {
 			return nil, gone
 		}
 		if errors.Is(err, blockdev.ErrGone) { // it lives, and cannot be asked
