@@ -13,7 +13,7 @@ import (
 
 const (
 	// A search for holders only makes an error message better: it is cut short.
-	searchTime = 100 * time.Millisecond
+	searchTime = time.Second
 	searchHits = 8
 )
 

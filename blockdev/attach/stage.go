@@ -29,7 +29,7 @@ const (
 	// will go on doing so, and the caller knows a way that needs nobody's help.
 	abandonWait = 300 * time.Millisecond
 	// passingWait bounds how long a passing user may keep a mount busy.
-	passingWait = 100 * time.Millisecond
+	passingWait = 400 * time.Millisecond
 )
 
 // Stage is a directory of this host in which volumes are mounted, one directory

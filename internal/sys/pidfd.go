@@ -79,8 +79,12 @@ func StartTime(pid int) (uint64, error) {
 	return statField(pid, 22)
 }
 
-// exiting is PF_EXITING of the kernel's include/linux/sched.h.
-const exiting = 0x4
+// Flags of the kernel's include/linux/sched.h.
+const (
+	exiting  = 0x4  // PF_EXITING
+	noExec   = 0x40 // PF_FORKNOEXEC
+	tickTime = time.Second / 100
+)
 
 // Ending reports whether a process has begun to end (field 9 of proc_pid_stat(5), its
 // flags). It has before the kernel closes its files, and its connections with them.
@@ -88,6 +92,25 @@ const exiting = 0x4
 func Ending(pid int) (bool, error) {
 	flags, err := statField(pid, 9)
 	return flags&exiting != 0, err
+}
+
+// Starting reports whether a process was forked not longer ago than a time, and has
+// executed no program yet: until then it has open what the one that forked it has.
+// os.ErrProcessDone when there is none.
+func Starting(pid int, within time.Duration) (bool, error) {
+	flags, err := statField(pid, 9)
+	if err != nil || flags&noExec == 0 {
+		return false, err
+	}
+	began, err := StartTime(pid)
+	if err != nil {
+		return false, err
+	}
+	var now unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &now); err != nil {
+		return false, os.NewSyscallError("clock_gettime", err)
+	}
+	return time.Duration(now.Nano())-time.Duration(began)*tickTime <= within, nil //nolint:gosec // less than the time since boot
 }
 
 // statField reads a number of /proc/PID/stat.

@@ -2,10 +2,12 @@ package sys
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
 	"testing"
+	"time"
 )
 
 func TestParseStat(t *testing.T) {
@@ -47,5 +49,40 @@ func TestEnding(t *testing.T) {
 	}
 	if _, err := Ending(cmd.Process.Pid); !errors.Is(err, os.ErrProcessDone) {
 		t.Errorf("one that is no more: %v", err)
+	}
+}
+
+// TestStarting: a process that was forked, and executes nothing, is about to start for a
+// time; one that has executed a program is not.
+func TestStarting(t *testing.T) {
+	if starting, err := Starting(os.Getpid(), time.Hour); err != nil || starting {
+		t.Errorf("this process: %t, %v", starting, err)
+	}
+	cmd := exec.Command("sh", "-c", "(read x <&3) & echo $!; wait")
+	hold, held, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd.ExtraFiles = []*os.File{hold}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := errors.Join(held.Close(), hold.Close(), cmd.Wait()); err != nil {
+			t.Error(err)
+		}
+	}()
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil {
+		t.Fatal(err)
+	}
+	for within, want := range map[time.Duration]bool{time.Hour: true, -time.Hour: false} {
+		if starting, err := Starting(pid, within); err != nil || starting != want {
+			t.Errorf("within %s: %t, %v", within, starting, err)
+		}
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 	"time"
@@ -17,9 +18,11 @@ import (
 
 const (
 	// A process that is being started has what the one that starts it had open (this
-	// one's files too) until it executes its program: a holder is one that stays.
+	// one's files too) until it executes its program: a holder is one that stays, or has
+	// not executed any for longer than a busy machine takes.
 	passingLooks = 5
 	passingWait  = 10 * time.Millisecond
+	startingTime = 5 * time.Second
 )
 
 // Holders finds the processes of this host, this one apart, that have a file or
@@ -29,10 +32,7 @@ const (
 // proof.
 func (d *Door) Holders(ctx context.Context, file string) ([]attach.Target, error) {
 	found, err := d.holders(file, everybody)
-	for range passingLooks {
-		if err != nil || len(found) == 0 {
-			break
-		}
+	for look := 0; err == nil && len(found) > 0 && (look < passingLooks || slices.ContainsFunc(found, starting)); look++ {
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
@@ -42,6 +42,11 @@ func (d *Door) Holders(ctx context.Context, file string) ([]attach.Target, error
 		found, err = d.holders(file, func() ([]int, error) { return pidsOf(before), nil })
 	}
 	return found, err
+}
+
+func starting(t attach.Target) bool {
+	is, err := sys.Starting(t.Pid, startingTime)
+	return err == nil && is
 }
 
 func pidsOf(targets []attach.Target) []int {
