@@ -16,7 +16,7 @@ import (
 const (
 	// releaseTime is how long Detach waits for other openings of the device to be
 	// closed: programs that scan devices (udev, blkid) open each for a moment.
-	releaseTime = 500 * time.Millisecond
+	releaseTime = 2 * time.Second
 	releasePoll = time.Millisecond
 )
 
