@@ -141,12 +141,12 @@ func (a *Attacher) open(ctx context.Context, r attach.Request) error {
 const (
 	// leaveTime is how long a client may take to be gone that has hung up already: its
 	// worker sees it a moment after that.
-	leaveTime = 500 * time.Millisecond
+	leaveTime = 2 * time.Second
 	leavePoll = 5 * time.Millisecond
 )
 
 // Detach takes the link away. blockdev.ErrBusy (attach.ErrInUse) while a client is
-// connected, half a second later still: then nothing has changed. Lazily, connections
+// connected, two seconds later still: then nothing has changed. Lazily, connections
 // over TLS by this attachment are ended.
 func (a *Attacher) Detach(ctx context.Context, r attach.Request) error {
 	return blockdev.Op("export.Detach", r.Volume, a.close(ctx, r))

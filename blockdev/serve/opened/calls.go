@@ -104,7 +104,7 @@ func (c Calls) ServedCounters(ctx context.Context, id blockdev.ID) (blockdev.Cou
 }
 
 // leaveTime is how long a client may take to be gone that has hung up.
-const leaveTime = time.Second
+const leaveTime = 2 * time.Second
 
 // Unused is nil when nobody is connected to a worker, else blockdev.ErrBusy.
 func Unused(ctx context.Context, w *control.Worker) error {
