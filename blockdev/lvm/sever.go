@@ -54,15 +54,9 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 	return opened.Severing{
 		Workers: p.workers, Log: p.log, ID: id, Note: *n, Size: f.size,
 		Worker: func(ctx context.Context) (*control.Worker, error) { return p.observed(ctx, id) },
-		End: func(ctx context.Context, w *control.Worker) error {
-			var failed error
-			if w != nil {
-				failed = p.fault.effect("stop worker", func() error { return w.Stop(ctx) })
-			}
-			if failed != nil && !errors.Is(failed, blockdev.ErrFailed) {
-				return failed
-			}
-			return p.endServed(ctx, id, failed)
+		Stop: func(ctx context.Context, w *control.Worker) error {
+			return p.fault.effect("stop worker", func() error { return w.Stop(ctx) })
 		},
+		Close: func(ctx context.Context, _ bool, failed error) error { return p.endServed(ctx, id, failed) },
 	}.Sever(ctx)
 }

@@ -299,28 +299,23 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) erro
 		err = opened.Unused(ctx, w)
 	}
 	if errors.Is(err, blockdev.ErrNotFound) {
-		w, err = nil, nil
+		return p.endServed(id, o, true, nil)
 	}
 	if err != nil {
 		return err
 	}
-	if w != nil {
-		p.keepTrace(ctx, id, w)
+	p.keepTrace(ctx, id, w)
+	if err = w.Stop(ctx); err != nil && !errors.Is(err, blockdev.ErrFailed) {
+		return err
 	}
-	return p.endServed(ctx, id, o, w)
+	return p.endServed(id, o, false, err)
 }
 
-// endServed ends an opening at a worker, w nil if that has ended already.
-func (p *Pool) endServed(ctx context.Context, id blockdev.ID, o *opening, w *control.Worker) error {
-	var failed error
-	if w != nil {
-		failed = w.Stop(ctx)
-	}
-	if failed != nil && !errors.Is(failed, blockdev.ErrFailed) {
-		return failed
-	}
+// endServed ends an opening whose worker has ended: in its own time, with a flush that has
+// failed or not (nil), or killed.
+func (p *Pool) endServed(id blockdev.ID, o *opening, killed bool, failed error) error {
 	dir, draft, err := p.locate(id)
-	if err == nil && w == nil && !o.readOnly {
+	if err == nil && killed && !o.readOnly {
 		err = p.recoverKilled(id, dir)
 	}
 	if err == nil {
@@ -386,7 +381,18 @@ func (p *Pool) severServed(ctx context.Context, id blockdev.ID, dir string, o *o
 	return opened.Severing{
 		Workers: p.workers, Log: p.log, ID: id, Note: o.atWorker, Size: size,
 		Worker: func(ctx context.Context) (*control.Worker, error) { return p.worker(ctx, id) },
-		End:    func(ctx context.Context, w *control.Worker) error { return p.endServed(ctx, id, o, w) },
+		Stop: func(ctx context.Context, w *control.Worker) error {
+			if err := p.at("sever.stop"); err != nil {
+				return err
+			}
+			return w.Stop(ctx)
+		},
+		Close: func(_ context.Context, killed bool, failed error) error {
+			if err := p.at("sever.close"); err != nil {
+				return err
+			}
+			return p.endServed(id, o, killed, failed)
+		},
 	}.Sever(ctx)
 }
 

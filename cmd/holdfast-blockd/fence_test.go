@@ -96,7 +96,8 @@ func TestRefuse(t *testing.T) {
 	copy(old.f.Queues[0].Data(0), stamped(1))
 	old.good(frontend.Write, 0, block)
 	must(t, os.Lchown(w.Socket(), 4321, -1))
-	owner := s.Owner(volumeID, first.Opening)
+	refusal := control.Refusal{ID: volumeID, Opening: first.Opening, Size: size}
+	must(t, s.Refuse(within(t), refusal))
 	must(t, w.Stop(t.Context()))
 	q := old.f.Queues[0]
 	for slot, kind := range []uint32{frontend.Write, frontend.Read, frontend.Flush} {
@@ -104,20 +105,12 @@ func TestRefuse(t *testing.T) {
 		q.Put(slot, kind, 0, block*(1-slot/2))
 	}
 	must(t, q.Show())
-	refusal := control.Refusal{ID: volumeID, Opening: first.Opening, Size: size, Owner: owner}
+	must(t, s.Lead(refusal))
 	refused := make(chan error, 1)
-	go func() { refused <- s.Refuse(within(t), refusal) }()
+	go func() { refused <- s.AwaitRefused(within(t), refusal) }()
 	again := func() {
 		t.Helper()
-		for ctx := within(t); ; {
-			err := old.f.Connect(w.Socket())
-			if err == nil {
-				return
-			}
-			if ctx.Err() != nil || !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED) {
-				t.Fatal(err)
-			}
-		}
+		must(t, old.f.Connect(w.Socket()))
 	}
 	again()
 	for answered := 0; answered < 3; {
@@ -175,20 +168,12 @@ func TestRefusalEndsWithItsGuest(t *testing.T) {
 	s := starter(t, func(to *control.Options) { o = *to })
 	t.Cleanup(func() { must(t, s.Sweep(context.Background())) })
 	const opening = "2a2b2c2d"
-	refused := make(chan error, 1)
-	go func() { refused <- s.Refuse(within(t), control.Refusal{ID: volumeID, Opening: opening, Size: size}) }()
+	refusal := control.Refusal{ID: volumeID, Opening: opening, Size: size}
+	must(t, s.Refuse(within(t), refusal))
+	must(t, s.Lead(refusal))
 	g := newGuest(t, frontend.Options{})
-	at := filepath.Join(o.Dir, string(volumeID), "data-"+opening+".sock")
-	for ctx := within(t); ; {
-		err := g.f.Connect(at)
-		if err == nil {
-			break
-		}
-		if ctx.Err() != nil || !errors.Is(err, syscall.ENOENT) {
-			t.Fatal(err)
-		}
-	}
-	must(t, <-refused)
+	must(t, g.f.Connect(filepath.Join(o.Dir, string(volumeID), "data-"+opening+".sock")))
+	must(t, s.AwaitRefused(within(t), refusal))
 	if g.do(frontend.Read, 0, block) != 1 {
 		t.Error("a read is not refused")
 	}

@@ -23,32 +23,22 @@ const refusePrefix = "refuse-"
 // second.
 const comeTime = 3 * time.Second
 
-// Refusal is a vhost-user opening that has ended under the hands of a virtual machine.
+// Refusal is a vhost-user opening that ends under the hands of a virtual machine.
 type Refusal struct {
 	ID       blockdev.ID
 	Opening  string // as in its Spec
 	ReadOnly bool
 	Size     int64 // bytes
-	Owner    int   // of its socket: see Owner
 }
 
-// Owner is the user whose socket an opening's is, 0 where there is none.
-func (s *Starter) Owner(id blockdev.ID, opening string) int {
-	info, err := os.Lstat(s.path(string(id), dataSocket(opening)))
-	if err != nil {
-		return 0
-	}
-	if st, ok := info.Sys().(*syscall.Stat_t); ok {
-		return int(st.Uid)
-	}
-	return 0
-}
+// home names the directory of the process that refuses.
+func (r Refusal) home() string { return refusePrefix + r.Opening }
 
-// Refuse has a process without an image listen where an opening was that has ended: of
-// a virtual machine that connects there again every request fails, while one whose
-// connection is never made again waits for ever, and cannot give the disk back. It returns when the virtual
-// machine has come, or 3 s later. The process ends when the virtual
-// machine has hung up and does not come again within 5 s, or after an hour if it never came.
+// Refuse readies a process without an image for who has an opening now, which may go on
+// meanwhile; Lead then puts it in the place of its worker. Of a virtual
+// machine that connects there again every request fails, while one whose
+// connection is never made again waits for ever, and cannot give the disk back. The process
+// ends when the virtual machine has hung up and does not come again within 5 s, or after an hour if it never came.
 func (s *Starter) Refuse(ctx context.Context, r Refusal) error {
 	return blockdev.Op("control.Refuse", r.ID, s.refuse(ctx, r))
 }
@@ -57,24 +47,47 @@ func (s *Starter) refuse(ctx context.Context, r Refusal) error {
 	if r.Opening == "" {
 		return fmt.Errorf("%w: an opening without a name", blockdev.ErrInvalid)
 	}
-	home := refusePrefix + r.Opening
-	w, err := s.find(ctx, r.ID, home)
+	owner := s.owner(r) // of the worker's socket, which goes with it
+	w, err := s.find(ctx, r.ID, r.home())
 	if errors.Is(err, blockdev.ErrNotFound) {
 		spec := Spec{ID: r.ID, Kind: blockdev.VhostUser, ReadOnly: r.ReadOnly, Size: r.Size, refuse: true}
 		if err = spec.check(); err == nil {
-			w, err = s.begin(ctx, spec, home)
+			w, err = s.begin(ctx, spec, r.home())
 		}
-	}
-	if err == nil {
-		err = os.Lchown(w.socket, r.Owner, -1)
-	}
-	if err == nil {
-		err = s.lead(s.path(string(r.ID), dataSocket(r.Opening)), filepath.Join("..", home, filepath.Base(w.socket)))
 	}
 	if err != nil {
 		return err
 	}
-	return w.awaitClient(ctx)
+	return os.Lchown(w.socket, owner, -1)
+}
+
+// owner is the user whose the socket of an opening is, be it the worker's or already that
+// of who refuses; 0 where there is none.
+func (s *Starter) owner(r Refusal) int {
+	for _, name := range []string{s.path(string(r.ID), dataSocket(r.Opening)), s.path(r.home(), dataSocket(""))} {
+		info, err := os.Stat(name)
+		if err != nil {
+			continue
+		}
+		if st, ok := info.Sys().(*syscall.Stat_t); ok {
+			return int(st.Uid)
+		}
+	}
+	return 0
+}
+
+// Lead has those who connect to an opening that has ended come to who refuses, for which Refuse
+// has been called.
+func (s *Starter) Lead(r Refusal) error {
+	to := filepath.Join("..", r.home(), dataSocket(""))
+	return blockdev.Op("control.Lead", r.ID, s.lead(s.path(string(r.ID), dataSocket(r.Opening)), to))
+}
+
+// AwaitRefused returns when the virtual machine has come to who refuses it, or 3 s
+// later.
+func (s *Starter) AwaitRefused(ctx context.Context, r Refusal) error {
+	w := &Worker{s: s, id: r.ID, home: r.home()}
+	return blockdev.Op("control.AwaitRefused", r.ID, w.awaitClient(ctx))
 }
 
 // lead makes a name lead to a socket, whatever it was before.

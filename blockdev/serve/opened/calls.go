@@ -20,7 +20,8 @@ type Workers interface {
 	Kill(ctx context.Context, id blockdev.ID) error
 	KillBeside(ctx context.Context, id blockdev.ID) error
 	Refuse(ctx context.Context, r control.Refusal) error
-	Owner(id blockdev.ID, opening string) int
+	Lead(r control.Refusal) error
+	AwaitRefused(ctx context.Context, r control.Refusal) error
 }
 
 // Calls are what a backend embeds to have its workers asked and told.
