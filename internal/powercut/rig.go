@@ -19,7 +19,7 @@ import (
 
 const (
 	// patience is how long the rig waits for a process to start or to end.
-	patience = 20 * time.Second
+	patience = time.Minute
 	// longest is how long one rig may live.
 	longest = time.Hour
 )
