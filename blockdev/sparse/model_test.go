@@ -197,7 +197,7 @@ func (m *model) tidy(when string) {
 		if err != nil {
 			m.t.Fatal(err)
 		}
-		want := []string{descriptionFile, lockFile}
+		want := []string{descriptionFile, lockFile, traceFile} // of who reads before hydration is through
 		if c == nil {
 			want = append(want, imageFile)
 		} else {
