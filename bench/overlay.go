@@ -28,6 +28,7 @@ type Overlay struct {
 	at     string   // the filesystem
 	plain  *os.File // O_DIRECT, written
 	base   *os.File
+	layers []*os.File // of all layers that were made
 	report Report
 	order  *rand.Rand
 }
@@ -97,10 +98,8 @@ func (o *Overlay) mount(ctx context.Context) error {
 }
 
 func (o *Overlay) unmount(ctx context.Context) error {
-	for _, f := range []*os.File{o.base, o.plain} {
-		if f != nil {
-			_ = f.Close() // scratch
-		}
+	for _, f := range append(o.layers, o.base, o.plain) {
+		_ = f.Close() // scratch, and some are closed already
 	}
 	_, err := run.Run(ctx, run.Cmd{Args: []string{"umount", o.at}})
 	return err
@@ -153,6 +152,7 @@ func (o *Overlay) layerFiles(name string) (overlay.Files, func(), error) {
 	if err != nil {
 		return overlay.Files{}, nil, errors.Join(err, data.Close())
 	}
+	o.layers = append(o.layers, data, m)
 	gone := func() {
 		for _, f := range []*os.File{data, m} {
 			_ = errors.Join(f.Close(), os.Remove(f.Name())) // scratch
