@@ -42,6 +42,9 @@ const (
 type Want struct {
 	Kinds    []Kind // best first
 	ReadOnly bool   // enforced by the device itself, not only by a mount
+	// Limits hold for who is served by a worker that this Open starts, from its first
+	// request on; those of one that runs are what they are, see serve.Throttler.
+	Limits Limits
 }
 
 // Endpoint is where an open image is, on this host.

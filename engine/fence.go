@@ -200,7 +200,7 @@ func (e *Engine) letGo(ctx context.Context, v Volume, readOnly bool) (held bool,
 		if err != nil || !info.Open {
 			return err
 		}
-		endpoint, err := e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
+		endpoint, err := e.open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
 		if err != nil {
 			return err
 		}

@@ -105,6 +105,12 @@ func TestWorkerDies(t *testing.T) {
 	do1(t, w, createOp("v", "demo:1", "ext4", 20), limitedOp("v", "socket", "box"))
 	v := layeredVolume(t, w, "v")
 	limits := v.Attachments[0].Limits
+	workers := 0
+	w.pool.Began = func(_ blockdev.ID, begin blockdev.Limits) {
+		if workers++; begin != limits {
+			t.Errorf("worker %d begins with %+v", workers, begin)
+		}
+	}
 	if e := w.engine.Enforcement(v.Attachments[0]); e.Mechanism != "worker" {
 		t.Errorf("limits are enforced by %+v", e)
 	}
@@ -130,7 +136,14 @@ func TestWorkerDies(t *testing.T) {
 	if s, err := w.pool.Observe(t.Context(), v.ID); err != nil || s.Limits == limits || s.Limits.None() {
 		t.Errorf("changed limits: %+v, %v", s.Limits, err)
 	}
+	limits = layeredVolume(t, w, "v").Attachments[0].Limits
+	if err := w.pool.Die(v.ID); err != nil { // the detach starts one, to end it
+		t.Fatal(err)
+	}
 	do1(t, w, detachOp("v", "box"))
+	if workers != 3 {
+		t.Errorf("%d workers began", workers)
+	}
 	if _, err := w.pool.Observe(t.Context(), v.ID); !errors.Is(err, blockdev.ErrNotFound) {
 		t.Errorf("after the detach: %v", err)
 	}

@@ -205,8 +205,19 @@ func (e *Engine) limitInside(ctx context.Context, own attach.Limiter, v Volume, 
 	return err
 }
 
+// limitsServed are those of a volume that a worker serves: of several readers all have the
+// same.
+func (v Volume) limitsServed() blockdev.Limits {
+	for _, a := range v.Attachments {
+		if isSocket(a.Kind) {
+			return a.Limits
+		}
+	}
+	return blockdev.Limits{}
+}
+
 // throttle makes limits hold for a volume that a worker serves. Where none does nobody
-// can use it, and the next that does is told them first.
+// can use it, and the next that does begins with them.
 func (e *Engine) throttle(ctx context.Context, v Volume, l blockdev.Limits) error {
 	throttler, ok := e.o.Pool.(serve.Throttler)
 	if !ok {
@@ -232,7 +243,7 @@ func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string,
 		return "", nil
 	}
 	if err == nil {
-		endpoint, err = e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
+		endpoint, err = e.open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
 	}
 	return endpoint.Path, err
 }

@@ -161,10 +161,11 @@ func (e *Engine) inform(ctx context.Context, v Volume, device int64) error {
 }
 
 // endpointOf is the opening that an attachment uses. That of a raw one is asked
-// for: a file's ends with the process, and a device may have grown.
+// for: a file's ends with the process, and a device may have grown. A worker that is
+// started for it has the limits before its clients, who come again by themselves.
 func (e *Engine) endpointOf(ctx context.Context, v Volume, a Attachment) (blockdev.Endpoint, error) {
 	if e.isRaw(a.Target) {
-		return e.open(ctx, v.ID, e.kindsOf(a), a.ReadOnly)
+		return e.open(ctx, v.ID, blockdev.Want{Kinds: e.kindsOf(a), ReadOnly: a.ReadOnly, Limits: a.Limits})
 	}
 	e.mu.Lock()
 	defer e.mu.Unlock()

@@ -363,15 +363,15 @@ func (e *Engine) setPending(id blockdev.ID, why string) {
 
 // activate opens the volume as a block device and mounts it on the stage.
 func (e *Engine) activate(ctx context.Context, v Volume, readOnly bool) (dir string, err error) {
-	endpoint, err := e.open(ctx, v.ID, []blockdev.Kind{blockdev.Block}, readOnly)
+	endpoint, err := e.open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
 	if err != nil {
 		return "", err
 	}
 	return e.o.Stage.Mount(ctx, v.ID, endpoint, v.Filesystem)
 }
 
-func (e *Engine) open(ctx context.Context, id blockdev.ID, kinds []blockdev.Kind, readOnly bool) (blockdev.Endpoint, error) {
-	endpoint, err := e.openFlat(ctx, e.o.Pool, id, blockdev.Want{Kinds: kinds, ReadOnly: readOnly})
+func (e *Engine) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
+	endpoint, err := e.openFlat(ctx, e.o.Pool, id, w)
 	if err != nil {
 		return endpoint, err
 	}
@@ -423,7 +423,7 @@ func (e *Engine) leaseOf(ctx context.Context, v Volume) (string, error) {
 	var failures error
 	for _, kind := range []blockdev.Kind{blockdev.Block, blockdev.File, blockdev.VhostUser, blockdev.NBD} {
 		for _, readOnly := range []bool{false, true} {
-			endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{kind}, ReadOnly: readOnly})
+			endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{kind}, ReadOnly: readOnly, Limits: v.limitsServed()})
 			if err == nil {
 				return endpoint.Lease, nil
 			}

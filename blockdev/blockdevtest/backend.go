@@ -68,6 +68,7 @@ func TestBackend(t *testing.T, newPlace func(t *testing.T) Place) {
 		{"open otherwise", openOtherwise},
 		{"stale lease", staleLease},
 		{"read only", readOnly},
+		{"limits of a worker", limitsOfWorker},
 		{"busy device", busyDevice},
 		{"remove", remove},
 		{"list", list},

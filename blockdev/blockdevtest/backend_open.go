@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
 )
 
 func openAgain(s *suite) {
@@ -61,6 +62,41 @@ func openOtherwise(s *suite) {
 	_, err := s.b.Open(s.ctx(), id, blockdev.Want{Kinds: s.place.Kinds})
 	s.is(err, blockdev.ErrBusy, "writable beside read-only")
 	s.close(id, e)
+}
+
+// limitsOfWorker: they are those of the Open that started it until Throttle says
+// otherwise, and end with the opening.
+func limitsOfWorker(s *suite) {
+	throttler, throttles := s.b.(serve.Throttler)
+	if !throttles || !slices.Contains(s.place.Kinds, blockdev.NBD) {
+		return
+	}
+	first, second := blockdev.Limits{ReadIOPS: 1000, WriteBytes: 1 << 20}, blockdev.Limits{WriteIOPS: 500}
+	for _, readOnly := range []bool{false, true} {
+		id := s.published("limited")
+		open := func(begin, have blockdev.Limits) blockdev.Endpoint {
+			s.Helper()
+			e, err := s.b.Open(s.ctx(), id, blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}, ReadOnly: readOnly, Limits: begin})
+			s.ok(err)
+			service, err := s.b.(serve.Observer).Observe(s.ctx(), id)
+			s.ok(err)
+			if service.Limits != have {
+				s.Errorf("opened with %+v, read-only %t: %+v hold, want %+v", begin, readOnly, service.Limits, have)
+			}
+			return e
+		}
+		open(first, first)
+		open(second, first)
+		open(blockdev.Limits{}, first)
+		s.ok(throttler.Throttle(s.ctx(), id, second))
+		e := open(first, second)
+		s.restart()
+		throttler = s.b.(serve.Throttler) //nolint:forcetypeassert // it was one
+		open(first, second)
+		s.close(id, e)
+		e = open(blockdev.Limits{}, blockdev.Limits{})
+		s.close(id, e)
+	}
 }
 
 func staleLease(s *suite) {

@@ -38,6 +38,9 @@ type Memory struct {
 	// Snapshot makes its image so; one that is open as File or Block has none. Set it
 	// before the backend is used.
 	Layered bool
+	// Began, unless nil, is told of each worker that begins to serve an image, with the
+	// limits of its first request. Set it before use.
+	Began func(id blockdev.ID, limits blockdev.Limits)
 
 	mu          sync.Mutex
 	total       int64
@@ -353,7 +356,9 @@ func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e
 		if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
 			return e, fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
 		}
-		o.dead = false                    // a worker that has died is started again
+		if o.dead { // its worker is started again
+			m.serve(id, o, w.Limits)
+		}
 		o.endpoint.Size = image.data.size // a crash may have left the device behind
 		return o.endpoint, nil
 	}
@@ -365,6 +370,9 @@ func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e
 	e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
 		ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
 	image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
+	if image.opening.kind() != "" {
+		m.serve(id, image.opening, w.Limits)
+	}
 	return e, nil
 }
 

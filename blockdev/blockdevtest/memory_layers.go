@@ -168,6 +168,14 @@ func (o *memoryOpening) kind() blockdev.Kind {
 	return ""
 }
 
+// serve starts an opening's worker; the lock must be held.
+func (m *Memory) serve(id blockdev.ID, o *memoryOpening, limits blockdev.Limits) {
+	o.dead, o.limits = false, limits
+	if m.Began != nil {
+		m.Began(id, limits)
+	}
+}
+
 // served gives the opening that a worker serves; the lock must be held.
 func (m *Memory) served(id blockdev.ID) (*memoryImage, error) {
 	image := m.images[id]

@@ -39,7 +39,7 @@ func (p *Pool) openServed(ctx context.Context, f found, n opened.Note, fresh boo
 	if err := n.Fits(w); err != nil {
 		return blockdev.Endpoint{}, err
 	}
-	worker, err := p.running(ctx, f, n)
+	worker, err := p.running(ctx, f, n, w.Limits)
 	if err != nil {
 		if fresh {
 			err = errors.Join(err, p.undoServed(context.WithoutCancel(ctx), f))
@@ -72,9 +72,10 @@ func (p *Pool) forgetNote(id blockdev.ID) error {
 	return nil
 }
 
-// running gives the worker of an image, which is started if it does not run: first the
-// note, then the device, then the worker, so that each is found by the one before.
-func (p *Pool) running(ctx context.Context, f found, n opened.Note) (*control.Worker, error) {
+// running gives the worker of an image, which is started with limits if it does not run:
+// first the note, then the device, then the worker, so that each is found by the one
+// before.
+func (p *Pool) running(ctx context.Context, f found, n opened.Note, limits blockdev.Limits) (*control.Worker, error) {
 	if p.workers == nil {
 		return nil, fmt.Errorf("open as %s, and this daemon has no workers: %w", n.Lease(), blockdev.ErrBusy)
 	}
@@ -86,7 +87,7 @@ func (p *Pool) running(ctx context.Context, f found, n opened.Note) (*control.Wo
 	if err != nil {
 		return nil, err
 	}
-	w, err = p.start(ctx, f, n, lock)
+	w, err = p.start(ctx, f, n, limits, lock)
 	if err != nil {
 		opened.Unlock(lock)
 		return nil, err
@@ -94,7 +95,7 @@ func (p *Pool) running(ctx context.Context, f found, n opened.Note) (*control.Wo
 	return w, lock.Close() // the worker has it, and keeps the lock
 }
 
-func (p *Pool) start(ctx context.Context, f found, n opened.Note, lock *os.File) (*control.Worker, error) {
+func (p *Pool) start(ctx context.Context, f found, n opened.Note, limits blockdev.Limits, lock *os.File) (*control.Worker, error) {
 	if err := p.fault.effect("note", func() error { return n.Write(lock) }); err != nil {
 		return nil, err
 	}
@@ -121,7 +122,7 @@ func (p *Pool) start(ctx context.Context, f found, n opened.Note, lock *os.File)
 	defer device.Close()
 	var w *control.Worker
 	err = p.fault.effect("worker", func() (err error) {
-		w, err = p.workers.Serve(ctx, control.Spec{ID: f.id, Kind: n.Kind, ReadOnly: n.ReadOnly, Size: f.size, Flat: device, Lock: lock, Opening: n.Socket()})
+		w, err = p.workers.Serve(ctx, control.Spec{ID: f.id, Kind: n.Kind, ReadOnly: n.ReadOnly, Size: f.size, Limits: limits, Flat: device, Lock: lock, Opening: n.Socket()})
 		return err
 	})
 	return w, err

@@ -116,8 +116,12 @@ func TestServed(t *testing.T) {
 	good(t, err)
 	good(t, w.Kill(ctx))
 	good(t, pool.AwaitEnd(ctx, id))
-	again, err = pool.Open(ctx, id, byNBD)
+	limited := blockdev.Want{Kinds: byNBD.Kinds, Limits: blockdev.Limits{ReadIOPS: 10000}}
+	again, err = pool.Open(ctx, id, limited)
 	good(t, err)
+	if s, err := pool.Observe(ctx, id); err != nil || s.Limits != limited.Limits {
+		t.Errorf("the next worker has limits %+v, %v", s.Limits, err)
+	}
 	if again.Lease != e.Lease || again.Path != e.Path {
 		t.Errorf("after the worker was killed: %+v, was %+v", again, e)
 	}

@@ -59,7 +59,7 @@ func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *op
 		return blockdev.Endpoint{}, err
 	}
 	changes := p.addresses.count()
-	worker, err := p.running(ctx, id, dir, o, !fresh)
+	worker, err := p.running(ctx, id, dir, o, w.Limits, !fresh)
 	if err != nil {
 		if fresh {
 			err = errors.Join(err, clearServed(dir))
@@ -98,9 +98,9 @@ func (p *Pool) sizeOf(id blockdev.ID, dir string) (int64, error) {
 	return size, errors.Join(err, closeFiles())
 }
 
-// running gives the worker of an image, which is started if it does not run; again says
-// that the opening has had one.
-func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *opening, again bool) (*control.Worker, error) {
+// running gives the worker of an image, which is started with limits if it does not run;
+// again says that the opening has had one.
+func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *opening, limits blockdev.Limits, again bool) (*control.Worker, error) {
 	w, err := p.worker(ctx, id)
 	if !errors.Is(err, blockdev.ErrNotFound) {
 		return w, err
@@ -124,7 +124,7 @@ func (p *Pool) running(ctx context.Context, id blockdev.ID, dir string, o *openi
 		err = recoverLayers(dir, c, again, true)
 	}
 	if err == nil {
-		w, err = p.start(ctx, id, dir, c, o, lock)
+		w, err = p.start(ctx, id, dir, c, o, limits, lock)
 	}
 	if err != nil {
 		dropLock(lock)
@@ -193,8 +193,8 @@ func (p *Pool) recordMerged(ctx context.Context, w *control.Worker, id blockdev.
 }
 
 // start opens all files and has a worker serve them.
-func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, lock *os.File) (_ *control.Worker, err error) {
-	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.atWorker.Socket()}
+func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, limits blockdev.Limits, lock *os.File) (_ *control.Worker, err error) {
+	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Limits: limits, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.atWorker.Socket()}
 	if spec.Size, err = p.sizeOf(id, dir); err != nil {
 		return nil, err
 	}

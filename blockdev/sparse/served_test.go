@@ -141,7 +141,7 @@ func TestWorkerDies(t *testing.T) {
 	if err := errors.Join(m.create(vol), m.write(vol, 1, 0, 1, 2, 3)); err != nil {
 		t.Fatal(err)
 	}
-	want := blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}}
+	want := blockdev.Want{Kinds: []blockdev.Kind{blockdev.NBD}, Limits: blockdev.Limits{ReadIOPS: 10000}}
 	e, err := m.pool.Open(ctx, vol, want)
 	if err != nil {
 		t.Fatal(err)
@@ -185,9 +185,13 @@ func TestWorkerDies(t *testing.T) {
 		if _, err := m.pool.Observe(ctx, vol); !errors.Is(err, blockdev.ErrNotFound) {
 			t.Errorf("observed a dead worker: %v", err)
 		}
+		want.Limits.ReadIOPS++
 		again, err := m.pool.Open(ctx, vol, want)
 		if err != nil || again != e {
 			t.Fatalf("opened again: %+v, %v; want %+v", again, err, e)
+		}
+		if s, err := m.pool.Observe(ctx, vol); err != nil || s.Limits != want.Limits {
+			t.Errorf("the next worker has limits %+v, %v", s.Limits, err)
 		}
 		put(4, 3)
 	}

@@ -144,6 +144,8 @@ func (v *Volume) Check() error {
 		return fmt.Errorf("%w: volume %.40q", ErrProtocol, string(v.ID))
 	case v.Kind != blockdev.VhostUser && v.Kind != blockdev.NBD:
 		return fmt.Errorf("%w: kind %.40q", ErrProtocol, string(v.Kind))
+	case !possible(v.Limits):
+		return fmt.Errorf("%w: limits %+v", ErrProtocol, v.Limits)
 	case v.Size <= 0 || v.BaseSize < 0 || v.HydrateRate < 0 || v.Queues < 0:
 		return fmt.Errorf("%w: size %d, base %d, rate %d, queues %d", ErrProtocol, v.Size, v.BaseSize, v.HydrateRate, v.Queues)
 	case v.Refuse && (v.Kind != blockdev.VhostUser || v.Flat || v.Layers != 0 || v.Base || v.Remote || v.Lock):
@@ -156,6 +158,11 @@ func (v *Volume) Check() error {
 		return fmt.Errorf("%w: address of %d bytes, trace of %d chunks", ErrProtocol, len(v.URL), len(v.Trace))
 	}
 	return nil
+}
+
+// possible reports whether limits are some.
+func possible(l blockdev.Limits) bool {
+	return min(l.ReadIOPS, l.WriteIOPS, l.ReadBytes, l.WriteBytes) >= 0
 }
 
 // Files is how many descriptors come with a request.
@@ -184,7 +191,7 @@ func (r *Request) check(files int) error {
 		}
 		err = r.Volume.Check()
 	case Throttle:
-		if l := r.Limits; l == nil || min(l.ReadIOPS, l.WriteIOPS, l.ReadBytes, l.WriteBytes) < 0 {
+		if r.Limits == nil || !possible(*r.Limits) {
 			err = fmt.Errorf("%w: limits", ErrProtocol)
 		}
 	case Grow, Absorb:
