@@ -117,7 +117,8 @@ func (v Volume) sameAttachment(r AttachVolume) *Attachment {
 	return nil
 }
 
-// admits checks the state of the volume against a request: one writer or many readers.
+// admits checks the state of the volume against a request: one writer or many readers,
+// of which one alone can have it by vhost-user.
 func (v Volume) admits(r AttachVolume, needs attach.Needs) error {
 	switch {
 	case v.Phase != Ready || v.Failure != "":
@@ -131,17 +132,21 @@ func (v Volume) admits(r AttachVolume, needs attach.Needs) error {
 	if a == nil || r.Force {
 		return nil
 	}
-	how := "read-only"
+	how, instead := "read-only", ""
 	if !a.ReadOnly {
 		how = "writable"
 	}
-	return problem(ErrAttached, "", "volume %q is attached %s to %s (attachment %s, %s)", v.Name, how, a.Holder, a.ID, a.Phase)
+	if a.ReadOnly && r.ReadOnly && a.Kind == blockdev.VhostUser {
+		how = "read-only by vhost-user"
+		instead = ": its socket takes one client at a time. Readers share a volume that each of them has by an export of protocol nbd"
+	}
+	return problem(ErrAttached, "", "volume %q is attached %s to %s (attachment %s, %s)%s", v.Name, how, a.Holder, a.ID, a.Phase, instead)
 }
 
 // inTheWay finds an attachment that excludes another one, nil for none.
 func (v Volume) inTheWay(r AttachVolume) *Attachment {
 	for i, a := range v.Attachments {
-		if !a.ReadOnly || !r.ReadOnly || a.Phase == Detaching {
+		if !a.ReadOnly || !r.ReadOnly || a.Phase == Detaching || a.Kind == blockdev.VhostUser {
 			return &v.Attachments[i]
 		}
 	}
