@@ -9,6 +9,8 @@ import (
 	"net/http"
 	"strconv"
 	"time"
+	"unicode/utf16"
+	"unicode/utf8"
 )
 
 // decode reads a JSON object of at most Limits.Body bytes into v. Fields that v
@@ -23,7 +25,51 @@ func (c *call) decode(v any) error {
 	if b = bytes.TrimSpace(b); len(b) == 0 || b[0] != '{' {
 		return invalid("body", "must be a JSON object")
 	}
+	return unmarshal(b, v)
+}
+
+// unmarshal reads a body. Text that is none is refused: encoding/json would take U+FFFD
+// for it, and a caller would read another name than the one that he gave.
+func unmarshal(b []byte, v any) error {
+	if err := checkText(b); err != nil {
+		return err
+	}
 	return explain(json.Unmarshal(b, v))
+}
+
+// checkText refuses what no text has: bytes that are not UTF-8, and halves of surrogate
+// pairs.
+func checkText(b []byte) error {
+	for at := 0; at < len(b); {
+		r, size := utf8.DecodeRune(b[at:])
+		if r == utf8.RuneError && size == 1 {
+			return invalid("body", "is not valid UTF-8 (at byte %d)", at+1)
+		}
+		if r == '\\' { // begins an escape sequence, which takes the next byte at least
+			first := escaped(b[at:])
+			size = 2
+			if utf16.IsSurrogate(first) {
+				if utf16.DecodeRune(first, escaped(b[min(at+6, len(b)):])) == utf8.RuneError {
+					return invalid("body", "has half a surrogate pair, which is no character (at byte %d)", at+1)
+				}
+				size = 12
+			}
+		}
+		at += size
+	}
+	return nil
+}
+
+// escaped gives the code of a \uXXXX that b begins with; 0 for none.
+func escaped(b []byte) rune {
+	if len(b) < 6 || b[0] != '\\' || b[1] != 'u' {
+		return 0
+	}
+	code, err := strconv.ParseUint(string(b[2:6]), 16, 16)
+	if err != nil {
+		return 0
+	}
+	return rune(code)
 }
 
 func (c *call) readBody() ([]byte, error) {

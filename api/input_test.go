@@ -47,6 +47,12 @@ func TestBadVolumeRequests(t *testing.T) {
 		"external id spaces": {meta(`{"name":"v","externalId":"has spaces!"}`), "metadata.externalId"},
 		"not JSON":           {`{"metadata":`, "body: is not valid JSON"},
 		"trailing":           {`{"metadata":{"name":"v"}} {}`, "body: is not valid JSON"},
+		"not UTF-8":          {meta("{\"name\":\"v\",\"displayName\":\"caf\xe9\"}"), "body: is not valid UTF-8 (at byte 43)"},
+		"key is not UTF-8":   {meta("{\"name\":\"v\",\"labels\":{\"\xff\":\"\"}}"), "body: is not valid UTF-8"},
+		"surrogate encoded":  {meta("{\"name\":\"v\",\"displayName\":\"\xed\xa0\xbd\"}"), "body: is not valid UTF-8"},
+		"first half alone":   {meta(`{"name":"v","displayName":"\ud83d"}`), "body: has half a surrogate pair"},
+		"first half twice":   {meta(`{"name":"v","displayName":"\ud83d\ud83d"}`), "body: has half a surrogate pair"},
+		"second half first":  {meta(`{"name":"v","displayName":"\ude80\ud83d"}`), "body: has half a surrogate pair"},
 		"array":              {`[]`, "body: must be a JSON object"},
 		"null":               {`null`, "body: must be a JSON object"},
 		"empty":              {``, "body: must be a JSON object"},
@@ -92,6 +98,7 @@ func TestOddButFineVolumeRequests(t *testing.T) {
 		"no spec":          `{"metadata":{"name":"a3"}}`,
 		"space around":     " \n{\"metadata\":{\"name\":\"a4\"},\"spec\":{\"size\":1}}\n ",
 		"free text region": `{"metadata":{"name":"a5"},"spec":{"size":1,"region":"eu-dub-1"}}`,
+		"escaped":          `{"metadata":{"name":"a7","displayName":"\ud83d\ude80 \\ud83d \ufffd �"},"spec":{"size":1}}`,
 		"emoji":            `{"metadata":{"name":"a6","displayName":"café 日本語 🚀","labels":{"a b/c":"🚀"}},"spec":{"size":1}}`,
 	} {
 		if w.request("POST /v0/volumes", body).is(200); t.Failed() {
@@ -104,6 +111,9 @@ func TestOddButFineVolumeRequests(t *testing.T) {
 	w.request("POST /v0/volumes", newVolume("b2", nil), "Content-Type: application/json; charset=utf-8").is(200)
 	send(t, w.server.Handler(), "POST /v0/volumes", newVolume("b3", nil), "Content-Type: application/x-www-form-urlencoded", "Authorization: Bearer "+adminKey).is(200)
 	w.request("PUT /v0/volumes/a6", `{"metadata":{"labels":{},"displayName":""}}`).is(200)
+	if v := into[api.Volume](w.request("GET /v0/volumes/a7", nil).is(200)); v.Metadata.DisplayName != "🚀 \\ud83d � �" {
+		t.Errorf("named %q", v.Metadata.DisplayName)
+	}
 	if v := into[api.Volume](w.request("GET /v0/volumes/a6", nil).is(200)); len(v.Metadata.Labels) != 0 || v.Metadata.DisplayName != "" {
 		t.Errorf("given and empty is not absent: %+v", v.Metadata)
 	}

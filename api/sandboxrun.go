@@ -2,7 +2,6 @@ package api
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"math"
@@ -218,5 +217,5 @@ func (c *call) decodeSlowly(v any, limit int64) error {
 	if len(b) == 0 || b[0] != '{' {
 		return invalid("body", "must be a JSON object")
 	}
-	return explain(json.Unmarshal(b, v))
+	return unmarshal(b, v)
 }

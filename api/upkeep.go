@@ -3,7 +3,6 @@ package api
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"net/http"
 	"time"
 
@@ -165,7 +164,7 @@ func (c *call) decodeOptional(v any) error {
 	case b[0] != '{':
 		return invalid("body", "must be a JSON object")
 	}
-	return explain(json.Unmarshal(b, v))
+	return unmarshal(b, v)
 }
 
 // CaptureRequest is the body of capture.
