@@ -32,6 +32,7 @@ func TestRolesAndScopes(t *testing.T) {
 		"GET /v0/volumes/{name}/stats":                   readerKey, "GET /v0/volumes/{name}/io": readerKey, "GET /v0/io": readerKey, "POST /v0/volumes/{name}/trim": writerKey,
 		"POST /v0/volumes/{name}/freeze": writerKey, "POST /v0/volumes/{name}/thaw": writerKey,
 		"POST /v0/volumes/{name}/capture": writerKey, "POST /v0/volumes/{name}/sanitize": writerKey, "POST /v0/volumes/{name}/move": writerKey,
+		"PUT /v0/volumes/{name}/remote":    nodeKey,
 		"GET /v0/volumes/{name}/snapshots": readerKey, "POST /v0/volumes/{name}/snapshots": writerKey,
 		"GET /v0/volumes/{name}/snapshots/{snapshot}": readerKey, "DELETE /v0/volumes/{name}/snapshots/{snapshot}": writerKey,
 		"GET /v0/snapshots": readerKey, "GET /v0/snapshots/{snapshot}": readerKey, "DELETE /v0/snapshots/{snapshot}": writerKey,

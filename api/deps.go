@@ -78,6 +78,7 @@ type Library interface {
 	Publish(ctx context.Context, workspace, name string, p templates.Publication, begin func(v templates.Revision) io.Writer) error
 	Register(ctx context.Context, workspace string, r templates.Registration) (templates.Revision, error)
 	Relocate(ctx context.Context, workspace string, r templates.Relocation) (templates.Revision, error)
+	RelocateImage(ctx context.Context, id blockdev.ID, manifest string) error
 }
 
 // Role is what a principal may do; each includes those before it.

@@ -98,6 +98,39 @@ type RelocationRequest struct {
 	Manifest *string `json:"manifest"` // URL
 }
 
+func (b *RelocationRequest) check() error {
+	if value(b.Manifest) == "" {
+		return invalid("manifest", "is required: the URL at which the manifest of the version is by now")
+	}
+	return nil
+}
+
+// relocateVolume has what is not here of a volume, whose version was deleted, be fetched
+// from elsewhere, and of all others that were made of that version.
+func relocateVolume(c *call) error {
+	name, err := c.pathName("volume")
+	if err != nil {
+		return err
+	}
+	var b RelocationRequest
+	err = c.fetching(&b, b.check, func(ctx context.Context) error {
+		v, err := c.s.o.Engine.Volume(c.workspace, name)
+		if err != nil {
+			return err
+		}
+		return c.s.o.Library.RelocateImage(ctx, v.ID, *b.Manifest)
+	})
+	if err != nil {
+		return err
+	}
+	v, err := c.s.o.Engine.Volume(c.workspace, name)
+	if err != nil {
+		return err
+	}
+	c.extendWrite()
+	return c.volume(v)
+}
+
 // relocateRemote has what is not here of a remote version be fetched from elsewhere.
 func relocateRemote(c *call) error {
 	_, version, err := c.pathVersion()
@@ -105,13 +138,7 @@ func relocateRemote(c *call) error {
 		return err
 	}
 	var b RelocationRequest
-	check := func() error {
-		if value(b.Manifest) == "" {
-			return invalid("manifest", "is required: the URL at which the manifest of the version is by now")
-		}
-		return nil
-	}
-	return c.fetchVersion(&b, check, func(ctx context.Context, template string) (templates.Revision, error) {
+	return c.fetchVersion(&b, b.check, func(ctx context.Context, template string) (templates.Revision, error) {
 		return c.s.o.Library.Relocate(ctx, c.workspace, templates.Relocation{
 			Template: template, Version: version, Manifest: *b.Manifest, Actor: c.principal.actor(),
 		})

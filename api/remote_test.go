@@ -38,7 +38,18 @@ func TestRemoteVersions(t *testing.T) {
 	w.as(nodeKey, move, `{}`, here).refused(400, "INVALID_REQUEST", "manifest")
 	w.as(nodeKey, move, `{"manifest":"http://169.254.169.254/latest"}`, here).refused(403, "STORE_NOT_ALLOWED", "")
 	w.as(nodeKey, "PUT /v0/volume_templates/far/versions/none/remote", to, here).refused(404, "NOT_FOUND", "")
+	w.request("POST /v0/volumes", `{"metadata":{"name":"orphan"},"spec":{"size":10}}`).is(200)
+	const orphan = "PUT /v0/volumes/orphan/remote"
+	w.as(adminKey, orphan, to).refused(403, "FORBIDDEN", "control-plane")
+	w.as(nodeKey, orphan, to).refused(400, "INVALID_REQUEST", "X-Blaxel-Workspace")
+	if v := into[api.Volume](w.as(nodeKey, orphan, to, here).is(200)); v.Metadata.Name != "orphan" {
+		t.Errorf("%+v", v.Metadata)
+	}
+	w.as(nodeKey, orphan, `{}`, here).refused(400, "INVALID_REQUEST", "manifest")
+	w.as(nodeKey, orphan, `{"manifest":"http://169.254.169.254/latest"}`, here).refused(403, "STORE_NOT_ALLOWED", "")
+	w.as(nodeKey, "PUT /v0/volumes/none/remote", to, here).refused(404, "NOT_FOUND", "")
 	w.shelf.registryFails = true
+	w.as(nodeKey, orphan, to, here).refused(502, "STORE_FAILED", "")
 	w.as(nodeKey, line, body, here).refused(502, "STORE_FAILED", "")
 	w.as(nodeKey, move, to, here).refused(502, "STORE_FAILED", "")
 

@@ -25,6 +25,7 @@ func allRoutes() []route {
 		{"POST /v0/volumes/{name}/capture", inWorkspace, Writer, "volume.capture", true, captureVolume},
 		{"POST /v0/volumes/{name}/sanitize", inWorkspace, Writer, "volume.sanitize", true, sanitizeVolume},
 		{"POST /v0/volumes/{name}/move", inWorkspace, Writer, "volume.move", true, moveVolume},
+		{"PUT /v0/volumes/{name}/remote", byOperator, Admin, "volume.relocate", true, relocateVolume},
 
 		{"GET /v0/volumes/{name}/snapshots", inWorkspace, Reader, "", false, listSnapshots},
 		{"POST /v0/volumes/{name}/snapshots", inWorkspace, Writer, "snapshot.create", false, createSnapshot},

@@ -387,6 +387,17 @@ func (s *shelf) Relocate(ctx context.Context, workspace string, r templates.Relo
 	return v, nil
 }
 
+// RelocateImage knows the same store, and that no version is there of a volume.
+func (s *shelf) RelocateImage(_ context.Context, _ blockdev.ID, manifest string) error {
+	switch {
+	case !strings.HasPrefix(manifest, "https://store.example/"):
+		return fmt.Errorf("%w: %q is not listed", remote.ErrNotAllowed, manifest)
+	case s.registryFails:
+		return fmt.Errorf("%w: down", remote.ErrStore)
+	}
+	return nil
+}
+
 // Capture clones, and keeps no contents.
 func (s *shelf) Capture(ctx context.Context, workspace string, c templates.Capture) (templates.Captured, error) {
 	draft := blockdevtest.NewID(blockdev.PrefixSource)

@@ -56,6 +56,20 @@ func (c *call) fetchVersion(body any, check func() error, fetch func(ctx context
 		return invalid("metadata.name", nameRule)
 	}
 	c.resource = name
+	var rev templates.Revision
+	err := c.fetching(body, check, func(ctx context.Context) (err error) {
+		rev, err = fetch(ctx, name)
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	return c.answerVersion(rev)
+}
+
+// fetching has the server fetch something, in one of the places of uploads: body is read,
+// and check finds it good first.
+func (c *call) fetching(body any, check func() error, fetch func(ctx context.Context) error) error {
 	_ = http.NewResponseController(c.w.ResponseWriter).SetReadDeadline(time.Now().Add(c.s.o.Limits.Request))
 	if err := c.decode(body); err != nil {
 		return err
@@ -71,11 +85,7 @@ func (c *call) fetchVersion(body any, check func() error, fetch func(ctx context
 	defer c.s.metrics.uploading.Dec()
 	ctx, cancel := context.WithTimeout(c.r.Context(), c.s.o.Limits.Import)
 	defer cancel()
-	rev, err := fetch(ctx, name)
-	if err != nil {
-		return err
-	}
-	return c.answerVersion(rev)
+	return fetch(ctx)
 }
 
 // ImportRequest is the body of an import.

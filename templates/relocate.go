@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"holdfast/blockdev"
 	"holdfast/templates/remote"
@@ -44,7 +46,7 @@ func (l *Library) Relocate(ctx context.Context, workspace string, r Relocation) 
 	if err != nil {
 		return Revision{}, err
 	}
-	if err := l.tryStore(ctx, v, p); err != nil {
+	if err := l.tryStore(ctx, v.ID, p); err != nil {
 		return Revision{}, err
 	}
 	key := keyOf(workspace, r.Template)
@@ -80,14 +82,76 @@ func (l *Library) remoteVersion(workspace string, r Relocation) (Revision, error
 	return *v, nil
 }
 
-// tryStore makes sure that a store has the bytes of a revision, by a few of them.
-func (l *Library) tryStore(ctx context.Context, v Revision, p remote.Published) (err error) {
-	release, err := l.reserve(remote.MaxChunks, "relocation of "+string(v.ID))
+// RelocateImage is Relocate for all images that were made of the same remote revision as
+// this one, a volume's, when that revision was deleted: no record says where they ask,
+// and what they want is known by its digest alone. A pool that is shut meanwhile is not
+// told; the same again tells it.
+//
+// ErrInvalid for an image that lacks nothing from far away, and for one whose revision is
+// here: Relocate is for that. Else the errors of Register.
+func (l *Library) RelocateImage(ctx context.Context, id blockdev.ID, manifest string) error {
+	if l.o.Stores == nil {
+		return fmt.Errorf("%w: none is", remote.ErrNotAllowed)
+	}
+	creator, ok := l.o.Pool.(blockdev.RemoteCreator)
+	if !ok {
+		return errNoRemotePool
+	}
+	base, err := addressNow(ctx, creator, id)
+	switch {
+	case errors.Is(err, blockdev.ErrInvalid), errors.Is(err, blockdev.ErrNotFound), errors.Is(err, errors.ErrUnsupported):
+		return invalid("volume: nothing of it is fetched from a store")
+	case err != nil:
+		return l.poolError(err)
+	}
+	version, err := l.versionAsking(ctx, creator, base.AddressOf)
+	if err != nil {
+		return l.poolError(err)
+	}
+	if version != "" {
+		return invalid("volume: it is made of version %s, which is here: relocate that, and its volumes follow", version)
+	}
+	p, err := l.o.Stores.FindBytes(ctx, manifest, base.Digest)
+	if err != nil {
+		return err
+	}
+	if err := l.tryStore(ctx, id, p); err != nil {
+		return err
+	}
+	base.URL, base.Chunks = p.ImageURL, nil
+	return l.poolError(creator.SetAddress(context.WithoutCancel(ctx), base.AddressOf, base))
+}
+
+// versionAsking names a version whose address is that of an image; "" for none.
+func (l *Library) versionAsking(ctx context.Context, creator blockdev.RemoteCreator, of blockdev.ID) (string, error) {
+	l.mu.RLock()
+	records := slices.Collect(maps.Values(l.records))
+	l.mu.RUnlock()
+	for _, r := range records {
+		for _, v := range r.Template.Revisions {
+			if v.Remote == nil || v.Status != Ready {
+				continue
+			}
+			base, err := addressNow(ctx, creator, v.ID)
+			if err == nil && base.AddressOf == of {
+				return r.Template.Name + ":" + v.Name, nil
+			}
+			if err != nil && !errors.Is(err, blockdev.ErrNotFound) && !v.Damaged {
+				return "", err
+			}
+		}
+	}
+	return "", nil
+}
+
+// tryStore makes sure that a store has the bytes of an image, by a few of them.
+func (l *Library) tryStore(ctx context.Context, id blockdev.ID, p remote.Published) (err error) {
+	release, err := l.reserve(remote.MaxChunks, "relocation of "+string(id))
 	if err != nil {
 		return err
 	}
 	defer release()
-	chunks, err := os.CreateTemp(l.o.Staging, string(v.ID)+".*.chunks")
+	chunks, err := os.CreateTemp(l.o.Staging, string(id)+".*.chunks")
 	if err != nil {
 		return stagingError(err)
 	}

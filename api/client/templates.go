@@ -226,6 +226,18 @@ func (c *Client) RelocateVersion(ctx context.Context, name, version, manifest st
 	return out, err
 }
 
+// RelocateVolume says at which URL a manifest is by now of what a volume was made of, when
+// that version was deleted: all volumes and snapshots of it follow. It needs a
+// control-plane key.
+func (c *Client) RelocateVolume(ctx context.Context, name, manifest string) (Volume, error) {
+	var out Volume
+	body := struct {
+		Manifest string `json:"manifest"`
+	}{manifest}
+	err := c.do(ctx, call{method: "PUT", path: []string{"volumes", name, "remote"}, body: body}, &out)
+	return out, err
+}
+
 // Publication asks for the image of a version.
 type Publication struct {
 	Version    string // empty: the newest

@@ -130,6 +130,30 @@ func (a *app) templateRelocate() *cobra.Command {
 	}
 }
 
+func (a *app) volumeRelocate() *cobra.Command {
+	return &cobra.Command{
+		Use: "relocate NAME URL", Short: "Say where the files are by now of a version that was deleted", Args: cobra.ExactArgs(2),
+		Long: "Have what is not here yet of a volume, whose registered version was deleted since, be fetched from\n" +
+			"where the files have moved to; so it is then for all volumes and snapshots that were made of that\n" +
+			"version. URL is that of a manifest of the same bytes, below a prefix of the setting\n" +
+			"remote_templates. While the version is there: holdfast template relocate. This is for operators:\n" +
+			"it needs a control-plane key, or the socket.",
+		Example:           "  holdfast volume relocate data https://other.example/holdfast/toolchain-3.json",
+		ValidArgsFunction: a.completeVolumes,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := a.client()
+			if err != nil {
+				return err
+			}
+			v, err := cl.RelocateVolume(cmd.Context(), args[0], args[1])
+			if err != nil {
+				return err
+			}
+			return a.showVolume(v)
+		},
+	}
+}
+
 func whereRemote(v client.TemplateVersion) string {
 	if v.Remote == nil {
 		return ""

@@ -15,7 +15,7 @@ import (
 func (a *app) volumeCommand() *cobra.Command {
 	c := group("volume", "Volumes: create, look, grow, delete",
 		a.volumeCreate(), a.volumeGet(), a.volumeList(), a.volumeUpdate(), a.volumeDelete(), a.volumeLs(), a.volumeCat(),
-		a.volumeStats(), a.volumeTop(), a.volumeWhy(), a.volumeTrim(), a.volumeFreeze(), a.volumeThaw(), a.volumeCapture(), a.volumeSanitize(), a.volumeMove())
+		a.volumeStats(), a.volumeTop(), a.volumeWhy(), a.volumeTrim(), a.volumeFreeze(), a.volumeThaw(), a.volumeCapture(), a.volumeSanitize(), a.volumeMove(), a.volumeRelocate())
 	c.Aliases = []string{"vol", "volumes"}
 	return c
 }

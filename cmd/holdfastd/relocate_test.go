@@ -17,7 +17,8 @@ import (
 // TestRelocatedTemplates: volumes of a remote version are made in the pool that is asked
 // for, without the store; when that has moved, readers that wait, in both pools and of a
 // fork, have their bytes from the new one, and so do those that come after the daemon was
-// killed and a worker was started anew.
+// killed and a worker was started anew. Of a version that was deleted a volume says where
+// its bytes are.
 func TestRelocatedTemplates(t *testing.T) {
 	blockdevtest.Require(t, blockdevtest.Root, blockdevtest.Loop, blockdevtest.Ext4, blockdevtest.XFS)
 	old, next, cdn := newStore(t), newStore(t), newStore(t)
@@ -110,6 +111,24 @@ func TestRelocatedTemplates(t *testing.T) {
 		}
 		return err == nil && len(said) >= 2 && strings.Contains(said[0], "fetched as they are wanted") && strings.Contains(said[len(said)-1], "All its blocks")
 	})
+
+	next.away.Store(true)
+	n.create("orphan", client.VolumeSpec{Template: "far", Pool: "second"})
+	old.away.Store(false)
+	if _, err := n.RelocateVolume(ctx, "orphan", manifest); codeOf(err) != "INVALID_REQUEST" || !strings.Contains(err.Error(), "far:1") {
+		t.Errorf("while its version is there: %v", err)
+	}
+	_, err = n.DeleteTemplate(ctx, "far")
+	must(t, err)
+	attach("orphan")
+	d := reads["orphan"]
+	d.ask(hole, 4096)
+	_, err = n.RelocateVolume(ctx, "orphan", manifest)
+	must(t, err)
+	if got := d.take(4096); !bytes.Equal(got, image[hole:hole+4096]) {
+		t.Error("the volume of a deleted version reads something else")
+	}
+	must(t, d.Close())
 }
 
 // codeOf is the word of a refusal, "" for anything else.

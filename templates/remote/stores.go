@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -73,20 +74,39 @@ type Published struct {
 // Find fetches a manifest and holds it against its digest. ErrInvalidURL,
 // ErrNotAllowed, ErrStore, ErrManifest, the context's errors.
 func (s *Stores) Find(ctx context.Context, manifestURL, digest string) (Published, error) {
+	want, err := ParseDigest(digest)
+	if err != nil {
+		return Published{}, cmp.Or(s.Check(manifestURL), fmt.Errorf("%w: %w", ErrManifest, err))
+	}
+	return s.find(ctx, manifestURL, &want)
+}
+
+// FindBytes fetches a manifest of which nothing is known but the digest of the chunks:
+// one of other bytes is ErrStore. Else as Find.
+func (s *Stores) FindBytes(ctx context.Context, manifestURL string, chunks [sha256.Size]byte) (Published, error) {
+	p, err := s.find(ctx, manifestURL, nil)
+	if err != nil {
+		return p, err
+	}
+	if got, err := ParseDigest(p.ChunksDigest); err != nil || got != chunks {
+		return p, fmt.Errorf("%w: %s is of other bytes: its chunks are %s, not %s", ErrStore, manifestURL, p.ChunksDigest, FormatDigest(chunks))
+	}
+	return p, nil
+}
+
+// find fetches a manifest; with want nil, whatever it is.
+func (s *Stores) find(ctx context.Context, manifestURL string, want *[sha256.Size]byte) (Published, error) {
 	p := Published{ManifestURL: manifestURL}
 	u, err := s.allowed(manifestURL)
 	if err != nil {
 		return p, err
 	}
-	want, err := ParseDigest(digest)
-	if err != nil {
-		return p, fmt.Errorf("%w: %w", ErrManifest, err)
-	}
-	p.ManifestDigest = FormatDigest(want)
 	var b strings.Builder
-	if err := s.get(ctx, manifestURL, want, MaxManifest, &b); err != nil {
+	got, err := s.get(ctx, manifestURL, want, MaxManifest, &b)
+	if err != nil {
 		return p, err
 	}
+	p.ManifestDigest = FormatDigest(got)
 	if p.Manifest, err = DecodeManifest([]byte(b.String())); err != nil {
 		return p, err
 	}
@@ -109,39 +129,42 @@ func (s *Stores) FetchChunks(ctx context.Context, p Published, w io.Writer) erro
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrManifest, err)
 	}
-	return s.get(ctx, p.ChunksURL, want, MaxChunks, w)
+	_, err = s.get(ctx, p.ChunksURL, &want, MaxChunks, w)
+	return err
 }
 
-// get copies a whole file, of at most so many bytes, and verifies it.
-func (s *Stores) get(ctx context.Context, from string, want [sha256.Size]byte, most int64, w io.Writer) error {
+// get copies a whole file, of at most so many bytes, tells its digest and, unless want is
+// nil, verifies it.
+func (s *Stores) get(ctx context.Context, from string, want *[sha256.Size]byte, most int64, w io.Writer) (digest [sha256.Size]byte, err error) {
 	if _, err := s.allowed(from); err != nil {
-		return err
+		return digest, err
 	}
 	bounded, cancel := context.WithTimeout(ctx, getTime)
 	defer cancel()
 	request, err := http.NewRequestWithContext(bounded, http.MethodGet, from, nil)
 	if err != nil {
-		return fmt.Errorf("%w: %w", ErrInvalidURL, err)
+		return digest, fmt.Errorf("%w: %w", ErrInvalidURL, err)
 	}
 	response, err := s.client.Do(request)
 	if err != nil {
-		return failed(ctx, from, err)
+		return digest, failed(ctx, from, err)
 	}
 	defer response.Body.Close()
 	if response.StatusCode != http.StatusOK {
-		return fmt.Errorf("%w: %s: status %d", ErrStore, from, response.StatusCode)
+		return digest, fmt.Errorf("%w: %s: status %d", ErrStore, from, response.StatusCode)
 	}
 	sum := sha256.New()
 	n, err := io.Copy(io.MultiWriter(w, sum), io.LimitReader(response.Body, most+1))
+	digest = [sha256.Size]byte(sum.Sum(nil))
 	switch {
 	case err != nil:
-		return failed(ctx, from, err)
+		return digest, failed(ctx, from, err)
 	case n > most:
-		return fmt.Errorf("%w: %s has more than %d bytes", ErrStore, from, most)
-	case [sha256.Size]byte(sum.Sum(nil)) != want:
-		return fmt.Errorf("%w: %s is not what it should be: its SHA-256 is %s", ErrStore, from, FormatDigest([sha256.Size]byte(sum.Sum(nil))))
+		return digest, fmt.Errorf("%w: %s has more than %d bytes", ErrStore, from, most)
+	case want != nil && digest != *want:
+		return digest, fmt.Errorf("%w: %s is not what it should be: its SHA-256 is %s", ErrStore, from, FormatDigest(digest))
 	}
-	return nil
+	return digest, nil
 }
 
 func failed(ctx context.Context, from string, err error) error {
