@@ -133,16 +133,9 @@ func (p *Pool) urlOf(c *chain) string {
 
 // tellWorkers has those ask at the address of today that serve images of a base.
 func (p *Pool) tellWorkers(ctx context.Context, of blockdev.ID) error {
-	p.mu.Lock()
-	var ids []blockdev.ID
-	for id, o := range p.openings {
-		if o.served() {
-			ids = append(ids, id)
-		}
-	}
-	p.mu.Unlock()
+	var mu sync.Mutex
 	var errs []error
-	for _, id := range ids {
+	p.eachServed(func(id blockdev.ID) {
 		dir, _, err := p.locate(id)
 		var c *chain
 		if err == nil {
@@ -152,9 +145,11 @@ func (p *Pool) tellWorkers(ctx context.Context, of blockdev.ID) error {
 			err = p.tellWorker(ctx, id, c)
 		}
 		if err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+			mu.Lock()
+			defer mu.Unlock()
 			errs = append(errs, fmt.Errorf("the worker of %s: %w", id, err))
 		}
-	}
+	})
 	return errors.Join(errs...)
 }
 

@@ -400,14 +400,15 @@ func (p *Pool) findOpenings(ctx context.Context) error {
 			}
 		}
 	}
-	return nil
+	p.eachServed(func(id blockdev.ID) { p.meetWorker(ctx, id) })
+	return ctx.Err()
 }
 
 func (p *Pool) findOpening(ctx context.Context, id blockdev.ID, dir string, byFile map[sys.FileID][]loop.Device) error {
 	if !id.Valid() {
 		return nil
 	}
-	if found, err := p.findServed(ctx, id, dir); err != nil || found {
+	if found, err := p.findServed(id, dir); err != nil || found {
 		return err
 	}
 	if err := p.sweepAtStart(id, dir); err != nil {
@@ -432,9 +433,8 @@ func (p *Pool) findOpening(ctx context.Context, id blockdev.ID, dir string, byFi
 	return err
 }
 
-// findServed takes over an opening at a worker, which may have died. What is half done
-// with one that runs is ended when it is used next.
-func (p *Pool) findServed(ctx context.Context, id blockdev.ID, dir string) (found bool, err error) {
+// findServed takes over an opening at a worker, which may have died.
+func (p *Pool) findServed(id blockdev.ID, dir string) (found bool, err error) {
 	if p.workers == nil {
 		return false, nil
 	}
@@ -442,14 +442,28 @@ func (p *Pool) findServed(ctx context.Context, id blockdev.ID, dir string) (foun
 	if err != nil || o == nil {
 		return false, err
 	}
-	if _, err := p.remember(id, o); err != nil {
-		return false, err
+	_, err = p.remember(id, o)
+	return err == nil, err
+}
+
+// meetWorker ends what an earlier process has begun with a worker that it has left, and
+// tells it what it has not. With one that does not answer in time that is done when the
+// image is used next.
+func (p *Pool) meetWorker(ctx context.Context, id blockdev.ID) {
+	bounded, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	dir, _, err := p.locate(id)
+	if err == nil {
+		_, err = p.worker(bounded, id)
 	}
-	if _, err := p.worker(ctx, id); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
+	if errors.Is(err, blockdev.ErrNotFound) {
+		return
+	}
+	if err != nil {
 		p.log.Error("find the worker of an image again", "id", id, "error", err)
+		return
 	}
-	p.tellFound(ctx, id, dir)
-	return true, nil
+	p.tellFound(bounded, id, dir)
 }
 
 // sweepAtStart is sweep for a directory of which nothing is known yet; one that is

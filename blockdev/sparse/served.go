@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -436,6 +437,32 @@ func (p *Pool) growServed(ctx context.Context, id blockdev.ID, size int64) (done
 		err = w.Grow(ctx, size)
 	}
 	return true, err
+}
+
+// askedAtOnce bounds the workers that are asked beside each other.
+const askedAtOnce = 32
+
+// eachServed does something for each image that is open at a worker, several at once: one
+// worker that does not answer is not waited for by the others' turn.
+func (p *Pool) eachServed(do func(id blockdev.ID)) {
+	p.mu.Lock()
+	var ids []blockdev.ID
+	for id, o := range p.openings {
+		if o.served() {
+			ids = append(ids, id)
+		}
+	}
+	p.mu.Unlock()
+	var all sync.WaitGroup
+	places := make(chan struct{}, askedAtOnce)
+	for _, id := range ids {
+		places <- struct{}{}
+		all.Go(func() {
+			defer func() { <-places }()
+			do(id)
+		})
+	}
+	all.Wait()
 }
 
 // observed gives the worker of an image that is open at one.
