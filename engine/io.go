@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"holdfast/blockdev"
@@ -66,34 +67,59 @@ func (e *Engine) IOInUse(ctx context.Context, workspace string, limit int) (all 
 	if more = len(used) > limit; more {
 		used = used[:limit]
 	}
-	for _, v := range used {
-		if err := ctx.Err(); err != nil {
-			return nil, false, err
+	all = make([]IO, len(used))
+	beside(len(used), func(n int) {
+		if ctx.Err() == nil {
+			all[n] = e.ioOf(ctx, used[n])
 		}
-		all = append(all, e.ioOf(ctx, v))
+	})
+	if err := ctx.Err(); err != nil {
+		return nil, false, err
 	}
 	return all, more, nil
 }
 
-// Services asks the workers of all volumes that are attached. Those that cannot be
-// asked are left out.
-func (e *Engine) Services(ctx context.Context) map[blockdev.ID]serve.Service {
+// askedAtOnce bounds the volumes that are asked about beside each other.
+const askedAtOnce = 256
+
+// beside does something for each of n, several at once: one that takes its time is not
+// waited for by the others' turn.
+func beside(n int, do func(n int)) {
+	var all sync.WaitGroup
+	places := make(chan struct{}, askedAtOnce)
+	for i := range n {
+		places <- struct{}{}
+		all.Go(func() {
+			defer func() { <-places }()
+			do(i)
+		})
+	}
+	all.Wait()
+}
+
+// Services asks the workers of all volumes that are attached. silent are those that have
+// not answered in time.
+func (e *Engine) Services(ctx context.Context) (services map[blockdev.ID]serve.Service, silent int) {
 	var used []blockdev.ID
 	e.catalog.each(func(v Volume) {
 		if len(v.Attachments) > 0 {
 			used = append(used, v.ID)
 		}
 	})
-	services := map[blockdev.ID]serve.Service{}
-	for _, id := range used {
-		if ctx.Err() != nil {
-			break
+	services = map[blockdev.ID]serve.Service{}
+	var mu sync.Mutex
+	beside(len(used), func(n int) {
+		s, err := e.observe(ctx, used[n])
+		mu.Lock()
+		defer mu.Unlock()
+		switch {
+		case err == nil:
+			services[used[n]] = s
+		case !errors.Is(err, blockdev.ErrNotFound):
+			silent++
 		}
-		if s, err := e.observe(ctx, id); err == nil {
-			services[id] = s
-		}
-	}
-	return services
+	})
+	return services, silent
 }
 
 // observe asks the worker of a volume, for as long as a question may take;
@@ -142,6 +168,8 @@ func (e *Engine) ioOf(ctx context.Context, v Volume) IO {
 // counters are what went through a volume's device: what its sandboxes count, or
 // the pool; nil for nobody.
 func (e *Engine) counters(ctx context.Context, v Volume) *blockdev.Counters {
+	ctx, cancel := context.WithTimeout(ctx, statTime)
+	defer cancel()
 	if c := e.countedInside(ctx, v); c != nil {
 		return c
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -160,6 +161,59 @@ func TestWhyTellsOfTheWorker(t *testing.T) {
 	out := lookedAt(t, served(0, nil), nil)
 	if w := out.Waits[0]; w.Cause != WaitNothing {
 		t.Errorf("of one that is well: %+v", w)
+	}
+}
+
+// gatheringPool is a pool whose workers say nothing before so many are asked at once.
+type gatheringPool struct {
+	*blockdevtest.Memory
+	mu     sync.Mutex
+	absent int
+	all    chan struct{}
+}
+
+func (p *gatheringPool) Observe(ctx context.Context, _ blockdev.ID) (serve.Service, error) {
+	p.mu.Lock()
+	if p.absent--; p.absent == 0 {
+		close(p.all)
+	}
+	p.mu.Unlock()
+	select {
+	case <-p.all:
+		return serve.Service{Kind: blockdev.NBD}, nil
+	case <-ctx.Done():
+		return serve.Service{}, context.Cause(ctx)
+	}
+}
+
+// TestWorkersAreAskedAtOnce: one that does not answer keeps nobody from being asked.
+func TestWorkersAreAskedAtOnce(t *testing.T) {
+	w := newLayeredWorld(t)
+	names := []string{"a", "b", "c"}
+	for _, name := range names {
+		do1(t, w, createOp(name, "demo:1", "ext4", 20))
+		attachTo(t, w, name, "socket", "in-"+name, false)
+	}
+	ask := func(absent int) {
+		w.engine.o.Pool = &gatheringPool{Memory: w.pool, absent: absent, all: make(chan struct{})}
+	}
+	ask(len(names))
+	if services, silent := w.engine.Services(t.Context()); len(services) != len(names) || silent != 0 {
+		t.Errorf("%d services, and %d silent", len(services), silent)
+	}
+	ask(len(names))
+	all, _, err := w.engine.IOInUse(t.Context(), space, 10)
+	if err != nil || len(all) != len(names) {
+		t.Fatalf("%d volumes, %v", len(all), err)
+	}
+	for n, io := range all {
+		if io.Volume.Name != names[n] || io.Service == nil {
+			t.Errorf("%s: %+v", names[n], io.Waits)
+		}
+	}
+	ask(-1) // none ever says a word
+	if services, silent := w.engine.Services(t.Context()); len(services) != 0 || silent != len(names) {
+		t.Errorf("%d services, and %d silent", len(services), silent)
 	}
 }
 

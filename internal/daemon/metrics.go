@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -119,6 +120,8 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 	ctx, cancel := context.WithTimeout(context.Background(), scrapeTime)
 	defer cancel()
 	failed := 0
+	var served sync.WaitGroup // beside all else, so that all of the time is theirs
+	served.Go(func() { c.services(ctx, ch) })
 	for _, ask := range []func(context.Context, func(*prometheus.Desc, prometheus.ValueType, float64, ...string)) error{c.pools, c.poolHealth, c.counts, c.store, c.library, c.inUse} {
 		err := ask(ctx, func(d *prometheus.Desc, t prometheus.ValueType, v float64, labels ...string) {
 			ch <- prometheus.MustNewConstMetric(d, t, v, labels...)
@@ -128,7 +131,7 @@ func (c *nodeCollector) Collect(ch chan<- prometheus.Metric) {
 			c.n.log.Warn("a metric could not be read", "cause", err)
 		}
 	}
-	c.services(ctx, ch)
+	served.Wait()
 	ch <- prometheus.MustNewConstMetric(scrapeErrors, prometheus.GaugeValue, float64(failed))
 }
 

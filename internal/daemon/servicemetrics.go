@@ -18,7 +18,8 @@ import (
 const mostServices = 1000
 
 var (
-	serviceWorkers   = desc("workers", "Workers that serve volumes now.")
+	serviceWorkers   = desc("workers", "Workers that serve volumes now, and say so.")
+	serviceSilent    = desc("workers_silent", "Workers that have not answered in time: their processes are stopped, or hang.")
 	serviceOmitted   = desc("workers_not_shown", "Of the workers, those without metrics of their own: there are too many.")
 	serviceClients   = desc("volume_clients", "Virtual machines or connections that have a served volume now.", "volume", "kind")
 	serviceErrors    = desc("volume_errors_total", "Requests of a served volume that failed, by kind.", "volume", "kind")
@@ -35,7 +36,7 @@ var (
 )
 
 var serviceDescs = []*prometheus.Desc{
-	serviceWorkers, serviceOmitted, serviceClients, serviceErrors, serviceBytes, serviceDuration, serviceInside, serviceWaiting, serviceWaited,
+	serviceWorkers, serviceSilent, serviceOmitted, serviceClients, serviceErrors, serviceBytes, serviceDuration, serviceInside, serviceWaiting, serviceWaited,
 	serviceFailed, serviceLayers, serviceAbsent, serviceCopied, serviceUnhealthy,
 }
 
@@ -51,12 +52,13 @@ var serviceBounds = func() (bounds []time.Duration) {
 // services tells of each volume that a worker serves, by the volume's id: no
 // tenant's text is a label.
 func (c *nodeCollector) services(ctx context.Context, ch chan<- prometheus.Metric) {
-	all := c.n.engine.Services(ctx)
+	all, silent := c.n.engine.Services(ctx)
 	shown := slices.Sorted(maps.Keys(all))
 	if len(shown) > mostServices {
 		shown = shown[:mostServices]
 	}
 	ch <- prometheus.MustNewConstMetric(serviceWorkers, prometheus.GaugeValue, float64(len(all)))
+	ch <- prometheus.MustNewConstMetric(serviceSilent, prometheus.GaugeValue, float64(silent))
 	ch <- prometheus.MustNewConstMetric(serviceOmitted, prometheus.GaugeValue, float64(len(all)-len(shown)))
 	for _, id := range shown {
 		service(ch, id, all[id], time.Now())
