@@ -70,15 +70,24 @@ func listen(ctx context.Context, c Config) (l listeners, err error) {
 	return l, err
 }
 
+// tryListen tells before anything is begun that the API could not be served in the end.
+// Nobody is kept waiting at the addresses meanwhile.
+func tryListen(ctx context.Context, c Config) error {
+	l, err := listen(ctx, c)
+	return errors.Join(err, l.close())
+}
+
 // listenUnix makes the socket, mode 0600 from its first moment. One that a
-// killed daemon left is removed: the lock on the state directory says that no
-// other daemon serves it.
+// killed daemon left is removed.
 func listenUnix(ctx context.Context, lc *net.ListenConfig, path string) (net.Listener, error) {
 	info, err := os.Lstat(path)
 	switch {
 	case err == nil && info.Mode()&fs.ModeSocket == 0:
 		return nil, fmt.Errorf("%s is there and is not a socket", path)
 	case err == nil:
+		if err := left(ctx, path); err != nil {
+			return nil, err
+		}
 		if err := os.Remove(path); err != nil {
 			return nil, err
 		}
@@ -88,6 +97,19 @@ func listenUnix(ctx context.Context, lc *net.ListenConfig, path string) (net.Lis
 	old := syscall.Umask(0o177)
 	defer syscall.Umask(old)
 	return lc.Listen(ctx, "unix", path)
+}
+
+// left is an error unless nobody listens at a socket any more.
+func left(ctx context.Context, path string) error {
+	var d net.Dialer
+	conn, err := d.DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		return errors.Join(fmt.Errorf("another process listens at %s: %w", path, syscall.EADDRINUSE), conn.Close())
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return nil
+	}
+	return err
 }
 
 // certificate reads its files again when they were replaced, so that a

@@ -27,6 +27,10 @@ func Serve(ctx context.Context, c Config, out, errOut io.Writer) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, n.close()) }()
+	if err := tryListen(ctx, c); err != nil {
+		n.orderly = n.clean // nothing has begun
+		return err
+	}
 	if err := n.open(ctx); err != nil {
 		return err
 	}
