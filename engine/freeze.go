@@ -153,7 +153,7 @@ func (v Volume) hostMay(what string) error {
 	case v.Filesystem == filesystem.None:
 		return problem(ErrUnsupported, "", "volume %q has no filesystem to %s", v.Name, what)
 	case v.Tainted:
-		return problem(ErrUnsupported, "", "volume %q was writable as raw blocks in a virtual machine: this host never mounts it again, so it cannot %s it. Do that in the guest", v.Name, what)
+		return problem(ErrUnsupported, "", "volume %q was writable as raw blocks, in a virtual machine or by a client of an export: this host never mounts it again, so it cannot %s it. Do that there", v.Name, what)
 	}
 	return nil
 }

@@ -99,7 +99,7 @@ func (v Volume) mayMount() error {
 	case v.Filesystem == filesystem.None:
 		return problem(ErrUnsupported, "", "volume %q has no filesystem to mount: targets host, runc and sandbox need ext4, xfs or btrfs", v.Name)
 	case v.Tainted:
-		return problem(ErrUnsupported, "", "volume %q was writable as raw blocks in a virtual machine: this host never mounts it again. "+
+		return problem(ErrUnsupported, "", "volume %q was writable as raw blocks, in a virtual machine or by a client of an export: this host never mounts it again. "+
 			"Attach it to a virtual machine, or copy its files there to a new volume", v.Name)
 	}
 	return nil

@@ -164,7 +164,7 @@ func (a *app) showSnapshot(s client.Snapshot) error {
 		}
 		r.add("Labels", joinLabels(s.Metadata.Labels))
 		if s.State.Tainted {
-			r.add("Tainted", "a virtual machine had written the volume")
+			r.add("Tainted", "a virtual machine, or a client of an export, could write its raw blocks")
 		}
 		r.add("Promised", bytesize.Human(s.State.Promised))
 		if space := s.State.Space; space != nil {
