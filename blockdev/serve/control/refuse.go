@@ -38,7 +38,7 @@ func (r Refusal) home() string { return refusePrefix + r.Opening }
 // meanwhile; Lead then puts it in the place of its worker. Of a virtual
 // machine that connects there again every request fails, while one whose
 // connection is never made again waits for ever, and cannot give the disk back. The process
-// ends when the virtual machine has hung up and does not come again within 5 s, or after an hour if it never came.
+// ends when the virtual machine has hung up and does not come again within 20 s, or after an hour if it never came.
 func (s *Starter) Refuse(ctx context.Context, r Refusal) error {
 	return blockdev.Op("control.Refuse", r.ID, s.refuse(ctx, r))
 }

@@ -13,8 +13,9 @@ import (
 // stands still among them.
 const refuseTime = time.Hour
 
-// returnTime is how long it waits for one that was there: QEMU tries once a second.
-const returnTime = 5 * time.Second
+// returnTime is how long it waits for one that was there: QEMU tries once a second, and less
+// often on a busy machine. One that finds nobody waits for ever with what it has in flight.
+const returnTime = 20 * time.Second
 
 // errTaken is what every request to a volume gets that was taken from its virtual
 // machine.
