@@ -4,13 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"runtime"
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
-	"golang.org/x/sys/unix"
+	"holdfast/internal/run"
 )
 
 const (
@@ -20,6 +20,8 @@ const (
 	nobodyElse = 64997
 	// blockedThreads are more than a test blocks at once.
 	blockedThreads = 48
+	// processes is RLIMIT_NPROC (setrlimit(2)), which counts threads.
+	processes = 6
 )
 
 // WithoutThreads runs f where the kernel can start no thread for an io_uring, whose
@@ -40,11 +42,13 @@ func WithoutThreads(t *testing.T, f func(t *testing.T)) {
 	if err = errors.Join(err, os.Chown(dir, nobodyElse, nobodyElse)); err != nil {
 		t.Fatal(err)
 	}
-	c := exec.CommandContext(t.Context(), self, "-test.run=^"+t.Name()+"$", "-test.count=1", "-test.timeout=5m") //nolint:gosec // this program
-	// It need not get through what is above, and paths of sockets are short.
-	c.Dir, c.Env = dir, append(os.Environ(), withoutThreads+"="+t.Name(), "TMPDIR=.", "GOTMPDIR=.")
-	if out, err := c.CombinedOutput(); err != nil {
-		t.Errorf("%v\n%s", err, out)
+	r, err := run.Run(t.Context(), run.Cmd{
+		Args: []string{self, "-test.run=^" + t.Name() + "$", "-test.count=1", "-test.timeout=5m"},
+		// It need not get through what is above, and paths of sockets are short.
+		Dir: dir, Env: append(os.Environ(), withoutThreads+"="+t.Name(), "TMPDIR=.", "GOTMPDIR=."), Timeout: 6 * time.Minute,
+	})
+	if err != nil {
+		t.Errorf("%v\n%s", err, r.Stdout)
 	}
 }
 
@@ -54,7 +58,7 @@ func starve() error {
 	runtime.UnlockOSThread()
 	idleThreads := blockedThreads + runtime.GOMAXPROCS(0) // so many run at once
 	var gate [2]int
-	if err := unix.Pipe2(gate[:], unix.O_CLOEXEC); err != nil {
+	if err := syscall.Pipe2(gate[:], syscall.O_CLOEXEC); err != nil {
 		return err
 	}
 	var blocked sync.WaitGroup
@@ -68,16 +72,16 @@ func starve() error {
 		}
 		n = len(tasks)
 	}
-	_ = unix.Close(gate[1])
+	_ = syscall.Close(gate[1])
 	blocked.Wait()
-	_ = unix.Close(gate[0])
+	_ = syscall.Close(gate[0])
 	if err := syscall.Setresgid(nobodyElse, nobodyElse, nobodyElse); err != nil {
 		return err
 	}
 	if err := syscall.Setresuid(nobodyElse, nobodyElse, nobodyElse); err != nil {
 		return err
 	}
-	if err := unix.Setrlimit(unix.RLIMIT_NPROC, &unix.Rlimit{Cur: 1, Max: 1}); err != nil {
+	if err := syscall.Setrlimit(processes, &syscall.Rlimit{Cur: 1, Max: 1}); err != nil {
 		return fmt.Errorf("setrlimit: %w", err)
 	}
 	return nil
