@@ -45,6 +45,10 @@ type Want struct {
 	// Limits hold for who is served by a worker that this Open starts, from its first
 	// request on; those of one that runs are what they are, see serve.Throttler.
 	Limits Limits
+	// Served: a Block may as well be a device whose bytes a worker gives. While that is
+	// away its users wait; whoever opened it watches the worker (serve.Sentry), and opens
+	// again when it has ended.
+	Served bool
 }
 
 // Endpoint is where an open image is, on this host.
@@ -53,6 +57,7 @@ type Endpoint struct {
 	Path     string // of a file, a block node or a unix socket
 	Size     int64  // bytes
 	ReadOnly bool
+	Served   bool   // a worker gives its bytes: VhostUser and NBD, and a Block where Want allows it
 	Lease    string // names this opening; Close takes it
 }
 
@@ -160,7 +165,8 @@ type Snapshotter interface {
 
 // Flattener is a backend with layered images: whose bytes lie in layers of their
 // own and of other images, or still have to come from a base. Such an image opens
-// as VhostUser or NBD only: as File or Block Open answers ErrLayered.
+// as VhostUser or NBD only: as File or Block Open answers ErrLayered, but see
+// LayerServer.
 type Flattener interface {
 	// Flatten brings all bytes of a closed image or draft into one file. Flat is
 	// success. It may take as long as a copy takes; cut at any time it goes on where
@@ -179,6 +185,14 @@ type FlatWatcher interface {
 	// OnFlat has fn told of each image that becomes flat, in the call in which it does: fn
 	// returns at once, and calls nothing of the backend. Once, before images are used.
 	OnFlat(fn func(id ID))
+}
+
+// LayerServer is a backend that can open layered images as Block for who wants them
+// Served.
+type LayerServer interface {
+	// ServesLayers is nil where this host can, now, for an image of this ID. Else
+	// errors.ErrUnsupported, with the reason: then Open answers ErrLayered.
+	ServesLayers(ctx context.Context, id ID) error
 }
 
 // RemoteBase is a base that is far away: a store that answers range requests.
@@ -235,7 +249,7 @@ type Bytes interface {
 }
 
 // Severer is a backend that can cut an image off from its opening: whoever still
-// has the device goes on with bytes that are no image any more, or, of a worker's socket, with none.
+// has the device goes on with bytes that are no image any more, or, of what a worker serves, with none.
 type Severer interface {
 	// CanSever tries, without an effect, whether Sever is possible for an image.
 	// errors.ErrUnsupported where the pool cannot.
@@ -247,10 +261,10 @@ type Severer interface {
 	// still holds is given back then. Durable on return. Not open is success.
 	// Nobody may write meanwhile whose bytes are wanted.
 	//
-	// Of an opening as VhostUser or NBD the worker is ended, flushed if it does not take too
-	// long, which is the proof: it had all descriptors. What it had acknowledged is
-	// in the image. The next opening has another socket. ErrFailed, when all that is
-	// done, for a flush that has failed.
+	// Of an opening that a worker serves the worker is ended, flushed if it does not take
+	// too long, which is the proof: it had all descriptors. A device over it fails from
+	// then on. What the worker had acknowledged is in the image. The next opening has
+	// another socket. ErrFailed, when all that is done, for a flush that has failed.
 	Sever(ctx context.Context, id ID) error
 }
 

@@ -66,7 +66,7 @@ func (e *Engine) Attach(ctx context.Context, workspace, name string, r AttachVol
 			return Attachment{}, err
 		}
 		recovered := r.ReadOnly && v.mayMount() == nil
-		if v, err = e.prepareFor(ctx, v, recovered, e.needsFlat(target, r.ReadOnly)); err != nil {
+		if v, err = e.prepareFor(ctx, v, recovered, e.needsFlat(ctx, v, target, r.ReadOnly)); err != nil {
 			return Attachment{}, attachError(v, err)
 		}
 		if err := e.unheld(ctx, v); err != nil {

@@ -81,6 +81,9 @@ func (e *Engine) releaseGently(ctx context.Context, v *Volume, id string) error 
 	if err := e.beginDetaching(ctx, v, id); err != nil {
 		return err
 	}
+	if err := e.keepServed(ctx, *v); err != nil { // to leave, it is written to
+		return e.stay(ctx, v, id, Detaching, err)
+	}
 	err := e.lift(ctx, *v, *a)
 	if err == nil {
 		if err = e.leaveGuest(ctx, *v, *a, false); fresh && hangs(err) == nil {

@@ -19,7 +19,8 @@ import (
 //     device is taken away under whoever uses it;
 //  2. the filesystem is flushed and shut down, and the image cut off from the
 //     device: the sandbox lives on, its open files answer EIO. What it had written
-//     by then is kept;
+//     by then is kept. Where a worker serves the device and none can be started, what
+//     had not reached the one before is lost;
 //  3. of what a worker serves, that is ended: it is the only process that has the
 //     image. A virtual machine lives on, and its disk fails every request until it is
 //     unplugged; see releaseServed;
@@ -87,6 +88,7 @@ func (e *Engine) expel(ctx context.Context, v *Volume, id string) (Fence, error)
 		}
 	case v.attachment(id).Forced:
 		return "", err // that was tried
+	case errors.Is(err, errUnserved) && ctx.Err() == nil: // nobody takes what it still has
 	case isSocket(v.attachment(id).Kind) && ctx.Err() == nil: // its worker may be what does not answer
 	case !errors.Is(err, blockdev.ErrBusy):
 		return "", err
@@ -117,6 +119,9 @@ func (e *Engine) releaseByForce(ctx context.Context, v *Volume, id string) (Fenc
 // says how. errors.ErrUnsupported where that cannot be.
 func (e *Engine) takeOut(ctx context.Context, v *Volume, a Attachment) (fence Fence, did string, err error) {
 	err = e.lift(ctx, *v, a)
+	if err != nil && errors.Is(e.keepServed(ctx, *v), errUnserved) {
+		err = nil // they go with the device
+	}
 	switch {
 	case err != nil:
 	case e.isRaw(a.Target): // there is no filesystem of ours to shut down, and what has the image open goes on with it
@@ -152,6 +157,19 @@ func (e *Engine) cutOff(ctx context.Context, v *Volume, id string) error {
 			return err
 		}
 	}
+	switch err := e.keepServed(ctx, *v); {
+	case errors.Is(err, errUnserved):
+		return e.cutOffUnserved(ctx, *v, a, err)
+	case err != nil:
+		return err
+	}
+	if a.Forced { // an earlier try may have come as far as that
+		if severed, err := e.severed(ctx, *v); err != nil {
+			return err
+		} else if severed {
+			return e.leaveDead(ctx, *v, a, "")
+		}
+	}
 	err := e.shutDown(ctx, *v)
 	if errors.Is(err, errors.ErrUnsupported) {
 		v.attachment(id).Forced = false
@@ -172,13 +190,30 @@ func (e *Engine) cutOff(ctx context.Context, v *Volume, id string) error {
 	if err != nil || !held {
 		return err
 	}
-	pool := e.o.Pool.(blockdev.Severer) //nolint:forcetypeassert // severable has seen it, before or in an earlier life
-	if err := e.step(ctx, v.ID, stepSever, func(ctx context.Context) error { return pool.Sever(ctx, v.ID) }); err != nil {
-		return err
+	how := stepSever
+	if overWorker(e.endpointNow(v.ID)) {
+		how = stepEndWorker
 	}
-	e.count(countSevered)
-	e.forgetEndpoint(v.ID)
-	return nil
+	_, err = e.sever(ctx, *v, how)
+	return err
+}
+
+// sever cuts the image off from its opening: by stepSever, or by stepEndWorker where a
+// worker serves it. flushFailed: not all that one had is durable, which is as after a
+// power cut, and was told to whoever flushed.
+func (e *Engine) sever(ctx context.Context, v Volume, how string) (flushFailed bool, err error) {
+	e.dismissKeeper(v.ID)
+	pool := e.o.Pool.(blockdev.Severer) //nolint:forcetypeassert // severable has seen it, before or in an earlier life
+	err = e.step(ctx, v.ID, how, func(ctx context.Context) error { return pool.Sever(ctx, v.ID) })
+	if how == stepEndWorker && errors.Is(err, blockdev.ErrFailed) {
+		e.o.Log.Error("a flush failed of a volume that was taken away by force", "volume", v.ID, "workspace", v.Workspace, "err", err)
+		flushFailed, err = true, nil
+	}
+	if err == nil {
+		e.count(countSevered)
+		e.forgetEndpoint(v.ID)
+	}
+	return flushFailed, err
 }
 
 // shutDown flushes and shuts the filesystem down; one that cannot be flushed any
@@ -200,7 +235,7 @@ func (e *Engine) letGo(ctx context.Context, v Volume, readOnly bool) (held bool,
 		if err != nil || !info.Open {
 			return err
 		}
-		endpoint, err := e.open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
+		endpoint, err := e.open(ctx, v.ID, mountWant(readOnly))
 		if err != nil {
 			return err
 		}

@@ -141,7 +141,8 @@ func (e *Engine) observe(ctx context.Context, id blockdev.ID) (serve.Service, er
 func (e *Engine) ioOf(ctx context.Context, v Volume) IO {
 	out := IO{Volume: v}
 	s, err := e.observe(ctx, v.ID)
-	switch served := slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return isSocket(a.Kind) && !a.Forced }); {
+	served := overWorker(e.endpointNow(v.ID)) || slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return isSocket(a.Kind) && !a.Forced })
+	switch {
 	case err == nil:
 		out.Service = &s
 	case !errors.Is(err, blockdev.ErrNotFound):
@@ -149,7 +150,7 @@ func (e *Engine) ioOf(ctx context.Context, v Volume) IO {
 		out.Waits = []Wait{{Cause: WaitWorker, Text: fmt.Sprintf("the worker that serves the volume has not answered within %s: its process is stopped, or hangs in the pool's disk, and the volume's requests wait for it. "+
 			"When it goes on nothing is lost; a detach by force kills it and takes the volume away", statTime)}}
 	case served:
-		out.Waits = []Wait{{Cause: WaitWorker, Text: "the worker that serves the volume has ended, and the next one is being started: a virtual machine's requests wait for it, and nothing that was acknowledged is lost; " +
+		out.Waits = []Wait{{Cause: WaitWorker, Text: "the worker that serves the volume has ended, and the next one is being started: requests of a virtual machine, and of who has it mounted, wait for it, and nothing that was acknowledged is lost; " +
 			"NBD clients have to connect again. If this stays, it cannot be started: the operator's log says why"}}
 	}
 	if err == nil || errors.Is(err, blockdev.ErrNotFound) { // who does not answer is not asked twice

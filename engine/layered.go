@@ -79,8 +79,11 @@ func (e *Engine) hydrating(ctx context.Context, backend blockdev.Backend, id blo
 }
 
 // needsFlat reports whether an attachment cannot use a layered image.
-func (e *Engine) needsFlat(t attach.Target, readOnly bool) bool {
-	return !e.isRaw(t) || !slices.ContainsFunc(e.kindsFor(t, readOnly), isSocket)
+func (e *Engine) needsFlat(ctx context.Context, v Volume, t attach.Target, readOnly bool) bool {
+	if !e.isRaw(t) {
+		return !e.servesLayers(ctx, v.ID)
+	}
+	return !slices.ContainsFunc(e.kindsFor(t, readOnly), isSocket)
 }
 
 // flattenNow makes a volume flat that nobody has open.
@@ -236,15 +239,22 @@ func (e *Engine) lookAtWorker(ctx context.Context, v Volume, a Attachment) error
 		return nil
 	case err != nil:
 		return err
-	case s.Failed != "":
-		e.complain(v.ID, fmt.Errorf("its worker acknowledges no write any more: %s", s.Failed))
-	case s.Layers != nil && s.Layers.Reason != "":
-		e.complain(v.ID, fmt.Errorf("what it is made of does not answer since %s: %s", s.Layers.FailingSince, s.Layers.Reason))
 	}
+	e.complainOf(v.ID, s)
 	if s.Limits == a.Limits {
 		return nil
 	}
 	return e.throttle(ctx, v, a.Limits)
+}
+
+// complainOf logs what a worker complains of.
+func (e *Engine) complainOf(id blockdev.ID, s serve.Service) {
+	switch {
+	case s.Failed != "":
+		e.complain(id, fmt.Errorf("its worker acknowledges no write any more: %s", s.Failed))
+	case s.Layers != nil && s.Layers.Reason != "":
+		e.complain(id, fmt.Errorf("what it is made of does not answer since %s: %s", s.Layers.FailingSince, s.Layers.Reason))
+	}
 }
 
 // Hydration is how far a volume is whose bytes do not lie in one place yet. It is used

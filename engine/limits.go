@@ -243,7 +243,7 @@ func (e *Engine) deviceOf(ctx context.Context, v Volume, readOnly bool) (string,
 		return "", nil
 	}
 	if err == nil {
-		endpoint, err = e.open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
+		endpoint, err = e.open(ctx, v.ID, mountWant(readOnly))
 	}
 	return endpoint.Path, err
 }

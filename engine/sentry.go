@@ -106,7 +106,8 @@ const briefly = time.Second
 // its clients wait for the next one.
 func (e *Engine) guardWorker(v Volume) {
 	sentry, ok := e.o.Pool.(serve.Sentry)
-	if !ok || !slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return isSocket(a.Kind) && a.Phase == Attached }) {
+	served := overWorker(e.endpointNow(v.ID)) // of one that is mounted here
+	if !ok || !slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return (served || isSocket(a.Kind)) && a.Phase == Attached }) {
 		return
 	}
 	e.mu.Lock()
@@ -124,7 +125,7 @@ func (e *Engine) keepWorker(ctx context.Context, sentry serve.Sentry, id blockde
 	begin := time.Now()
 	err := sentry.AwaitEnd(ctx, id)
 	called := ctx.Err() != nil
-	k.stop()
+	defer k.stop()
 	e.mu.Lock()
 	if e.keepers[id] == k {
 		delete(e.keepers, id)
@@ -136,6 +137,11 @@ func (e *Engine) keepWorker(ctx context.Context, sentry serve.Sentry, id blockde
 		e.o.Log.Warn("the end of a worker cannot be waited for: it is asked from time to time", "volume", id, "err", err)
 	case time.Since(begin) >= e.briefly:
 		e.o.Log.Warn("the worker of a volume has ended", "volume", id)
+		if endpoint := e.endpointNow(id); overWorker(endpoint) {
+			if err := e.revive(ctx, id, endpoint); err != nil {
+				e.o.Log.Warn("another worker cannot be started: it is tried again", "volume", id, "err", err)
+			}
+		}
 		e.watch(id)
 		e.wake()
 	}

@@ -56,19 +56,14 @@ func (e *Engine) endWorker(ctx context.Context, v *Volume, id string) error {
 			return err
 		}
 	}
-	e.dismissKeeper(v.ID)
-	pool := e.o.Pool.(blockdev.Severer) //nolint:forcetypeassert // severable has seen it, before or in an earlier life
-	err := e.step(ctx, v.ID, stepEndWorker, func(ctx context.Context) error { return pool.Sever(ctx, v.ID) })
-	told := ""
-	if errors.Is(err, blockdev.ErrFailed) { // as a power cut: it was told to whoever flushed
-		e.o.Log.Error("a flush failed of a volume that was taken away by force", "volume", v.ID, "workspace", v.Workspace, "err", err)
-		told, err = ", whose last flush failed", nil
-	}
+	flushFailed, err := e.sever(ctx, *v, stepEndWorker)
 	if err != nil {
 		return e.stayForced(ctx, v, id, err)
 	}
-	e.count(countSevered)
-	e.forgetEndpoint(v.ID)
+	told := ""
+	if flushFailed {
+		told = ", whose last flush failed"
+	}
 	err = e.leaveFenced(ctx, *v, *v.attachment(id))
 	switch {
 	case hangs(err) != nil:

@@ -271,6 +271,14 @@ func (e *Engine) growOffline(ctx context.Context, v *Volume, f facts) (again boo
 			return false, err
 		}
 	}
+	if grows, err := e.growsServed(ctx, *v); grows || err != nil {
+		if err == nil {
+			again, err = e.growOnStage(ctx, v, f)
+		}
+		if !errors.Is(err, filesystem.ErrCannotGrowMounted) {
+			return again, err
+		}
+	}
 	if v.Tainted && !v.CheckFirst { // later what the checker finds may be of our own growth
 		if ready, err := e.preen(ctx, *v); !ready {
 			return false, err
@@ -363,11 +371,16 @@ func (e *Engine) setPending(id blockdev.ID, why string) {
 
 // activate opens the volume as a block device and mounts it on the stage.
 func (e *Engine) activate(ctx context.Context, v Volume, readOnly bool) (dir string, err error) {
-	endpoint, err := e.open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly})
+	endpoint, err := e.open(ctx, v.ID, mountWant(readOnly))
 	if err != nil {
 		return "", err
 	}
 	return e.o.Stage.Mount(ctx, v.ID, endpoint, v.Filesystem)
+}
+
+// mountWant is what this host mounts: it keeps the worker of one that is served.
+func mountWant(readOnly bool) blockdev.Want {
+	return blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, ReadOnly: readOnly, Served: true}
 }
 
 func (e *Engine) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blockdev.Endpoint, error) {
@@ -388,6 +401,9 @@ func (e *Engine) deactivate(ctx context.Context, v Volume) error {
 		return err
 	}
 	e.countIO(ctx, v.ID, false)
+	if err := e.serveAgain(ctx, v); err != nil { // an unmount writes
+		return err
+	}
 	if err := e.o.Stage.Unmount(ctx, v.ID); err != nil {
 		return err
 	}
@@ -423,7 +439,7 @@ func (e *Engine) leaseOf(ctx context.Context, v Volume) (string, error) {
 	var failures error
 	for _, kind := range []blockdev.Kind{blockdev.Block, blockdev.File, blockdev.VhostUser, blockdev.NBD} {
 		for _, readOnly := range []bool{false, true} {
-			endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{kind}, ReadOnly: readOnly, Limits: v.limitsServed()})
+			endpoint, err := e.o.Pool.Open(ctx, v.ID, blockdev.Want{Kinds: []blockdev.Kind{kind}, ReadOnly: readOnly, Served: true, Limits: v.limitsServed()})
 			if err == nil {
 				return endpoint.Lease, nil
 			}

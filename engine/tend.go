@@ -264,6 +264,9 @@ func (e *Engine) tendAttachment(ctx context.Context, v *Volume, a Attachment) er
 	}
 	a = *v.attachment(a.ID)
 	at := v.clone()
+	if err := e.keepServed(ctx, at); err != nil {
+		return err // whoever uses it waits
+	}
 	state, err := stepOf(ctx, e, v.ID, stepProbe, func(ctx context.Context) (attach.State, error) {
 		request, err := e.request(ctx, at, a)
 		if err != nil {

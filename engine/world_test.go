@@ -447,8 +447,11 @@ func (k *kernel) powerCut() {
 
 func (k *kernel) Mount(_ context.Context, id blockdev.ID, e blockdev.Endpoint, t filesystem.Type) (string, error) {
 	k.mu.Lock()
-	_, mounted := k.mounts[id]
+	m, mounted := k.mounts[id]
 	k.mu.Unlock()
+	if mounted && k.deviceless(id, m) {
+		return "", fmt.Errorf("%w: another device is mounted there", blockdev.ErrBusy)
+	}
 	if mounted {
 		return string(id), nil
 	}
@@ -491,12 +494,36 @@ func (k *kernel) Unmount(_ context.Context, id blockdev.ID) error {
 	if k.shut[id] {
 		return fmt.Errorf("%w: flush of a filesystem that was shut down", blockdev.ErrFailed)
 	}
-	return k.w.effect("unmount", func() {
+	var lost error
+	if k.deviceless(id, m) {
+		if lost = fmt.Errorf("%w: flush of a filesystem whose device is gone", blockdev.ErrFailed); k.keeps(m.endpoint.Lease) {
+			return errors.Join(lost, blockdev.ErrBusy)
+		}
+	}
+	return errors.Join(lost, k.w.effect("unmount", func() {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		m.letGo()
 		delete(k.mounts, id)
-	})
+	}))
+}
+
+// deviceless reports whether what is mounted is on a device over a worker that was taken
+// away.
+func (k *kernel) deviceless(id blockdev.ID, m mount) bool {
+	return m.endpoint.Served && !k.w.pool.LeadsTo(id, m.endpoint.Lease)
+}
+
+// keeps reports whether somebody has a file open that is on a device.
+func (k *kernel) keeps(lease string) bool {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, o := range k.open {
+		if o.lease == lease {
+			return true
+		}
+	}
+	return false
 }
 
 // hold lets who is at a place keep a file open: it is busy, and its device is held
@@ -549,11 +576,10 @@ func (k *kernel) Abandon(_ context.Context, id blockdev.ID, _ string) error {
 		}
 	}
 	k.mu.Lock()
-	defer k.mu.Unlock()
-	for _, o := range k.open {
-		if o.lease == k.leases[id] {
-			return blockdev.ErrBusy
-		}
+	lease := k.leases[id]
+	k.mu.Unlock()
+	if k.keeps(lease) {
+		return blockdev.ErrBusy
 	}
 	return nil
 }

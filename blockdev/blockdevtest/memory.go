@@ -41,6 +41,9 @@ type Memory struct {
 	// Began, unless nil, is told of each worker that begins to serve an image, with the
 	// limits of its first request. Set it before use.
 	Began func(id blockdev.ID, limits blockdev.Limits)
+	// Devices makes it one of a host that has block devices over workers: layered images
+	// open as Block, too, for who wants them Served. Set it before the backend is used.
+	Devices bool
 
 	mu          sync.Mutex
 	total       int64
@@ -51,6 +54,7 @@ type Memory struct {
 	images      map[blockdev.ID]*memoryImage
 	quarantined []blockdev.Quarantine
 	onFlat      func(blockdev.ID)
+	noWorkers   bool // no worker can be started
 }
 
 // Points are the names of Memory's side effects, in the order in which a
@@ -113,6 +117,8 @@ var (
 	_ serve.Observer       = (*Memory)(nil)
 	_ serve.Throttler      = (*Memory)(nil)
 	_ serve.Sentry         = (*Memory)(nil)
+	_ serve.Reviver        = (*Memory)(nil)
+	_ blockdev.LayerServer = (*Memory)(nil)
 )
 
 // NewMemory makes an empty backend.
@@ -356,50 +362,27 @@ func (m *Memory) opening(id blockdev.ID, image *memoryImage, w blockdev.Want) (e
 		if o.endpoint.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, o.endpoint.Kind) {
 			return e, fmt.Errorf("open otherwise: %w", blockdev.ErrBusy)
 		}
+		if o.dead && m.noWorkers {
+			return e, errNoWorker
+		}
 		if o.dead { // its worker is started again
 			m.serve(id, o, w.Limits)
 		}
 		o.endpoint.Size = image.data.size // a crash may have left the device behind
 		return o.endpoint, nil
 	}
-	kind, err := image.choose(id, w.Kinds)
+	kind, served, err := image.choose(id, w, m.Devices)
 	if err != nil {
 		return e, err
 	}
 	m.opened++
 	e = blockdev.Endpoint{Kind: kind, Path: memoryPath + string(id), Size: image.data.size,
-		ReadOnly: w.ReadOnly, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
+		ReadOnly: w.ReadOnly, Served: served, Lease: fmt.Sprintf("%s-%d", kind, m.opened)}
 	image.opening = &memoryOpening{endpoint: e, counters: blockdev.Counters{Since: time.Now().UTC()}}
 	if image.opening.kind() != "" {
 		m.serve(id, image.opening, w.Limits)
 	}
 	return e, nil
-}
-
-// choose picks the first kind that the image can give.
-func (i *memoryImage) choose(id blockdev.ID, kinds []blockdev.Kind) (blockdev.Kind, error) {
-	if i.accessed > 0 {
-		return "", fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
-	}
-	known := false
-	for _, k := range kinds {
-		switch k {
-		case blockdev.File, blockdev.Block:
-			if i.layers == 0 {
-				return k, nil
-			}
-			known = true
-		case blockdev.VhostUser, blockdev.NBD:
-			if !i.sealed(id) {
-				return k, nil
-			}
-			known = true
-		}
-	}
-	if known {
-		return "", blockdev.ErrLayered
-	}
-	return "", fmt.Errorf("endpoint kinds %v: %w", kinds, errors.ErrUnsupported)
 }
 
 // Close implements blockdev.Backend.

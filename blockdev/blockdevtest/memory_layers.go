@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"holdfast/blockdev"
@@ -160,8 +161,69 @@ func (b *memoryBytes) Close() error {
 	return nil
 }
 
+// choose picks the first kind that the image can give, and tells whether a worker does.
+func (i *memoryImage) choose(id blockdev.ID, w blockdev.Want, devices bool) (kind blockdev.Kind, served bool, err error) {
+	if i.accessed > 0 {
+		return "", false, fmt.Errorf("this process works on it: %w", blockdev.ErrBusy)
+	}
+	known := false
+	for _, k := range w.Kinds {
+		switch k {
+		case blockdev.File, blockdev.Block:
+			if i.layers == 0 {
+				return k, false, nil
+			}
+			known = true
+		case blockdev.VhostUser, blockdev.NBD:
+			if !i.sealed(id) {
+				return k, true, nil
+			}
+			known = true
+		}
+	}
+	switch {
+	case known && devices && w.Served && slices.Contains(w.Kinds, blockdev.Block) && !i.sealed(id):
+		return blockdev.Block, true, nil
+	case known:
+		return "", false, blockdev.ErrLayered
+	}
+	return "", false, fmt.Errorf("endpoint kinds %v: %w", w.Kinds, errors.ErrUnsupported)
+}
+
+// ServesLayers implements blockdev.LayerServer.
+func (m *Memory) ServesLayers(_ context.Context, id blockdev.ID) error {
+	if m.Layered && m.Devices {
+		return nil
+	}
+	return blockdev.Op("memory.ServesLayers", id, errors.ErrUnsupported)
+}
+
+// Revive implements serve.Reviver.
+func (m *Memory) Revive(ctx context.Context, id blockdev.ID, lease string) error {
+	if err := m.begin(ctx, id); err != nil {
+		return blockdev.Op("memory.Revive", id, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if image := m.images[id]; image != nil && image.opening != nil && image.opening.endpoint.Lease == lease && image.opening.onDevice() {
+		if image.opening.dead && m.noWorkers {
+			return blockdev.Op("memory.Revive", id, errNoWorker)
+		}
+		image.opening.dead = false
+	}
+	return nil
+}
+
+// onDevice reports whether it is a device over a worker.
+func (o *memoryOpening) onDevice() bool {
+	return o.endpoint.Served && o.endpoint.Kind == blockdev.Block
+}
+
 // kind is the kind of socket that a worker serves, "" for an opening without one.
 func (o *memoryOpening) kind() blockdev.Kind {
+	if o.onDevice() {
+		return blockdev.NBD
+	}
 	if k := o.endpoint.Kind; k == blockdev.VhostUser || k == blockdev.NBD {
 		return k
 	}
@@ -198,6 +260,9 @@ func (m *Memory) Observe(ctx context.Context, id blockdev.ID) (serve.Service, er
 	}
 	o := image.opening
 	s := serve.Service{Since: o.counters.Since, Pid: 1, Kind: o.kind(), Clients: o.held, Limits: o.limits}
+	if o.onDevice() {
+		s.Clients = 1
+	}
 	if image.layers > 0 {
 		allocated, _ := image.data.space()
 		s.Layers = &serve.Hydration{Sealed: image.layers - 1, Held: allocated - min(allocated, image.absent), Size: image.data.size}
@@ -250,4 +315,23 @@ func (m *Memory) Die(id blockdev.ID) error {
 		image.opening.end()
 	}
 	return blockdev.Op("memory.Die", id, err)
+}
+
+var errNoWorker = errors.New("no worker can be started")
+
+// StartsWorkers says whether a worker that has died can be followed by another one, as is
+// so at first.
+func (m *Memory) StartsWorkers(does bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.noWorkers = !does
+}
+
+// LeadsTo reports whether the device of an opening still leads to the image: no more after
+// Sever.
+func (m *Memory) LeadsTo(id blockdev.ID, lease string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image := m.images[id]
+	return image != nil && image.opening != nil && image.opening.endpoint.Lease == lease
 }

@@ -50,7 +50,7 @@ func (p *Pool) openServed(ctx context.Context, f found, n opened.Note, fresh boo
 	if worker.Size() < f.size { // of a Grow that was cut short
 		err = worker.Grow(ctx, f.size)
 	}
-	return blockdev.Endpoint{Kind: n.Kind, Path: worker.Socket(), Size: f.size, ReadOnly: n.ReadOnly, Lease: n.Lease()}, err
+	return blockdev.Endpoint{Kind: n.Kind, Path: worker.Socket(), Size: f.size, ReadOnly: n.ReadOnly, Served: true, Lease: n.Lease()}, err
 }
 
 // undoServed takes away what an opening has left that did not succeed.

@@ -162,6 +162,11 @@ func (s *Set) OnFlat(fn func(id blockdev.ID)) {
 	}
 }
 
+// ServesLayers implements blockdev.LayerServer.
+func (s *Set) ServesLayers(ctx context.Context, id blockdev.ID) error {
+	return able(ctx, s, id, func(b blockdev.LayerServer) error { return b.ServesLayers(ctx, id) })
+}
+
 // Access implements blockdev.Accessor.
 func (s *Set) Access(ctx context.Context, id blockdev.ID, readOnly bool) (bytes blockdev.Bytes, err error) {
 	err = able(ctx, s, id, func(b blockdev.Accessor) error { bytes, err = b.Access(ctx, id, readOnly); return err })
@@ -177,6 +182,15 @@ func (s *Set) Observe(ctx context.Context, id blockdev.ID) (service serve.Servic
 // AwaitEnd implements serve.Sentry.
 func (s *Set) AwaitEnd(ctx context.Context, id blockdev.ID) error {
 	err := able(ctx, s, id, func(b serve.Sentry) error { return b.AwaitEnd(ctx, id) })
+	if errors.Is(err, errors.ErrUnsupported) {
+		return nil
+	}
+	return err
+}
+
+// Revive implements serve.Reviver.
+func (s *Set) Revive(ctx context.Context, id blockdev.ID, lease string) error {
+	err := able(ctx, s, id, func(b serve.Reviver) error { return b.Revive(ctx, id, lease) })
 	if errors.Is(err, errors.ErrUnsupported) {
 		return nil
 	}

@@ -101,6 +101,14 @@ type Sentry interface {
 	AwaitEnd(ctx context.Context, id blockdev.ID) error
 }
 
+// Reviver is a backend whose devices outlive the workers that serve them.
+type Reviver interface {
+	// Revive has a worker serve the device of an opening: another one where it has ended.
+	// An opening that is none any more, or has no device over a worker, is success. It may
+	// be called beside any other call for the image.
+	Revive(ctx context.Context, id blockdev.ID, lease string) error
+}
+
 // Throttler is a backend whose workers bound what is done to an image.
 type Throttler interface {
 	// Throttle makes exactly these limits hold for an image that is open as VhostUser or

@@ -63,7 +63,7 @@ func (p *Pool) counters(ctx context.Context, id blockdev.ID) (blockdev.Counters,
 	if o.served() {
 		return p.ServedCounters(ctx, id)
 	}
-	if o == nil || o.kind != blockdev.Block {
+	if !o.looped() {
 		return blockdev.Counters{}, blockdev.ErrNotFound
 	}
 	b, err := io.ReadAll(io.NewSectionReader(o.lock, 0, maxBegan))

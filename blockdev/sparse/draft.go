@@ -238,7 +238,7 @@ func (p *Pool) flushDraft(id blockdev.ID, description []byte) error {
 	if _, err := described.Write(sealed); err != nil {
 		return noSpace(err)
 	}
-	if o := p.known(id); o != nil && o.kind == blockdev.Block {
+	if o := p.known(id); o.looped() {
 		if err := o.device.Flush(); err != nil && !errors.Is(err, blockdev.ErrNotFound) {
 			return err
 		}

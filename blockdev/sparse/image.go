@@ -69,10 +69,10 @@ func (p *Pool) grow(ctx context.Context, id blockdev.ID, size int64) error {
 	}
 	o := p.known(id)
 	if o.served() {
-		_, err := p.growServed(ctx, id, size)
+		_, err := p.growServed(ctx, id, dir, o, size)
 		return err
 	}
-	if o == nil || o.kind != blockdev.Block {
+	if !o.looped() {
 		return nil
 	}
 	grown, err := o.device.Grow()
@@ -119,7 +119,7 @@ func (p *Pool) growLayered(ctx context.Context, id blockdev.ID, dir string, draf
 		if o.readOnly {
 			return fmt.Errorf("open read-only, so its top cannot grow: %w", blockdev.ErrBusy)
 		}
-		if done, err := p.growServed(ctx, id, size); err != nil || done {
+		if done, err := p.growServed(ctx, id, dir, o, size); err != nil || done {
 			return err
 		}
 	}

@@ -18,17 +18,19 @@ import (
 // opening is what this process knows of an open image. Of a block device the
 // kernel knows it as well, and is asked each time.
 type opening struct {
-	kind      blockdev.Kind
+	kind      blockdev.Kind // of the endpoint
 	readOnly  bool
 	lease     string
-	device    loop.Device // of a Block
+	device    loop.Device // of a Block that no worker serves
 	lock      *os.File    // beside the image, held while it is open; at a worker that has it
 	atWorker  opened.Note // of one at a worker
 	inherited bool        // an earlier process made it
 }
 
 // Open implements blockdev.Backend. A Block is a loop device with direct I/O that
-// enforces ReadOnly itself and is found again after a restart of the process. A File
+// enforces ReadOnly itself and is found again after a restart of the process; of a
+// layered image, for who wants it Served, one of the kernel's NBD client over a worker, of
+// which the same is true. A File
 // is the image's path: its opening ends with the process, and a consumer that asked
 // for ReadOnly must open it so. A VhostUser or NBD is a worker's socket; the opening
 // outlives this process and also a worker that dies: Open again starts another one.
@@ -67,7 +69,7 @@ func (p *Pool) openImage(ctx context.Context, id blockdev.ID, w blockdev.Want) (
 		return blockdev.Endpoint{}, err
 	}
 	if c != nil {
-		if sealedForEver(id, draft) || !p.layers || !slices.ContainsFunc(w.Kinds, isSocket) {
+		if sealedForEver(id, draft) || !p.layers || !slices.ContainsFunc(w.Kinds, isSocket) && !onDevice(w) {
 			return blockdev.Endpoint{}, layeredKinds(w.Kinds)
 		}
 		return p.openServed(ctx, id, dir, nil, w)
@@ -156,7 +158,7 @@ func (o *opening) endpoint(dir string, f *os.File) (blockdev.Endpoint, error) {
 		return blockdev.Endpoint{}, err
 	}
 	e := blockdev.Endpoint{Kind: o.kind, Path: dir + "/" + imageFile, Size: status.Size, ReadOnly: o.readOnly, Lease: o.lease}
-	if o.kind == blockdev.Block {
+	if o.looped() {
 		e.Path, e.Size = o.device.Path, o.device.Size
 		if o.device.Size < status.Size {
 			e.Size, err = o.device.Grow()
@@ -189,7 +191,7 @@ func (p *Pool) known(id blockdev.ID) *opening {
 	p.mu.Lock()
 	o := p.openings[id]
 	p.mu.Unlock()
-	if o == nil || o.kind != blockdev.Block {
+	if !o.looped() {
 		return o
 	}
 	now, err := loop.Inspect(o.device.Path)
@@ -229,7 +231,7 @@ func (p *Pool) newOpening(id blockdev.ID, dir string, f *os.File, w blockdev.Wan
 		return nil, err
 	}
 	o := &opening{kind: w.Kinds[supported], readOnly: w.ReadOnly, lock: lock}
-	if o.kind == blockdev.Block {
+	if o.looped() {
 		if err = p.at("open.attach"); err == nil {
 			o.device, err = loop.Attach(f, w.ReadOnly)
 		}
@@ -250,7 +252,7 @@ func (p *Pool) remember(id blockdev.ID, o *opening) (*opening, error) {
 		mode = "ro"
 	}
 	o.lease = fmt.Sprintf("%s-%s", o.kind, mode)
-	if o.kind == blockdev.Block {
+	if o.looped() {
 		boot, err := sys.BootID()
 		if err != nil {
 			dropLock(o.lock)
@@ -315,7 +317,7 @@ func (p *Pool) release(ctx context.Context, id blockdev.ID, o *opening) error {
 }
 
 func (p *Pool) flushOpening(ctx context.Context, id blockdev.ID, o *opening) error {
-	if o.kind == blockdev.Block {
+	if o.looped() {
 		return o.device.Detach(ctx) // flushes, down to the image
 	}
 	dir, draft, err := p.locate(id)

@@ -26,10 +26,13 @@ type calls = opened.Calls // embedded, under a name that is not exported
 func isSocket(k blockdev.Kind) bool { return opened.IsSocket(k) }
 
 // served reports whether a worker serves the image.
-func (o *opening) served() bool { return o != nil && isSocket(o.kind) }
+func (o *opening) served() bool { return o != nil && o.atWorker.Token != "" }
+
+// looped reports whether it is a loop device of the image.
+func (o *opening) looped() bool { return o != nil && o.kind == blockdev.Block && !o.served() }
 
 func openingOf(n opened.Note) *opening {
-	return &opening{kind: n.Kind, readOnly: n.ReadOnly, atWorker: n}
+	return &opening{kind: n.Opened(), readOnly: n.ReadOnly, atWorker: n}
 }
 
 // readServed reads the note of an opening at a worker; nil where there is none of
@@ -75,11 +78,24 @@ func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *op
 	if changes != p.addresses.count() { // between its start and its being remembered
 		p.tellFound(ctx, id, dir)
 	}
-	size, err := p.sizeOf(id, dir)
-	if err == nil && worker.Size() < size { // of a Grow that was cut short
-		err = worker.Grow(ctx, size)
+	e, err := p.servedEndpoint(ctx, id, dir, o, worker)
+	if err != nil && fresh && o.atWorker.Device {
+		err = errors.Join(err, p.stopServed(context.WithoutCancel(ctx), id, o, worker))
 	}
-	return blockdev.Endpoint{Kind: o.kind, Path: worker.Socket(), Size: size, ReadOnly: o.readOnly, Lease: o.lease}, err
+	return e, err
+}
+
+// servedEndpoint is what an opening gives whose worker runs.
+func (p *Pool) servedEndpoint(ctx context.Context, id blockdev.ID, dir string, o *opening, w *control.Worker) (blockdev.Endpoint, error) {
+	e := blockdev.Endpoint{Kind: o.kind, Path: w.Socket(), ReadOnly: o.readOnly, Served: true, Lease: o.lease}
+	var err error
+	if e.Size, err = p.sizeOf(id, dir); err == nil && w.Size() < e.Size { // of a Grow that was cut short
+		err = w.Grow(ctx, e.Size)
+	}
+	if err == nil && o.atWorker.Device {
+		e.Path, err = p.deviceOver(ctx, id, o, w, e.Size)
+	}
+	return e, err
 }
 
 func (p *Pool) sizeOf(id blockdev.ID, dir string) (int64, error) {
@@ -195,7 +211,7 @@ func (p *Pool) recordMerged(ctx context.Context, w *control.Worker, id blockdev.
 
 // start opens all files and has a worker serve them.
 func (p *Pool) start(ctx context.Context, id blockdev.ID, dir string, c *chain, o *opening, limits blockdev.Limits, lock *os.File) (_ *control.Worker, err error) {
-	spec := control.Spec{ID: id, Kind: o.kind, ReadOnly: o.readOnly, Limits: limits, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.atWorker.Socket()}
+	spec := control.Spec{ID: id, Kind: o.atWorker.Kind, ReadOnly: o.readOnly, Limits: limits, Lock: lock, Hydrate: !o.readOnly, Trace: p.trace(c), Opening: o.atWorker.Socket()}
 	if spec.Size, err = p.sizeOf(id, dir); err != nil {
 		return nil, err
 	}
@@ -295,6 +311,14 @@ func ownLayer(dir, name string) bool {
 // closeServed stops the worker: it flushes and ends. What has become whole is made
 // flat. blockdev.ErrBusy while it has clients.
 func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) error {
+	lost := p.detachDevice(ctx, id, o)
+	if lost != nil && !errors.Is(lost, blockdev.ErrFailed) {
+		return lost
+	}
+	return errors.Join(lost, p.closeWorker(ctx, id, o))
+}
+
+func (p *Pool) closeWorker(ctx context.Context, id blockdev.ID, o *opening) error {
 	w, err := p.worker(ctx, id)
 	if err == nil {
 		err = opened.Unused(ctx, w)
@@ -306,7 +330,13 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) erro
 		return err
 	}
 	p.keepTrace(ctx, id, w)
-	if err = w.Stop(ctx); err != nil && !errors.Is(err, blockdev.ErrFailed) {
+	return p.stopServed(ctx, id, o, w)
+}
+
+// stopServed tells the worker of an opening to end, and ends the opening.
+func (p *Pool) stopServed(ctx context.Context, id blockdev.ID, o *opening, w *control.Worker) error {
+	err := w.Stop(ctx)
+	if err != nil && !errors.Is(err, blockdev.ErrFailed) {
 		return err
 	}
 	return p.endServed(id, o, false, err)
@@ -315,6 +345,9 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) erro
 // endServed ends an opening whose worker has ended: in its own time, with a flush that has
 // failed or not (nil), or killed.
 func (p *Pool) endServed(id blockdev.ID, o *opening, killed bool, failed error) error {
+	if err := p.abandonDevice(id, o); err != nil { // as long as the note says that there is one
+		return errors.Join(failed, err)
+	}
 	dir, draft, err := p.locate(id)
 	if err == nil && killed && !o.readOnly {
 		err = p.recoverKilled(id, dir)
@@ -427,8 +460,11 @@ func (p *Pool) sealServed(ctx context.Context, s subject, top string, record fun
 }
 
 // growServed tells a worker, if one runs: of a layered image it makes the top larger.
-// done is false where nobody did.
-func (p *Pool) growServed(ctx context.Context, id blockdev.ID, size int64) (done bool, err error) {
+// done is false where nobody did. Who has a device over it sees the size on return.
+func (p *Pool) growServed(ctx context.Context, id blockdev.ID, dir string, o *opening, size int64) (done bool, err error) {
+	if o.atWorker.Device {
+		return true, p.growDevice(ctx, id, dir, o, size)
+	}
 	w, err := p.worker(ctx, id)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return false, nil

@@ -337,6 +337,39 @@ func TestBackgroundFlattens(t *testing.T) {
 	m.check("then", "", "")
 }
 
+// TestLayersWithoutClient: where the kernel has no NBD client a layered image is no block
+// device, whoever asks for it, and nothing is left of the question; a flat one is a loop
+// device.
+func TestLayersWithoutClient(t *testing.T) {
+	blockdevtest.LeakCheck(t)
+	ctx := t.Context()
+	m, workers := servedModel(t, nil)
+	src, vol := blockdevtest.NewID(blockdev.PrefixSource), blockdevtest.NewID(blockdev.PrefixVolume)
+	if err := errors.Join(m.create(src), m.write(src, 1, 0, 1, 2), m.fork(vol, src, modelSize)); err != nil {
+		t.Fatal(err)
+	}
+	if m.pool.ServesLayers(ctx, vol) == nil {
+		t.Skip("this kernel has an NBD client: see holdfastd/nbdguesttest")
+	}
+	want := blockdev.Want{Kinds: []blockdev.Kind{blockdev.Block}, Served: true}
+	if _, err := m.pool.Open(ctx, vol, want); !errors.Is(err, blockdev.ErrLayered) {
+		t.Errorf("opened: %v", err)
+	}
+	if ids, err := workers.List(ctx); err != nil || len(ids) != 0 {
+		t.Errorf("workers %v, %v", ids, err)
+	}
+	if err := m.pool.Flatten(ctx, vol); err != nil {
+		t.Fatal(err)
+	}
+	e, err := m.pool.Open(ctx, vol, want)
+	if err != nil || e.Served || !strings.HasPrefix(e.Path, "/dev/loop") {
+		t.Errorf("flat: %+v, %v", e, err)
+	}
+	if err := errors.Join(m.pool.Revive(ctx, vol, e.Lease), m.pool.Close(ctx, vol, e.Lease)); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestLeaseOfAnEarlierOpening does not close a later one, at workers either.
 func TestLeaseOfAnEarlierOpening(t *testing.T) {
 	blockdevtest.LeakCheck(t)

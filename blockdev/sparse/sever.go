@@ -38,7 +38,7 @@ func (p *Pool) canSever(ctx context.Context, id blockdev.ID) error {
 	return errors.Join(body.Close(), os.Remove(dir+"/"+severedFile))
 }
 
-// Sever implements blockdev.Severer: a worker is ended. Otherwise by a reflink copy that
+// Sever implements blockdev.Severer: a worker is ended, and the device over it fails. Otherwise by a reflink copy that
 // takes the image's name. The device keeps the file that it has, which then has no name.
 func (p *Pool) Sever(ctx context.Context, id blockdev.ID) error {
 	return blockdev.Op("sparse.Sever", id, p.sever(ctx, id))
@@ -67,7 +67,7 @@ func (p *Pool) sever(ctx context.Context, id blockdev.ID) error {
 			return nil
 		}
 	}
-	if o.kind != blockdev.Block {
+	if !o.looped() {
 		return fmt.Errorf("open as %s: %w", o.lease, errors.ErrUnsupported)
 	}
 	body, err := cloneBody(dir)

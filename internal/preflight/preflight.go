@@ -10,6 +10,7 @@ import (
 	"holdfast/blockdev"
 	"holdfast/blockdev/attach"
 	"holdfast/blockdev/limit"
+	"holdfast/blockdev/nbddevice"
 	"holdfast/internal/run"
 	"holdfast/internal/sys"
 )
@@ -35,7 +36,7 @@ type Check struct {
 // Host looks at what does not depend on a configuration: privileges, kernel,
 // tools and limits.
 func Host(ctx context.Context) []Check {
-	checks := []Check{root(), loopDevices(), mountCalls(), capability(), openFiles(), rateLimits()}
+	checks := []Check{root(), loopDevices(), nbdClient(), mountCalls(), capability(), openFiles(), rateLimits()}
 	for _, t := range tools {
 		if ctx.Err() != nil {
 			break
@@ -86,6 +87,19 @@ func loopDevices() Check {
 	}
 	if err := f.Close(); err != nil {
 		c.Status, c.Found = Warn, err.Error()
+	}
+	return c
+}
+
+func nbdClient() Check {
+	c := Check{Name: "nbd-client", Status: OK, Found: "the kernel has one"}
+	if err := nbddevice.Available(); err != nil {
+		c.Status, c.Found = Warn, err.Error()
+		if errors.Is(err, sys.ErrNoNBD) {
+			c.Found = "absent"
+		}
+		c.Consequence = "volumes whose bytes do not lie in one place yet wait for that before they are mounted (HYDRATING)"
+		c.Fix = "modprobe nbd max_part=0, of Linux 5.14 or newer, where volumes from templates are in a pool without reflink"
 	}
 	return c
 }

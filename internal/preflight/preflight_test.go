@@ -24,6 +24,7 @@ func TestHostTellsWhatItFinds(t *testing.T) {
 	for name, there := range map[string]bool{
 		"loop-devices": opens("/dev/loop-control"),
 		"root":         os.Geteuid() == 0,
+		"nbd-client":   exists("/sys/module/nbd"),
 	} {
 		if got := find(t, checks, name).Status == OK; got != there {
 			t.Errorf("%s: ok is %v, want %v", name, got, there)
@@ -34,6 +35,11 @@ func TestHostTellsWhatItFinds(t *testing.T) {
 			t.Errorf("%+v: what is missing needs a consequence, and what is there has none", c)
 		}
 	}
+}
+
+func exists(path string) bool {
+	_, err := os.Stat(path)
+	return err == nil
 }
 
 func opens(path string) bool {

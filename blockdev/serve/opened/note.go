@@ -22,6 +22,9 @@ type Note struct {
 	Kind     blockdev.Kind `json:"kind"`
 	ReadOnly bool          `json:"readOnly"`
 	Token    string        `json:"token"` // makes the lease this opening's alone
+	// Device says that the opening is a Block: a device of the kernel's NBD client, which
+	// is the only client of the worker.
+	Device bool `json:"device,omitempty"`
 }
 
 const (
@@ -34,13 +37,24 @@ const (
 func IsSocket(k blockdev.Kind) bool { return k == blockdev.VhostUser || k == blockdev.NBD }
 
 // New gives the note of an opening that is to be: by the first kind that a worker
-// gives, of which there must be one.
+// gives, else by a device over it.
 func New(w blockdev.Want) (Note, error) {
 	boot, err := sys.BootID()
 	var token [8]byte
 	_, _ = rand.Read(token[:]) // never fails
-	kind := w.Kinds[slices.IndexFunc(w.Kinds, IsSocket)]
-	return Note{Boot: boot, Kind: kind, ReadOnly: w.ReadOnly, Token: hex.EncodeToString(token[:])}, err
+	n := Note{Boot: boot, Kind: blockdev.NBD, ReadOnly: w.ReadOnly, Token: hex.EncodeToString(token[:]), Device: true}
+	if at := slices.IndexFunc(w.Kinds, IsSocket); at >= 0 {
+		n.Kind, n.Device = w.Kinds[at], false
+	}
+	return n, err
+}
+
+// Opened is the kind of endpoint that the opening gives.
+func (n Note) Opened() blockdev.Kind {
+	if n.Device {
+		return blockdev.Block
+	}
+	return n.Kind
 }
 
 // Read reads a note; nil where there is none of this boot.
@@ -91,7 +105,7 @@ func Clear(path string) error {
 
 // Fits is blockdev.ErrBusy, with the lease, when an opening is none that is wanted.
 func (n Note) Fits(w blockdev.Want) error {
-	if n.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, n.Kind) {
+	if n.ReadOnly != w.ReadOnly || !slices.Contains(w.Kinds, n.Opened()) {
 		return fmt.Errorf("open as %s: %w", n.Lease(), blockdev.ErrBusy)
 	}
 	return nil
@@ -103,8 +117,11 @@ func (n Note) Lease() string {
 	if n.ReadOnly {
 		mode = "ro"
 	}
-	return fmt.Sprintf("%s-%s-%s", n.Kind, mode, n.Token)
+	return fmt.Sprintf("%s-%s-%s", n.Opened(), mode, n.Token)
 }
+
+// Backend is what the opening's device is found by.
+func (n Note) Backend(id blockdev.ID) string { return "holdfast/" + string(id) + "/" + n.Token }
 
 // Socket names the opening's socket: a control.Spec's Opening.
 func (n Note) Socket() string { return n.Token[:socketDigits] }
