@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"holdfast/blockdev"
 	"holdfast/blockdev/serve"
@@ -68,6 +69,56 @@ func (e *Engine) revive(ctx context.Context, id blockdev.ID, endpoint blockdev.E
 	return unserved(reviver.Revive(ctx, id, endpoint.Lease))
 }
 
+// guardDevice has the worker of a device be followed by the next one for as long as the
+// volume is open by it: before it is attached, and while it is detached, too.
+func (e *Engine) guardDevice(id blockdev.ID) {
+	if sentry, ok := e.o.Pool.(serve.Sentry); ok {
+		e.keep(id, func(ctx context.Context, _ *keeper) { e.keepDevice(ctx, sentry, id) })
+	}
+}
+
+// retryWorker is how long nobody tries again to start a worker that cannot be started.
+const retryWorker = time.Second
+
+// keepDevice takes no lock of the volume's: whoever has it may be waiting for the device.
+func (e *Engine) keepDevice(ctx context.Context, sentry serve.Sentry, id blockdev.ID) {
+	for {
+		begin := time.Now()
+		err := sentry.AwaitEnd(ctx, id)
+		lived := time.Since(begin)
+		if err == nil && lived >= e.briefly {
+			e.o.Log.Warn("the worker of a volume has ended", "volume", id)
+		}
+		if err == nil && waitFor(ctx, e.briefly-lived) {
+			err = e.revive(ctx, id, e.endpointNow(id))
+		}
+		if err != nil && ctx.Err() == nil {
+			e.complain(id, err)
+			waitFor(ctx, retryWorker)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		e.watch(id)
+		e.wake()
+	}
+}
+
+// waitFor is false when ctx has ended first.
+func waitFor(ctx context.Context, d time.Duration) bool {
+	if d <= 0 {
+		return ctx.Err() == nil
+	}
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // serveFound is serveAgain for what an earlier life of this process has opened.
 func (e *Engine) serveFound(ctx context.Context, v Volume) error {
 	info, err := e.o.Pool.Stat(ctx, v.ID)
@@ -105,8 +156,11 @@ func (e *Engine) answers(ctx context.Context, v Volume) bool {
 }
 
 func unserved(err error) error {
-	if err == nil {
+	switch {
+	case err == nil:
 		return nil
+	case errors.Is(err, blockdev.ErrNotFound): // a worker that has ended meanwhile, not the image
+		return fmt.Errorf("%w: %s", errUnserved, err.Error())
 	}
 	return fmt.Errorf("%w: %w", errUnserved, err)
 }

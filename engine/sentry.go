@@ -106,26 +106,29 @@ const briefly = time.Second
 // its clients wait for the next one.
 func (e *Engine) guardWorker(v Volume) {
 	sentry, ok := e.o.Pool.(serve.Sentry)
-	served := overWorker(e.endpointNow(v.ID)) // of one that is mounted here
-	if !ok || !slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return (served || isSocket(a.Kind)) && a.Phase == Attached }) {
-		return
+	if ok && slices.ContainsFunc(v.Attachments, func(a Attachment) bool { return isSocket(a.Kind) && a.Phase == Attached }) {
+		e.keep(v.ID, func(ctx context.Context, k *keeper) { e.keepWorker(ctx, sentry, v.ID, k) })
 	}
+}
+
+// keep has one keeper stand by a volume.
+func (e *Engine) keep(id blockdev.ID, stand func(ctx context.Context, k *keeper)) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	if e.keepers[v.ID] != nil {
+	if e.keepers[id] != nil {
 		return
 	}
 	ctx, stop := context.WithCancel(e.ctx)
 	k := &keeper{stop}
-	e.keepers[v.ID] = k
-	go e.keepWorker(ctx, sentry, v.ID, k)
+	e.keepers[id] = k
+	go stand(ctx, k)
 }
 
 func (e *Engine) keepWorker(ctx context.Context, sentry serve.Sentry, id blockdev.ID, k *keeper) {
 	begin := time.Now()
 	err := sentry.AwaitEnd(ctx, id)
 	called := ctx.Err() != nil
-	defer k.stop()
+	k.stop()
 	e.mu.Lock()
 	if e.keepers[id] == k {
 		delete(e.keepers, id)
@@ -137,11 +140,6 @@ func (e *Engine) keepWorker(ctx context.Context, sentry serve.Sentry, id blockde
 		e.o.Log.Warn("the end of a worker cannot be waited for: it is asked from time to time", "volume", id, "err", err)
 	case time.Since(begin) >= e.briefly:
 		e.o.Log.Warn("the worker of a volume has ended", "volume", id)
-		if endpoint := e.endpointNow(id); overWorker(endpoint) {
-			if err := e.revive(ctx, id, endpoint); err != nil {
-				e.o.Log.Warn("another worker cannot be started: it is tried again", "volume", id, "err", err)
-			}
-		}
 		e.watch(id)
 		e.wake()
 	}

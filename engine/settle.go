@@ -391,6 +391,9 @@ func (e *Engine) open(ctx context.Context, id blockdev.ID, w blockdev.Want) (blo
 	e.mu.Lock()
 	e.endpoints[id] = endpoint
 	e.mu.Unlock()
+	if overWorker(endpoint) {
+		e.guardDevice(id)
+	}
 	return endpoint, nil
 }
 
@@ -419,7 +422,11 @@ func (e *Engine) deactivate(ctx context.Context, v Volume) error {
 	if err != nil {
 		return err
 	}
+	e.dismissKeeper(v.ID) // its worker is to end, and until then the pool sees to it
 	if err := e.o.Pool.Close(ctx, v.ID, lease); err != nil {
+		if overWorker(e.endpointNow(v.ID)) {
+			e.guardDevice(v.ID)
+		}
 		return err
 	}
 	e.forgetIO(v.ID)
@@ -450,6 +457,7 @@ func (e *Engine) leaseOf(ctx context.Context, v Volume) (string, error) {
 }
 
 func (e *Engine) forgetEndpoint(id blockdev.ID) {
+	e.dismissKeeper(id)
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.endpoints, id)

@@ -168,7 +168,57 @@ func (p *Pool) detachDevice(ctx context.Context, id blockdev.ID, o *opening) err
 	if err := p.at("close.device"); err != nil {
 		return err
 	}
-	return d.Detach(ctx)
+	return p.detachKept(ctx, id, dir, o, d, w)
+}
+
+// detachKept is Detach with a worker: its flush waits for the next one where that ends
+// meanwhile, and nobody else can start that, as the caller has the turn.
+func (p *Pool) detachKept(ctx context.Context, id blockdev.ID, dir string, o *opening, d nbddevice.Device, w *control.Worker) error {
+	keeping, stop := context.WithCancel(context.WithoutCancel(ctx)) // the flush does not end with ctx
+	kept := make(chan struct{})
+	go func() {
+		defer close(kept)
+		p.keepConnected(keeping, id, dir, o, d, w)
+	}()
+	err := d.Detach(ctx)
+	stop()
+	<-kept
+	return err
+}
+
+// How long no worker can be had until a device that nobody has mounted is taken away, and
+// how long nobody tries meanwhile.
+const (
+	unservedTime  = 30 * time.Second
+	unservedPause = 100 * time.Millisecond
+)
+
+// keepConnected has a device that is connected to a worker be connected to the next one,
+// until ctx ends.
+func (p *Pool) keepConnected(ctx context.Context, id blockdev.ID, dir string, o *opening, d nbddevice.Device, w *control.Worker) {
+	_ = w.AwaitEnd(ctx) // whatever it is, it is looked at
+	for served := time.Now(); ctx.Err() == nil; {
+		w, err := p.serving(ctx, id, dir, o)
+		if err == nil {
+			err = reconnect(ctx, d, w)
+		}
+		if err == nil {
+			err = w.AwaitEnd(ctx)
+			served = time.Now()
+		}
+		switch {
+		case ctx.Err() != nil:
+			return
+		case time.Since(served) > unservedTime:
+			p.log.Error("a device is taken away whose worker cannot be started", "id", id, "device", d.Path, "error", errors.Join(err, d.Abandon()))
+			return
+		}
+		p.log.Warn("the worker of a device has ended while that is detached", "id", id, "device", d.Path, "error", err)
+		select {
+		case <-time.After(unservedPause):
+		case <-ctx.Done():
+		}
+	}
 }
 
 // detachDead takes a device away for which no worker can be had, for a reason: one that

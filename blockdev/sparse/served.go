@@ -320,7 +320,7 @@ func (p *Pool) closeServed(ctx context.Context, id blockdev.ID, o *opening) erro
 
 func (p *Pool) closeWorker(ctx context.Context, id blockdev.ID, o *opening) error {
 	w, err := p.worker(ctx, id)
-	if err == nil {
+	if err == nil && !o.atWorker.Device { // that was its only client, and is gone
 		err = opened.Unused(ctx, w)
 	}
 	if errors.Is(err, blockdev.ErrNotFound) {

@@ -92,12 +92,15 @@ func TestMountedWhileLayered(t *testing.T) {
 		name, check string
 		size        int64
 	}{{"ext4", "e2fsck -fn", 64}, {"xfs", "xfs_repair -n", 320}} {
-		t.Run(fs.name, func(t *testing.T) {
+		passed := t.Run(fs.name, func(t *testing.T) {
 			outer := n.t
 			n.t = t
 			defer func() { n.t = outer }()
 			n.mounted(fs.name, fs.check, fs.size, content)
 		})
+		if !passed { // its volume is still there
+			break
+		}
 	}
 }
 
@@ -221,6 +224,79 @@ func TestForcedWhileLayered(t *testing.T) {
 		must(t, err)
 		n.reclaimed()
 	}
+}
+
+// TestDetachedWhileWorkersDie: each worker that a detach has is killed, young as it is, and
+// the detach comes to its end with all that was written.
+func TestDetachedWhileWorkersDie(t *testing.T) {
+	n, content := newNode(t), template()
+	n.push("tools", content)
+	for round := range 3 {
+		n.create("d", client.VolumeSpec{Size: 64, Pool: "plain", Template: "tools"}) // a new one is layered
+		at, a := n.attach("d", false)
+		mine := bytes.Repeat([]byte{byte(round + 1)}, 8<<20)
+		must(t, os.WriteFile(at+"/mine", mine, 0o644)) // not flushed: the detach has to write it
+		stop, stopped := make(chan struct{}), make(chan int, 1)
+		go func() { stopped <- killWorkers(t, 4, stop) }()
+		_, err := n.Detach(t.Context(), "d", a.ID)
+		t.Logf("detach, in the time that it has: %v", err)
+		n.await("d", "it is not detached", func(v client.Volume) bool { return len(v.State.Attachments) == 0 })
+		close(stop)
+		t.Logf("%d workers were killed", <-stopped)
+		nothingLeft(t)
+		n.use("d", func(at string) {
+			holds(t, at+"/mine", mine)
+			holds(t, at+"/large", content)
+		})
+		n.flat("d", "e2fsck -fn")
+		_, err = n.DeleteVolume(t.Context(), "d")
+		must(t, err)
+		n.reclaimed()
+	}
+}
+
+// TestSlowWorker: who writes to a volume whose worker answers nothing for longer than the
+// kernel waits until it looks (io_timeout) sees no error, and the worker stays.
+func TestSlowWorker(t *testing.T) {
+	n := newNode(t)
+	n.push("tools", template())
+	n.create("s", client.VolumeSpec{Size: 64, Pool: "plain", Template: "tools"})
+	at, a := n.attach("s", false)
+	w, before := startWriter(at+"/log"), workers(t)
+	sh(t, "dmesg -c")
+	must(t, syscall.Kill(before[0], syscall.SIGSTOP))
+	for deadline := time.Now().Add(patience); strings.Count(sh(t, "dmesg"), "Possible stuck request") < 2; time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Errorf("nobody looks: %s", sh(t, "dmesg"))
+			break
+		}
+	}
+	must(t, syscall.Kill(before[0], syscall.SIGCONT))
+	w.end(t)
+	if now := workers(t); len(now) != 1 || now[0] != before[0] {
+		t.Errorf("workers %v, were %v", now, before)
+	}
+	n.detach("s", a.ID)
+	nothingLeft(t)
+}
+
+// killWorkers kills so many workers as they come, or fewer when it is stopped, and tells
+// how many.
+func killWorkers(t testing.TB, most int, stop <-chan struct{}) (killed int) {
+	for last := 0; killed < most; time.Sleep(time.Millisecond) {
+		select {
+		case <-stop:
+			return killed
+		default:
+		}
+		if now := workers(t); len(now) == 1 && now[0] != last {
+			last = now[0]
+			if err := syscall.Kill(last, syscall.SIGKILL); err == nil {
+				killed++
+			}
+		}
+	}
+	return killed
 }
 
 // use attaches a volume, lets somebody look at it, and detaches it.

@@ -114,10 +114,31 @@ func (n *node) end(s syscall.Signal) {
 }
 
 func (n *node) remove() {
+	if n.t.Failed() {
+		n.explain()
+	}
 	n.end(syscall.SIGTERM)
 	if err := daemon.Uninstall(context.Background(), n.config, n.t.Output()); err != nil {
 		n.t.Error(err)
 	}
+}
+
+// explain shows what the kernel and the pool say of a test that has failed.
+func (n *node) explain() {
+	for _, line := range []string{
+		"dmesg | tail -n 60", "grep -H . /sys/block/nbd*/backend /sys/block/nbd*/size; cat /proc/mounts; cat /proc/loadavg",
+		"ls -lsR " + filepath.Join(n.root, "plain", "pool", "images"), "tail -n 40 /run/holdfast/serve-*.log",
+	} {
+		out, _ := exec.Command("sh", "-c", line).CombinedOutput()
+		n.t.Logf("%s:\n%s", line, out)
+	}
+	if n.daemon == nil {
+		return
+	}
+	ctx, stop := context.WithTimeout(context.Background(), patience)
+	defer stop()
+	all, _, err := n.IOInUse(ctx)
+	n.t.Logf("in use: %+v, %v", all, err)
 }
 
 // push makes a template of one file, "large".
@@ -170,16 +191,18 @@ func (n *node) await(name, what string, is func(client.Volume) bool) client.Volu
 	}
 }
 
-// flat waits until a detached volume is one file, and checks the filesystem in it.
+// flat waits until a detached volume, the only one, is one file, and checks the filesystem
+// in it.
 func (n *node) flat(name, check string) {
 	n.t.Helper()
-	var images []string
 	n.await(name, "it does not become flat", func(v client.Volume) bool {
-		var err error
-		images, err = filepath.Glob(filepath.Join(n.root, "plain", "pool", "images", "vol-*", "image"))
-		must(n.t, err)
-		return len(images) == 1 && v.State.Sizes.Hydration == nil && v.State.Sizes.Pending == ""
+		return v.State.Sizes.Hydration == nil && v.State.Sizes.Pending == ""
 	})
+	images, err := filepath.Glob(filepath.Join(n.root, "plain", "pool", "images", "vol-*", "image"))
+	must(n.t, err)
+	if len(images) != 1 {
+		n.t.Fatalf("flat images: %v", images)
+	}
 	sh(n.t, check+" "+images[0])
 }
 
