@@ -233,6 +233,8 @@ func (e *Engine) detachError(v Volume, id string, err error) error {
 		return firstProblem(err)
 	case hangs(err) != nil:
 		return hangingProblem(v, err)
+	case errors.Is(err, errUnserved):
+		return &Problem{Kind: ErrHanging, Message: fmt.Sprintf("volume %q waits: the worker that serves it has ended, and the next one cannot be started yet. Detaching goes on by itself; by force it ends at once, without what was not written yet", v.Name), Err: err}
 	}
 	if !errors.Is(err, blockdev.ErrBusy) {
 		return userError(err)
