@@ -11,7 +11,4 @@
 // until Reconnect has given it another connection, and what was on its way is sent
 // again then. It does not outlive the host. Nothing in the kernel keeps two devices from
 // one backend, so callers hold a lock of their own while they look for one and make one.
-//
-// The bench and the tests in guests use it. Pools do not yet: a layered image is mounted
-// when it is flat.
 package nbddevice
