@@ -153,10 +153,12 @@ func (p *Pool) tellWorkers(ctx context.Context, of blockdev.ID) error {
 	return errors.Join(errs...)
 }
 
-// tellWorker tells one where its base is, and where that may redirect to. None is success.
+// tellWorker tells one where its base is, and where that may redirect to. None is success;
+// one that is silent is told when its image is opened next.
 func (p *Pool) tellWorker(ctx context.Context, id blockdev.ID, c *chain) error {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
+	defer func() { p.told(id, ctx.Err() == nil) }()
 	w, err := p.workers.Find(ctx, id)
 	if err == nil {
 		err = w.SetAddress(ctx, p.urlOf(c), p.prefixes.Texts())
@@ -167,11 +169,33 @@ func (p *Pool) tellWorker(ctx context.Context, id blockdev.ID, c *chain) error {
 	return err
 }
 
+// told notes whether the worker of an image was told where its base is.
+func (p *Pool) told(id blockdev.ID, done bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if o := p.openings[id]; o.served() {
+		o.untold = !done
+	}
+}
+
+func (p *Pool) untold(id blockdev.ID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	o := p.openings[id]
+	return o.served() && o.untold
+}
+
 // tellFound is tellWorker for one that an earlier process started, which may have ended
-// before it told it of an address, or had others that were allowed.
+// before it told it of an address, or had others that were allowed; and for one that has
+// missed what all were told. Of an address that changes meanwhile it has the last word.
 func (p *Pool) tellFound(ctx context.Context, id blockdev.ID, dir string) {
 	c, err := readChain(id, dir)
-	if err == nil && c != nil && c.far() {
+	if err == nil && (c == nil || !c.far()) {
+		p.told(id, true)
+		return
+	}
+	for told := -1; err == nil && told != p.addresses.count(); {
+		told = p.addresses.count()
 		err = p.tellWorker(ctx, id, c)
 	}
 	if err != nil {

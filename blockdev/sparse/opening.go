@@ -25,6 +25,7 @@ type opening struct {
 	lock      *os.File    // beside the image, held while it is open; at a worker that has it
 	atWorker  opened.Note // of one at a worker
 	inherited bool        // an earlier process made it
+	untold    bool        // its worker was silent when it was told where its base is; the pool's lock is held
 }
 
 // Open implements blockdev.Backend. A Block is a loop device with direct I/O that
@@ -450,7 +451,7 @@ func (p *Pool) findServed(id blockdev.ID, dir string) (found bool, err error) {
 
 // meetWorker ends what an earlier process has begun with a worker that it has left, and
 // tells it what it has not. With one that does not answer in time that is done when the
-// image is used next.
+// image is opened next, as an attachment's is at each look at it.
 func (p *Pool) meetWorker(ctx context.Context, id blockdev.ID) {
 	bounded, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
@@ -462,6 +463,7 @@ func (p *Pool) meetWorker(ctx context.Context, id blockdev.ID) {
 		return
 	}
 	if err != nil {
+		p.told(id, bounded.Err() == nil)
 		p.log.Error("find the worker of an image again", "id", id, "error", err)
 		return
 	}

@@ -75,7 +75,7 @@ func (p *Pool) openServed(ctx context.Context, id blockdev.ID, dir string, o *op
 			return blockdev.Endpoint{}, err
 		}
 	}
-	if changes != p.addresses.count() { // between its start and its being remembered
+	if changes != p.addresses.count() || p.untold(id) { // between its start and its being remembered, or while it stood still
 		p.tellFound(ctx, id, dir)
 	}
 	e, err := p.servedEndpoint(ctx, id, dir, o, worker)

@@ -1,6 +1,7 @@
 package sparse
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"sync"
@@ -73,19 +74,96 @@ func TestAddressIsToldToAllAtOnce(t *testing.T) {
 	}
 }
 
-// TestStartWithWorkersThatStandStill: the pool opens without an answer of workers that were
-// left and are stopped, and has their images when they go on.
-func TestStartWithWorkersThatStandStill(t *testing.T) {
+// silence is workers of whom none is found before the call is given up.
+type silence struct {
+	Workers
+	giveUp context.CancelFunc
+}
+
+func (w silence) Find(ctx context.Context, _ blockdev.ID) (*control.Worker, error) {
+	w.giveUp()
+	<-ctx.Done()
+	return nil, context.Cause(ctx)
+}
+
+// fromNext opens an image of the far model anew, and reads from its worker what is fetched
+// from another store than one that is down.
+func fromNext(t *testing.T, p *Pool, vol blockdev.ID, want blockdev.Want, gone *farStore) blockdev.Endpoint {
+	t.Helper()
+	e, err := p.Open(t.Context(), vol, want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	content, _ := farBytes()
+	got := make([]byte, modelBlock)
+	c := blockdevtest.DialNBD(t, e.Path)
+	heard := time.AfterFunc(30*time.Second, func() { gone.do(nil) }) // ends the read
+	_, err = c.ReadAt(got, 300*modelBlock)
+	if !heard.Stop() {
+		t.Error("its worker goes on asking where the base was")
+	}
+	if err = errors.Join(err, c.Close()); err != nil || !bytes.Equal(got, content[300*modelBlock:301*modelBlock]) {
+		t.Errorf("read from where the base is by now: %v", err)
+	}
+	return e
+}
+
+// TestAddressIsToldLate: a worker that is silent when all are told where their base is
+// hears of it when its image is opened next.
+func TestAddressIsToldLate(t *testing.T) {
 	cheapFlushes(t)
 	blockdevtest.LeakCheck(t)
 	m, workers := servedModel(t, nil)
-	leases, pids := map[blockdev.ID]string{}, []int{}
+	content, _ := farBytes()
+	first, second := newFarStore(t, content), newFarStore(t, content)
+	rev, vol := blockdevtest.NewID(blockdev.PrefixRevision), blockdevtest.NewID(blockdev.PrefixVolume)
+	want := blockdev.Want{Kinds: byNBD.Kinds, ReadOnly: true} // so that it copies nothing by itself
+	err := errors.Join(m.far(rev, first), m.fork(vol, rev, farModel))
+	if err == nil {
+		_, err = m.pool.Open(t.Context(), vol, want)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	first.do(down)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	m.pool.workers = silence{workers, cancel}
+	if err := m.pool.SetAddress(ctx, rev, second.moveTo(t)); !errors.Is(err, context.Canceled) {
+		t.Fatalf("a worker that is silent: %v", err)
+	}
+	m.pool.workers = workers
+	if err := m.pool.Close(t.Context(), vol, fromNext(t, m.pool, vol, want, first).Lease); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestStartWithWorkersThatStandStill: the pool opens without an answer of workers that were
+// left and are stopped, and has their images when they go on, which hear then where their
+// base is by now.
+func TestStartWithWorkersThatStandStill(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	crash := errors.New("crash")
+	m, workers := servedModel(t, func(point string) error {
+		if point == "address.tell" {
+			return crash
+		}
+		return nil
+	})
+	content, _ := farBytes()
+	first, second := newFarStore(t, content), newFarStore(t, content)
+	rev := blockdevtest.NewID(blockdev.PrefixRevision)
+	if err := m.far(rev, first); err != nil {
+		t.Fatal(err)
+	}
+	want := blockdev.Want{Kinds: byNBD.Kinds, ReadOnly: true}
+	pids := map[blockdev.ID]int{}
 	for range 4 {
 		vol := blockdevtest.NewID(blockdev.PrefixVolume)
-		err := m.create(vol)
-		var e blockdev.Endpoint
+		err := m.fork(vol, rev, farModel)
 		if err == nil {
-			e, err = m.pool.Open(t.Context(), vol, byNBD)
+			_, err = m.pool.Open(t.Context(), vol, want)
 		}
 		if err != nil {
 			t.Fatal(err)
@@ -94,8 +172,12 @@ func TestStartWithWorkersThatStandStill(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		leases[vol], pids = e.Lease, append(pids, s.Pid)
+		pids[vol] = s.Pid
 		blockdevtest.StandStill(t, s.Pid)
+	}
+	first.do(down)
+	if err := m.pool.SetAddress(t.Context(), rev, second.moveTo(t)); !errors.Is(err, crash) {
+		t.Fatalf("cut short: %v", err)
 	}
 	m.kept.close()
 	const long = 6 * askTime
@@ -114,8 +196,8 @@ func TestStartWithWorkersThatStandStill(t *testing.T) {
 	if took > long/2 { // each alone would take a sixth
 		t.Errorf("it took %s", took)
 	}
-	for vol, lease := range leases {
-		if err := p.Close(t.Context(), vol, lease); err != nil {
+	for vol := range pids {
+		if err := p.Close(t.Context(), vol, fromNext(t, p, vol, want, first).Lease); err != nil {
 			t.Error(err)
 		}
 	}
