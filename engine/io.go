@@ -97,8 +97,8 @@ func beside(n int, do func(n int)) {
 	all.Wait()
 }
 
-// Services asks the workers of all volumes that are attached. silent are those that have
-// not answered in time.
+// Services asks the workers of all volumes that are attached, in pools that are open.
+// silent are those that have not answered in time.
 func (e *Engine) Services(ctx context.Context) (services map[blockdev.ID]serve.Service, silent int) {
 	var used []blockdev.ID
 	e.catalog.each(func(v Volume) {
@@ -115,7 +115,7 @@ func (e *Engine) Services(ctx context.Context) (services map[blockdev.ID]serve.S
 		switch {
 		case err == nil:
 			services[used[n]] = s
-		case !errors.Is(err, blockdev.ErrNotFound):
+		case !errors.Is(err, blockdev.ErrNotFound) && !errors.Is(err, blockdev.ErrUnavailable):
 			silent++
 		}
 	})
@@ -145,6 +145,8 @@ func (e *Engine) ioOf(ctx context.Context, v Volume) IO {
 	switch {
 	case err == nil:
 		out.Service = &s
+	case errors.Is(err, blockdev.ErrUnavailable):
+		out.Waits = []Wait{{Cause: WaitUnknown, Text: "the volume's pool is not available: what serves the volume goes on, and cannot be asked until the pool is"}}
 	case !errors.Is(err, blockdev.ErrNotFound):
 		e.o.Log.Warn("the worker of a volume does not answer", "volume", v.ID, "workspace", v.Workspace, "err", err)
 		out.Waits = []Wait{{Cause: WaitWorker, Text: fmt.Sprintf("the worker that serves the volume has not answered within %s: its process is stopped, or hangs in the pool's disk, and the volume's requests wait for it. "+

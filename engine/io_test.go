@@ -217,6 +217,28 @@ func TestWorkersAreAskedAtOnce(t *testing.T) {
 	}
 }
 
+// shutPool is a pool of which nothing can be asked.
+type shutPool struct{ *blockdevtest.Memory }
+
+func (p shutPool) Observe(context.Context, blockdev.ID) (serve.Service, error) {
+	return serve.Service{}, blockdev.ErrUnavailable
+}
+
+// TestWhyTellsOfAShutPool: that it is not open is not said to be a worker that hangs.
+func TestWhyTellsOfAShutPool(t *testing.T) {
+	w := newLayeredWorld(t)
+	do1(t, w, createOp("v", "demo:1", "ext4", 20))
+	attachTo(t, w, "v", "socket", "one", false)
+	w.engine.o.Pool = shutPool{w.pool}
+	if services, silent := w.engine.Services(t.Context()); len(services) != 0 || silent != 0 {
+		t.Errorf("%d services, and %d silent", len(services), silent)
+	}
+	out, err := w.engine.IO(t.Context(), space, "v")
+	if err != nil || out.Waits[0].Cause != WaitUnknown || !strings.Contains(out.Waits[0].Text, "pool") {
+		t.Errorf("%+v, %v", out.Waits, err)
+	}
+}
+
 // TestWhyTellsOfTheKernelsDevice: what is inside it is not said to go past this service.
 func TestWhyTellsOfTheKernelsDevice(t *testing.T) {
 	v := Volume{Attachments: []Attachment{{Kind: blockdev.Block, Phase: Attached}}}
