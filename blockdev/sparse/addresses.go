@@ -154,7 +154,7 @@ func (p *Pool) tellWorkers(ctx context.Context, of blockdev.ID) error {
 }
 
 // tellWorker tells one where its base is, and where that may redirect to. None is success;
-// one that is silent is told when its image is opened next.
+// one that is silent is told when its image is opened, or it is observed, next.
 func (p *Pool) tellWorker(ctx context.Context, id blockdev.ID, c *chain) error {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

@@ -451,7 +451,7 @@ func (p *Pool) findServed(id blockdev.ID, dir string) (found bool, err error) {
 
 // meetWorker ends what an earlier process has begun with a worker that it has left, and
 // tells it what it has not. With one that does not answer in time that is done when the
-// image is opened next, as an attachment's is at each look at it.
+// image is opened, or the worker is observed, next, as an attachment's is at each look.
 func (p *Pool) meetWorker(ctx context.Context, id blockdev.ID) {
 	bounded, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()

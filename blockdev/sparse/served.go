@@ -509,5 +509,11 @@ func (p *Pool) observed(ctx context.Context, id blockdev.ID) (*control.Worker, e
 	if o := p.known(id); !o.served() {
 		return nil, fmt.Errorf("no worker serves it: %w", blockdev.ErrNotFound)
 	}
-	return p.workers.Find(ctx, id)
+	w, err := p.workers.Find(ctx, id)
+	if err == nil && p.untold(id) {
+		if dir, _, err := p.locate(id); err == nil {
+			p.tellFound(ctx, id, dir)
+		}
+	}
+	return w, err
 }

@@ -86,54 +86,61 @@ func (w silence) Find(ctx context.Context, _ blockdev.ID) (*control.Worker, erro
 	return nil, context.Cause(ctx)
 }
 
-// fromNext opens an image of the far model anew, and reads from its worker what is fetched
-// from another store than one that is down.
-func fromNext(t *testing.T, p *Pool, vol blockdev.ID, want blockdev.Want, gone *farStore) blockdev.Endpoint {
+// fromNext reads a block of the far model from a worker, which is fetched from another
+// store than one that is down.
+func fromNext(t *testing.T, socket string, block int64, gone *farStore) {
 	t.Helper()
-	e, err := p.Open(t.Context(), vol, want)
-	if err != nil {
-		t.Fatal(err)
-	}
 	content, _ := farBytes()
 	got := make([]byte, modelBlock)
-	c := blockdevtest.DialNBD(t, e.Path)
+	c := blockdevtest.DialNBD(t, socket)
 	heard := time.AfterFunc(30*time.Second, func() { gone.do(nil) }) // ends the read
-	_, err = c.ReadAt(got, 300*modelBlock)
+	_, err := c.ReadAt(got, block*modelBlock)
 	if !heard.Stop() {
 		t.Error("its worker goes on asking where the base was")
 	}
-	if err = errors.Join(err, c.Close()); err != nil || !bytes.Equal(got, content[300*modelBlock:301*modelBlock]) {
+	if err = errors.Join(err, c.Close()); err != nil || !bytes.Equal(got, content[block*modelBlock:(block+1)*modelBlock]) {
 		t.Errorf("read from where the base is by now: %v", err)
 	}
-	return e
 }
 
 // TestAddressIsToldLate: a worker that is silent when all are told where their base is
-// hears of it when its image is opened next.
+// hears of it when its image is opened, or it is observed, next.
 func TestAddressIsToldLate(t *testing.T) {
 	cheapFlushes(t)
 	blockdevtest.LeakCheck(t)
 	m, workers := servedModel(t, nil)
 	content, _ := farBytes()
-	first, second := newFarStore(t, content), newFarStore(t, content)
+	here, there := newFarStore(t, content), newFarStore(t, content)
 	rev, vol := blockdevtest.NewID(blockdev.PrefixRevision), blockdevtest.NewID(blockdev.PrefixVolume)
 	want := blockdev.Want{Kinds: byNBD.Kinds, ReadOnly: true} // so that it copies nothing by itself
-	err := errors.Join(m.far(rev, first), m.fork(vol, rev, farModel))
+	err := errors.Join(m.far(rev, here), m.fork(vol, rev, farModel))
+	var e blockdev.Endpoint
 	if err == nil {
-		_, err = m.pool.Open(t.Context(), vol, want)
+		e, err = m.pool.Open(t.Context(), vol, want)
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	first.do(down)
-	ctx, cancel := context.WithCancel(t.Context())
-	defer cancel()
-	m.pool.workers = silence{workers, cancel}
-	if err := m.pool.SetAddress(ctx, rev, second.moveTo(t)); !errors.Is(err, context.Canceled) {
-		t.Fatalf("a worker that is silent: %v", err)
+	for block, next := range map[int64]func() error{
+		60:  func() error { _, err := m.pool.Open(t.Context(), vol, want); return err },
+		300: func() error { _, err := m.pool.Observe(t.Context(), vol); return err },
+	} {
+		here.do(down)
+		there.do(nil)
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		m.pool.workers = silence{workers, cancel}
+		if err := m.pool.SetAddress(ctx, rev, there.moveTo(t)); !errors.Is(err, context.Canceled) {
+			t.Fatalf("a worker that is silent: %v", err)
+		}
+		m.pool.workers = workers
+		if err := next(); err != nil {
+			t.Fatal(err)
+		}
+		fromNext(t, e.Path, block, here)
+		here, there = there, here
 	}
-	m.pool.workers = workers
-	if err := m.pool.Close(t.Context(), vol, fromNext(t, m.pool, vol, want, first).Lease); err != nil {
+	if err := m.pool.Close(t.Context(), vol, e.Lease); err != nil {
 		t.Error(err)
 	}
 }
@@ -197,7 +204,12 @@ func TestStartWithWorkersThatStandStill(t *testing.T) {
 		t.Errorf("it took %s", took)
 	}
 	for vol := range pids {
-		if err := p.Close(t.Context(), vol, fromNext(t, p, vol, want, first).Lease); err != nil {
+		e, err := p.Open(t.Context(), vol, want)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fromNext(t, e.Path, 300, first)
+		if err := p.Close(t.Context(), vol, e.Lease); err != nil {
 			t.Error(err)
 		}
 	}
