@@ -22,11 +22,11 @@
 // # Its end
 //
 // A detach is refused while a client is connected, and nothing has changed: clients hang
-// up first. One that has just done so is waited for, half a second at most. By force the
+// up first. One that has just done so is waited for, two seconds at most. By force the
 // worker is killed, which is the proof that nobody writes any more: nothing else has the
 // volume open. A client that comes again at once may find the worker's successor and be
 // in the way once more; it is told apart by nothing.
 //
-// Several readers may be given one volume by the same protocol. They share the worker, so
+// Several readers may be given one volume by NBD. They share the worker, so
 // one that is detached keeps its connection until the last one is; it cannot write.
 package export
