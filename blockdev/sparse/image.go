@@ -207,22 +207,23 @@ func (p *Pool) stat(ctx context.Context, id blockdev.ID) (blockdev.Info, error) 
 	if err != nil {
 		return blockdev.Info{}, err
 	}
-	return p.inspect(id, dir, draft)
+	return p.inspect(id, dir, draft, nil)
 }
 
 // inspect reads all that the pool knows of an image. blockdev.ErrCorrupt for an
-// image that does not explain itself: not for one that is just being changed.
-func (p *Pool) inspect(id blockdev.ID, dir string, draft bool) (blockdev.Info, error) {
-	info, err := p.inspectOnce(id, dir, draft)
+// image that does not explain itself: not for one that is just being changed. told is
+// what workers have said, nil when its own is to be asked.
+func (p *Pool) inspect(id blockdev.ID, dir string, draft bool, told heldByWorkers) (blockdev.Info, error) {
+	info, err := p.inspectOnce(id, dir, draft, told)
 	if errors.Is(err, blockdev.ErrCorrupt) {
 		p.changing.Lock()
 		defer p.changing.Unlock()
-		info, err = p.inspectOnce(id, dir, draft)
+		info, err = p.inspectOnce(id, dir, draft, told)
 	}
 	return info, err
 }
 
-func (p *Pool) inspectOnce(id blockdev.ID, dir string, draft bool) (info blockdev.Info, err error) {
+func (p *Pool) inspectOnce(id blockdev.ID, dir string, draft bool, told heldByWorkers) (info blockdev.Info, err error) {
 	info = blockdev.Info{ID: id, Draft: draft, Open: p.known(id) != nil}
 	if !draft {
 		if info.Description, err = readEnvelope(dir+"/"+descriptionFile, string(id)); err != nil {
@@ -234,7 +235,7 @@ func (p *Pool) inspectOnce(id blockdev.ID, dir string, draft bool) (info blockde
 		return info, err
 	}
 	if c != nil {
-		return info, p.inspectLayers(&info, dir, c)
+		return info, p.inspectLayers(&info, dir, c, told)
 	}
 	f, err := os.Open(dir + "/" + imageFile)
 	if draft && errors.Is(err, fs.ErrNotExist) {

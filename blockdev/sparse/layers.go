@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"holdfast/blockdev"
@@ -180,7 +181,7 @@ func (p *Pool) IsLayered(ctx context.Context, id blockdev.ID) (layered, open boo
 func (p *Pool) OnFlat(fn func(id blockdev.ID)) { p.onFlat.Store(&fn) }
 
 // inspectLayers adds up what a layered image consists of.
-func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
+func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain, told heldByWorkers) error {
 	var held, below int64 // by the top; of what the top does not hold, at most
 	for i, name := range c.Layers {
 		f, closeFiles, err := openLayer(dir, name, os.O_RDONLY)
@@ -190,7 +191,7 @@ func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 		size, err := wholeLayer(f)
 		if err == nil && i == 0 {
 			info.Size = size
-			held, err = p.heldByTop(info.ID, f)
+			held, err = p.heldByTop(info.ID, f, told)
 			if err == nil && c.far() {
 				below, err = p.absentFar(dir, c, f)
 			}
@@ -222,15 +223,46 @@ func (p *Pool) inspectLayers(info *blockdev.Info, dir string, c *chain) error {
 	return nil
 }
 
-// heldByTop tells how many bytes of the volume a top layer holds. A worker that writes
-// to its map is asked.
-func (p *Pool) heldByTop(id blockdev.ID, f overlay.Files) (int64, error) {
-	if p.known(id).served() {
-		ctx, cancel := context.WithTimeout(context.Background(), askTime)
-		defer cancel()
-		if s, err := p.Observe(ctx, id); err == nil && s.Layers != nil {
-			return s.Layers.Held, nil
+// heldByWorkers is how many bytes the top layers of images hold, as their workers say.
+type heldByWorkers map[blockdev.ID]int64
+
+// askHeld asks all workers of layered images, beside each other: List has one that stands
+// still be waited for once, not for each.
+func (p *Pool) askHeld(ctx context.Context) heldByWorkers {
+	var mu sync.Mutex
+	all := heldByWorkers{}
+	p.eachServed(func(id blockdev.ID) {
+		if layered, _, err := p.IsLayered(ctx, id); err != nil || !layered {
+			return
 		}
+		if held, ok := p.askHeldOf(ctx, id); ok {
+			mu.Lock()
+			defer mu.Unlock()
+			all[id] = held
+		}
+	})
+	return all
+}
+
+func (p *Pool) askHeldOf(ctx context.Context, id blockdev.ID) (held int64, ok bool) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	s, err := p.Observe(ctx, id)
+	if err != nil || s.Layers == nil {
+		return 0, false
+	}
+	return s.Layers.Held, true
+}
+
+// heldByTop tells how many bytes of the volume a top layer holds. A worker that writes
+// to its map is asked, or has been.
+func (p *Pool) heldByTop(id blockdev.ID, f overlay.Files, told heldByWorkers) (int64, error) {
+	held, ok := told[id]
+	if told == nil && p.known(id).served() {
+		held, ok = p.askHeldOf(context.Background(), id)
+	}
+	if ok {
+		return held, nil
 	}
 	_, held, err := overlay.Survey(f.Map)
 	return held, err

@@ -25,6 +25,7 @@ func (p *Pool) List(ctx context.Context) ([]blockdev.Info, error) {
 }
 
 func (p *Pool) list(ctx context.Context) (infos []blockdev.Info, err error) {
+	told := p.askHeld(ctx)
 	for _, parent := range []string{imagesDir, draftsDir} {
 		entries, err := os.ReadDir(p.path(parent))
 		if err != nil {
@@ -34,7 +35,7 @@ func (p *Pool) list(ctx context.Context) (infos []blockdev.Info, err error) {
 			if err := ctx.Err(); err != nil {
 				return nil, err
 			}
-			info, ok, err := p.listOne(ctx, parent, entry)
+			info, ok, err := p.listOne(ctx, parent, entry, told)
 			if err != nil {
 				return nil, err
 			}
@@ -48,31 +49,31 @@ func (p *Pool) list(ctx context.Context) (infos []blockdev.Info, err error) {
 
 // listOne inspects one entry of images/ or drafts/. ok is false for one that
 // went away meanwhile, and for one that was put aside.
-func (p *Pool) listOne(ctx context.Context, parent string, entry os.DirEntry) (info blockdev.Info, ok bool, err error) {
+func (p *Pool) listOne(ctx context.Context, parent string, entry os.DirEntry, told heldByWorkers) (info blockdev.Info, ok bool, err error) {
 	id, path := blockdev.ID(entry.Name()), p.path(parent, entry.Name())
 	if !id.Valid() || !entry.IsDir() {
 		return info, false, p.putAside(path, "it is not an image")
 	}
-	info, err = p.inspect(id, path, parent == draftsDir)
+	info, err = p.inspect(id, path, parent == draftsDir, told)
 	if errors.Is(err, blockdev.ErrCorrupt) {
 		// Removed while we looked? Then it has not all its files any more.
 		if there, err := exists(path); err != nil || !there {
 			return info, false, err
 		}
-		return p.listDamaged(ctx, id, parent, path)
+		return p.listDamaged(ctx, id, parent, path, told)
 	}
 	return info, err == nil, err
 }
 
 // listDamaged puts an image aside that is damaged also when nobody works on it. One
 // that is in use stays where it is, and is not listed.
-func (p *Pool) listDamaged(ctx context.Context, id blockdev.ID, parent, path string) (info blockdev.Info, ok bool, err error) {
+func (p *Pool) listDamaged(ctx context.Context, id blockdev.ID, parent, path string, told heldByWorkers) (info blockdev.Info, ok bool, err error) {
 	done, err := p.turns.take(ctx, id)
 	if err != nil {
 		return info, false, err
 	}
 	defer done()
-	info, err = p.inspect(id, path, parent == draftsDir)
+	info, err = p.inspect(id, path, parent == draftsDir, told)
 	switch {
 	case err == nil || !errors.Is(err, blockdev.ErrCorrupt):
 		return info, err == nil, err

@@ -20,6 +20,7 @@ type gathering struct {
 	mu     sync.Mutex
 	absent int
 	all    chan struct{}
+	left   int // who gave up
 }
 
 func (w *gathering) Find(ctx context.Context, id blockdev.ID) (*control.Worker, error) {
@@ -32,6 +33,9 @@ func (w *gathering) Find(ctx context.Context, id blockdev.ID) (*control.Worker, 
 	case <-w.all:
 		return w.Workers.Find(ctx, id)
 	case <-ctx.Done():
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.left++
 		return nil, context.Cause(ctx)
 	}
 }
@@ -66,6 +70,43 @@ func TestAddressIsToldToAllAtOnce(t *testing.T) {
 	m.pool.workers = &gathering{Workers: workers, absent: len(leases), all: make(chan struct{})}
 	if err := m.pool.SetAddress(t.Context(), rev, second.moveTo(t)); err != nil {
 		t.Error(err)
+	}
+	for vol, lease := range leases {
+		if err := m.pool.Close(t.Context(), vol, lease); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestListAsksAllAtOnce: a worker that does not answer is not waited for before the next
+// is asked what its volume holds.
+func TestListAsksAllAtOnce(t *testing.T) {
+	cheapFlushes(t)
+	blockdevtest.LeakCheck(t)
+	m, workers := servedModel(t, nil)
+	rev := blockdevtest.NewID(blockdev.PrefixRevision)
+	content, _ := farBytes()
+	if err := m.far(rev, newFarStore(t, content)); err != nil {
+		t.Fatal(err)
+	}
+	leases := map[blockdev.ID]string{}
+	for range 3 {
+		vol := blockdevtest.NewID(blockdev.PrefixVolume)
+		err := m.fork(vol, rev, farModel)
+		var e blockdev.Endpoint
+		if err == nil {
+			e, err = m.pool.Open(t.Context(), vol, blockdev.Want{Kinds: byNBD.Kinds, ReadOnly: true})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		leases[vol] = e.Lease
+	}
+	together := &gathering{Workers: workers, absent: len(leases), all: make(chan struct{})}
+	m.pool.workers = together
+	infos, err := m.pool.List(t.Context())
+	if err != nil || len(infos) != len(leases)+1 || together.left > 0 {
+		t.Errorf("%d images, %v; %d workers were waited for", len(infos), err, together.left)
 	}
 	for vol, lease := range leases {
 		if err := m.pool.Close(t.Context(), vol, lease); err != nil {

@@ -102,7 +102,7 @@ func (p *Pool) survey(ctx context.Context, id blockdev.ID) (subject, error) {
 	info := blockdev.Info{}
 	if s.chain != nil {
 		info.ID = id
-		err = p.inspectLayers(&info, s.dir, s.chain)
+		err = p.inspectLayers(&info, s.dir, s.chain, nil)
 		s.size = info.Size
 	} else {
 		var status sys.FileStatus
