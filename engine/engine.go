@@ -82,6 +82,7 @@ type Engine struct {
 	sentries  map[attach.Target]*sentry         // who waits for the end of a sandbox
 	keepers   map[blockdev.ID]*keeper           // who waits for the end of a worker
 	briefly   time.Duration
+	apart     time.Duration
 	counts    map[string]uint64           // see Counters
 	complaint map[blockdev.ID]string      // what Run last logged of a volume
 	pending   map[blockdev.ID]string      // why growth waits
@@ -119,7 +120,7 @@ func New(ctx context.Context, o Options) (*Engine, error) {
 	e := &Engine{
 		o: o, catalog: newCatalog(), buried: newGraveyard(), locks: newLocks(), keys: newIdempotency(), feed: newFeed(uint64(max(o.Now().UnixMicro(), 0))), snapshots: newSnapshots(),
 		kick: make(chan struct{}, 1), quotas: map[string]Quota{},
-		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, keepers: map[blockdev.ID]*keeper{}, briefly: briefly, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, unflat: map[blockdev.ID]bool{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{}, copies: map[blockdev.ID]*sanitizing{},
+		endpoints: map[blockdev.ID]blockdev.Endpoint{}, attention: map[blockdev.ID]time.Time{}, sentries: map[attach.Target]*sentry{}, keepers: map[blockdev.ID]*keeper{}, briefly: briefly, apart: apartTime, counts: map[string]uint64{}, complaint: map[blockdev.ID]string{}, pending: map[blockdev.ID]string{}, retries: map[blockdev.ID]retry{}, filled: map[blockdev.ID]int64{}, unflat: map[blockdev.ID]bool{}, told: map[blockdev.ID]int64{}, intents: map[blockdev.ID]chan error{}, copies: map[blockdev.ID]*sanitizing{},
 		freezes: &freezes{held: map[blockdev.ID]*frozen{}}, io: ioMeter{last: map[blockdev.ID]blockdev.Counters{}},
 		trims: trims{written: map[blockdev.ID]int64{}, passed: map[blockdev.ID]time.Time{}},
 	}

@@ -77,30 +77,54 @@ func (e *Engine) guardDevice(id blockdev.ID) {
 	}
 }
 
-// retryWorker is how long nobody tries again to start a worker that cannot be started.
-const retryWorker = time.Second
+const (
+	// retryWorker is how long nobody tries again to start a worker that cannot be started.
+	retryWorker = time.Second
+	// apartTime is how long a device and its worker may have lost each other, though that
+	// lives, before anybody looks.
+	apartTime = 5 * time.Second
+)
 
 // keepDevice takes no lock of the volume's: whoever has it may be waiting for the device.
 func (e *Engine) keepDevice(ctx context.Context, sentry serve.Sentry, id blockdev.ID) {
-	for {
+	for ctx.Err() == nil {
 		begin := time.Now()
-		err := sentry.AwaitEnd(ctx, id)
-		lived := time.Since(begin)
-		if err == nil && lived >= e.briefly {
-			e.o.Log.Warn("the worker of a volume has ended", "volume", id)
-		}
-		if err == nil && waitFor(ctx, e.briefly-lived) {
+		err := e.awaitParting(ctx, sentry, id)
+		waitFor(ctx, e.briefly-time.Since(begin))
+		if err == nil {
 			err = e.revive(ctx, id, e.endpointNow(id))
 		}
-		if err != nil && ctx.Err() == nil {
+		for err != nil && ctx.Err() == nil {
 			e.complain(id, err)
+			e.watch(id)
+			e.wake()
 			waitFor(ctx, retryWorker)
+			err = e.revive(ctx, id, e.endpointNow(id))
 		}
-		if ctx.Err() != nil {
-			return
+		if ctx.Err() == nil {
+			e.watch(id)
+			e.wake()
 		}
-		e.watch(id)
-		e.wake()
+	}
+}
+
+// awaitParting returns when the worker of a device has ended, or lives without a client.
+func (e *Engine) awaitParting(ctx context.Context, sentry serve.Sentry, id blockdev.ID) error {
+	for begin := time.Now(); ; {
+		together, stop := context.WithTimeout(ctx, e.apart)
+		err := sentry.AwaitEnd(together, id)
+		looks := together.Err() != nil && ctx.Err() == nil
+		stop()
+		if !looks {
+			if err == nil && time.Since(begin) >= e.briefly {
+				e.o.Log.Warn("the worker of a volume has ended", "volume", id)
+			}
+			return err
+		}
+		if s, err := e.observe(ctx, id); err == nil && s.Clients == 0 {
+			e.o.Log.Warn("the worker of a volume has lost its device", "volume", id)
+			return nil
+		}
 	}
 }
 

@@ -96,6 +96,46 @@ func TestTheEndOfADevicesWorkerIsAnEvent(t *testing.T) {
 	}
 }
 
+// TestDeviceAndWorkerThatLiveApart: a device that its worker has lost, or that could not be
+// connected to the next one, is connected again, also while somebody has the volume's lock.
+func TestDeviceAndWorkerThatLiveApart(t *testing.T) {
+	w := newServedWorld(t)
+	w.engine.o.ProbeInterval = time.Hour
+	w.engine.briefly, w.engine.apart = 0, time.Millisecond
+	do1(t, w, createOp("v", "demo:1", "ext4", 20))
+	attachTo(t, w, "v", "host", "dir", false)
+	v := layeredVolume(t, w, "v")
+	release, err := w.engine.locks.acquire(t.Context(), v.ID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	await := func(clients int) {
+		t.Helper()
+		for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+			s, err := w.pool.Observe(t.Context(), v.ID)
+			if err == nil && s.Clients == clients {
+				return
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%d clients, %v, and not %d", s.Clients, err, clients)
+			}
+		}
+	}
+	if err := w.pool.Part(v.ID); err != nil {
+		t.Fatal(err)
+	}
+	await(1)
+	w.pool.ConnectsDevices(false)
+	if err := w.pool.Die(v.ID); err != nil {
+		t.Fatal(err)
+	}
+	await(0)
+	w.pool.ConnectsDevices(true)
+	await(1)
+	release()
+	do1(t, w, detachOp("v", "dir"))
+}
+
 // withoutWorker has a volume that is mounted over a worker lose that for good, while somebody
 // has a file of it open.
 func withoutWorker(t *testing.T) (w *world, v Volume, a Attachment) {

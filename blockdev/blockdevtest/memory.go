@@ -55,6 +55,7 @@ type Memory struct {
 	quarantined []blockdev.Quarantine
 	onFlat      func(blockdev.ID)
 	noWorkers   bool // no worker can be started
+	parts       bool // no device can be connected to one that follows
 }
 
 // Points are the names of Memory's side effects, in the order in which a
@@ -85,6 +86,7 @@ type memoryOpening struct {
 	endpoint  blockdev.Endpoint
 	limits    blockdev.Limits // of a worker
 	dead      bool            // the worker is
+	apart     bool            // the worker has no device
 	ended     chan struct{}   // closed with the worker's end; nil: nobody waits
 	held      int             // consumers that keep the device in use
 	inherited bool            // made before the last restart

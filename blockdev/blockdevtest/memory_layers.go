@@ -209,7 +209,10 @@ func (m *Memory) Revive(ctx context.Context, id blockdev.ID, lease string) error
 		if image.opening.dead && m.noWorkers {
 			return blockdev.Op("memory.Revive", id, errNoWorker)
 		}
-		image.opening.dead = false
+		image.opening.dead, image.opening.apart = false, m.parts
+		if m.parts {
+			return blockdev.Op("memory.Revive", id, errParted)
+		}
 	}
 	return nil
 }
@@ -232,7 +235,7 @@ func (o *memoryOpening) kind() blockdev.Kind {
 
 // serve starts an opening's worker; the lock must be held.
 func (m *Memory) serve(id blockdev.ID, o *memoryOpening, limits blockdev.Limits) {
-	o.dead, o.limits = false, limits
+	o.dead, o.apart, o.limits = false, false, limits
 	if m.Began != nil {
 		m.Began(id, limits)
 	}
@@ -260,8 +263,11 @@ func (m *Memory) Observe(ctx context.Context, id blockdev.ID) (serve.Service, er
 	}
 	o := image.opening
 	s := serve.Service{Since: o.counters.Since, Pid: 1, Kind: o.kind(), Clients: o.held, Limits: o.limits}
-	if o.onDevice() {
+	if o.onDevice() { // whatever holds that
 		s.Clients = 1
+		if o.apart {
+			s.Clients = 0
+		}
 	}
 	if image.layers > 0 {
 		allocated, _ := image.data.space()
@@ -325,6 +331,27 @@ func (m *Memory) StartsWorkers(does bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.noWorkers = !does
+}
+
+var errParted = errors.New("the device is not connected to its worker")
+
+// Part has the worker of an image lose its device, and live.
+func (m *Memory) Part(id blockdev.ID) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	image, err := m.served(id)
+	if err == nil {
+		image.opening.apart = true
+	}
+	return blockdev.Op("memory.Part", id, err)
+}
+
+// ConnectsDevices says whether a device can be connected to the next worker, as is so at
+// first.
+func (m *Memory) ConnectsDevices(does bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.parts = !does
 }
 
 // LeadsTo reports whether the device of an opening still leads to the image: no more after

@@ -186,25 +186,31 @@ func (p *Pool) detachKept(ctx context.Context, id blockdev.ID, dir string, o *op
 	return err
 }
 
-// How long no worker can be had until a device that nobody has mounted is taken away, and
-// how long nobody tries meanwhile.
 const (
+	// unservedTime is how long no worker can be had until a device that nobody has mounted
+	// is taken away, and unservedPause how long nobody tries meanwhile.
 	unservedTime  = 30 * time.Second
 	unservedPause = 100 * time.Millisecond
+	// apartTime is how long a device and its worker may have lost each other, though that
+	// lives, before anybody looks.
+	apartTime = 5 * time.Second
 )
 
-// keepConnected has a device that is connected to a worker be connected to the next one,
+// keepConnected has a device that is connected to a worker stay so, be it to the next one,
 // until ctx ends.
 func (p *Pool) keepConnected(ctx context.Context, id blockdev.ID, dir string, o *opening, d nbddevice.Device, w *control.Worker) {
-	_ = w.AwaitEnd(ctx) // whatever it is, it is looked at
+	awaitParting(ctx, w)
 	for served := time.Now(); ctx.Err() == nil; {
 		w, err := p.serving(ctx, id, dir, o)
 		if err == nil {
 			err = reconnect(ctx, d, w)
 		}
 		if err == nil {
-			err = w.AwaitEnd(ctx)
+			together := awaitParting(ctx, w)
 			served = time.Now()
+			if together {
+				continue
+			}
 		}
 		switch {
 		case ctx.Err() != nil:
@@ -219,6 +225,15 @@ func (p *Pool) keepConnected(ctx context.Context, id blockdev.ID, dir string, o 
 		case <-ctx.Done():
 		}
 	}
+}
+
+// awaitParting waits for the end of a worker. together is true when it has not come for so
+// long that it is to be seen whether the device is connected.
+func awaitParting(ctx context.Context, w *control.Worker) (together bool) {
+	ctx, cancel := context.WithTimeout(ctx, apartTime)
+	defer cancel()
+	_ = w.AwaitEnd(ctx) // whatever it is, it is looked at
+	return ctx.Err() != nil
 }
 
 // detachDead takes a device away for which no worker can be had, for a reason: one that

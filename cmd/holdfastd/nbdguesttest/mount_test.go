@@ -7,10 +7,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"holdfast/api/client"
 )
@@ -278,6 +281,82 @@ func TestSlowWorker(t *testing.T) {
 	}
 	n.detach("s", a.ID)
 	nothingLeft(t)
+}
+
+// TestLostConnection: the only connection of a worker that lives ends, again and again, while
+// somebody writes and while the volume is detached. There is another one each time, and
+// nobody sees an error.
+func TestLostConnection(t *testing.T) {
+	n := newNode(t)
+	n.push("tools", template())
+	n.create("l", client.VolumeSpec{Size: 64, Pool: "plain", Template: "tools"})
+	at, a := n.attach("l", false)
+	w, worker := startWriter(at+"/log"), workers(t)[0]
+	if shut := shutConnections(t, worker, 1, nil); shut != 1 {
+		t.Errorf("%d connections were ended", shut)
+	}
+	sh(t, "sync -f "+at)
+	w.end(t)
+	mine := bytes.Repeat([]byte{9}, 8<<20)
+	must(t, os.WriteFile(at+"/mine", mine, 0o644)) // not flushed: the detach has to write it
+	stop, stopped := make(chan struct{}), make(chan int, 1)
+	go func() { stopped <- shutConnections(t, worker, 4, stop) }()
+	_, err := n.Detach(t.Context(), "l", a.ID)
+	t.Logf("detach, in the time that it has: %v", err)
+	n.await("l", "it is not detached", func(v client.Volume) bool { return len(v.State.Attachments) == 0 })
+	close(stop)
+	t.Logf("%d connections were ended", <-stopped)
+	nothingLeft(t)
+	n.use("l", func(at string) { holds(t, at+"/mine", mine) })
+}
+
+// shutPause is between two, so that a detach comes to where it needs the device.
+const shutPause = 200 * time.Millisecond
+
+// shutConnections ends so many connections of a worker to the kernel's client as they
+// come, or fewer when it is stopped or the worker has ended, and tells how many.
+func shutConnections(t testing.TB, worker, most int, stop <-chan struct{}) (shut int) {
+	pidfd, err := unix.PidfdOpen(worker, 0)
+	if err != nil {
+		t.Error(err)
+		return 0
+	}
+	defer unix.Close(pidfd)
+	for shut < most {
+		select {
+		case <-stop:
+			return shut
+		case <-time.After(shutPause):
+		}
+		files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", worker))
+		if err != nil {
+			return shut
+		}
+		for _, f := range files {
+			number, err := strconv.Atoi(f.Name())
+			if err == nil && shutConnection(pidfd, number) {
+				shut++
+			}
+		}
+	}
+	return shut
+}
+
+// shutConnection ends a connection, if that is one which has not ended.
+func shutConnection(pidfd, number int) bool {
+	fd, err := unix.PidfdGetfd(pidfd, number, 0)
+	if err != nil {
+		return false // closed meanwhile
+	}
+	defer unix.Close(fd)
+	kind, err := unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TYPE)
+	if err != nil || kind != unix.SOCK_STREAM {
+		return false
+	}
+	if _, err := unix.Getpeername(fd); err != nil {
+		return false
+	}
+	return unix.Shutdown(fd, unix.SHUT_RDWR) == nil
 }
 
 // killWorkers kills so many workers as they come, or fewer when it is stopped, and tells
