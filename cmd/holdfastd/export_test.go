@@ -323,19 +323,25 @@ func TestExportVhostUser(t *testing.T) {
 // but what it sees.
 func killWorker(t *testing.T, socket string) {
 	t.Helper()
-	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
-	must(t, err)
-	defer unix.Close(fd)
-	must(t, unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(socket), "control.sock")}))
-	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
-	must(t, err)
-	worker, err := sys.OpenPidfd(int(peer.Pid))
+	worker, err := sys.OpenPidfd(workerAt(t, socket))
 	must(t, err)
 	defer worker.Close()
 	must(t, sys.KillProcess(worker))
 	bounded, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
 	must(t, sys.AwaitEnd(bounded, worker))
+}
+
+// workerAt gives the process that has a socket.
+func workerAt(t *testing.T, socket string) int {
+	t.Helper()
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	must(t, unix.Connect(fd, &unix.SockaddrUnix{Name: filepath.Join(filepath.Dir(socket), "control.sock")}))
+	peer, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+	must(t, err)
+	return int(peer.Pid)
 }
 
 // connectAgain connects to a worker that is being started.

@@ -8,8 +8,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"holdfast/blockdev"
+	"holdfast/blockdev/serve"
 	"holdfast/blockdev/serve/control"
 	"holdfast/blockdev/sparse"
 	"holdfast/internal/preflight"
@@ -119,18 +121,25 @@ func removeWorkers(ctx context.Context, host string) error {
 	return nil
 }
 
+// answerTime is how long a worker may take to answer whether somebody uses it.
+const answerTime = 10 * time.Second
+
 func endWorker(ctx context.Context, workers *control.Starter, id blockdev.ID) error {
-	w, err := workers.Find(ctx, id)
+	asking, cancel := context.WithTimeout(ctx, answerTime)
+	defer cancel()
+	w, err := workers.Find(asking, id)
 	if errors.Is(err, blockdev.ErrNotFound) {
 		return nil
 	}
-	if err != nil {
-		return err
+	var s serve.Service
+	if err == nil {
+		s, err = w.Status(asking)
 	}
-	s, err := w.Status(ctx)
 	switch {
 	case errors.Is(err, blockdev.ErrNotFound):
 		return nil
+	case err != nil && asking.Err() != nil && ctx.Err() == nil:
+		return fmt.Errorf("%w: the holdfast-blockd that serves volume %s does not answer: it is stopped, or its disk does not answer it. Let it go on (kill -CONT) or end it (kill -KILL), and try again", blockdev.ErrBusy, id)
 	case err != nil:
 		return err
 	case s.Clients > 0:
