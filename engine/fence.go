@@ -167,6 +167,7 @@ func (e *Engine) cutOff(ctx context.Context, v *Volume, id string) error {
 		if severed, err := e.severed(ctx, *v); err != nil {
 			return err
 		} else if severed {
+			e.forgetEndpoint(v.ID) // what a step that hung has ended
 			return e.leaveDead(ctx, *v, a, "")
 		}
 	}
@@ -209,9 +210,12 @@ func (e *Engine) sever(ctx context.Context, v Volume, how string) (flushFailed b
 		e.o.Log.Error("a flush failed of a volume that was taken away by force", "volume", v.ID, "workspace", v.Workspace, "err", err)
 		flushFailed, err = true, nil
 	}
-	if err == nil {
+	switch {
+	case err == nil:
 		e.count(countSevered)
 		e.forgetEndpoint(v.ID)
+	case overWorker(e.endpointNow(v.ID)): // the next try needs the device
+		e.guardDevice(v.ID)
 	}
 	return flushFailed, err
 }

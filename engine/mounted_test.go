@@ -200,6 +200,8 @@ func TestForceWithoutWorkerIsCut(t *testing.T) {
 				}
 				if crash && reached {
 					w.restart(false)
+				} else if info, err := w.pool.Stat(t.Context(), v.ID); err != nil || info.Open && !w.engine.keeps(v.ID) {
+					t.Errorf("cut at %s, it is open, and nobody stands by its worker: %v", w.lastPoint(), err)
 				}
 				w.arm(0, false)
 				if len(layeredVolume(t, w, "v").Attachments) > 0 {
