@@ -366,6 +366,9 @@ func TestHostileDeltas(t *testing.T) {
 	}
 	forged := u
 	forged.signature = "x" + u.signature[1:]
+	if forged == u {
+		forged.signature = "y" + u.signature[1:]
+	}
 	if _, err := r.sendDelta(forged, good); !errors.Is(err, templates.ErrUploadGone) {
 		t.Errorf("%v", err)
 	}

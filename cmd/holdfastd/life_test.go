@@ -175,7 +175,11 @@ func TestDevKey(t *testing.T) {
 	if n.log.has(key) {
 		t.Error("the log has the key")
 	}
-	bad, err := client.New(client.Options{URL: "http://" + read("listen") + "/v0", Key: key[:len(key)-1] + "x"})
+	wrong := key[:len(key)-1] + "x"
+	if wrong == key {
+		wrong = key[:len(key)-1] + "y"
+	}
+	bad, err := client.New(client.Options{URL: "http://" + read("listen") + "/v0", Key: wrong})
 	must(t, err)
 	if _, err := bad.Volume(t.Context(), "a"); client.Status(err) != 401 {
 		t.Errorf("with a wrong key: %v", err)
